@@ -1,0 +1,26 @@
+"""samestep: a training run is a pure function of its config."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from samestep import exact
+    from samestep.commands.load import load
+    from samestep.task import Task
+
+__all__ = ["Task", "__version__", "exact", "load"]
+
+__version__ = "0.1.0"
+
+_PLACES = {"Task": "samestep.task", "load": "samestep.commands.load"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: `samestep --help` must not wait for torch."""
+    if name == "exact":
+        return importlib.import_module("samestep.exact")
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    raise AttributeError(f"module 'samestep' has no attribute {name!r}")

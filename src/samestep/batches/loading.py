@@ -1,0 +1,158 @@
+"""The micro-batches of a step: which rows, read by whom, on the device ahead of their use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from samestep.batches.columns import Rows
+from samestep.order import Integers, Order
+from samestep.seeding import seed_all
+from samestep.task import Batch, Columns
+
+_LOADING = 1  # sets the loading's random numbers apart from the forward's
+
+
+@dataclass
+class MicroBatch:
+    """The samples of one forward pass: `index` in its step, how many rows count, and the tensors on the device."""
+
+    index: int
+    num_rows: int
+    batch: Batch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which rows stand where: pure arithmetic on (step, micro-batch), the same on every rank.
+
+    Steps count from 0 here. At an epoch's end a step may have fewer rows; a micro-batch without any runs on full-size
+    rows from the epoch's start, and counts for nothing.
+    """
+
+    order: Order
+    global_batch_size: int
+    micro_batch_size: int
+    drop_last: bool
+
+    @property
+    def steps_per_epoch(self) -> int:
+        full, rest = divmod(self.order.num_rows, self.global_batch_size)
+        return full if self.drop_last or not rest else full + 1
+
+    def epoch(self, step: int) -> int:
+        return step // self.steps_per_epoch
+
+    def num_rows(self, step: int, index: int) -> int:
+        """How many rows of micro-batch `index` of a step count."""
+        left = self.order.num_rows - self._position(step, index)
+        return max(0, min(self.micro_batch_size, left))
+
+    def counted(self, step: int) -> int:
+        """How many of a step's micro-batches hold rows that count."""
+        left = self.order.num_rows - self._position(step, 0)
+        return -(-min(left, self.global_batch_size) // self.micro_batch_size)
+
+    def rows(self, step: int, index: int) -> Integers:
+        epoch, start, real = self.epoch(step), self._position(step, index), self.num_rows(step, index)
+        if real:
+            return self.order.rows(epoch, start, start + real)
+        return self.order.rows(epoch, 0, min(self.micro_batch_size, self.order.num_rows))
+
+    def _position(self, step: int, index: int) -> int:
+        return step % self.steps_per_epoch * self.global_batch_size + index * self.micro_batch_size
+
+
+class _Reader(Dataset[Batch]):
+    """Reads micro-batch `index` of a step; a pure function of the two, in this process or in a loader's."""
+
+    def __init__(self, rows: Rows, plan: Plan, seed: int, seeded: bool) -> None:
+        self._rows, self._plan, self._seed, self._seeded = rows, plan, seed, seeded
+
+    def __getitem__(self, place: tuple[int, int]) -> Batch:
+        step, index = place
+        if self._seeded:  # a transform that draws from a global generator draws the same wherever it runs
+            seed_all(self._seed, step, index, _LOADING)
+        return self._rows.read(self._plan.rows(step, index), self._plan.epoch(step))
+
+
+class _Places(Sampler[tuple[int, int]]):
+    def __init__(self, share: Sequence[int], first_step: int, last_step: int) -> None:
+        self._share, self._steps = share, range(first_step, last_step)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((step, index) for step in self._steps for index in self._share)
+
+
+class Batches:
+    """This rank's micro-batches, step after step.
+
+    Args:
+        share: the indices of this rank's micro-batches in each step.
+        first_step, last_step: steps to read, counted from 0, the last excluded.
+        workers: loader processes; with 0 this process reads.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        plan: Plan,
+        share: Sequence[int],
+        device: torch.device,
+        seed: int,
+        first_step: int,
+        last_step: int,
+        workers: int = 0,
+        seeded: bool = True,
+    ) -> None:
+        self._plan, self._share, self._device = plan, share, device
+        reader = _Reader(rows, plan, seed, seeded)
+        places = _Places(share, first_step, last_step)
+        self._loader: Iterable[Batch] = (
+            DataLoader(
+                reader,
+                sampler=places,
+                batch_size=None,
+                num_workers=workers,
+                prefetch_factor=4,
+                generator=torch.Generator(),  # or iter() would draw from the global one
+            )
+            if workers
+            else (reader[place] for place in places)
+        )
+        self._source: Iterator[Batch] | None = None
+        self._ahead: Batch | None = None
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def step(self, step: int) -> Iterator[MicroBatch]:
+        """This rank's share of a step, in order. On a GPU the next one is copied while this one is computed."""
+        if self._source is None:
+            self._source = iter(self._loader)
+        for index in self._share:
+            num_rows = self._plan.num_rows(step, index)
+            if self._copies is None:
+                yield MicroBatch(index, num_rows, next(self._source))
+                continue
+            batch = self._ahead if self._ahead is not None else self._copied(next(self._source), self._copies)
+            torch.cuda.current_stream(self._device).wait_stream(self._copies)
+            for tensor in batch.values():
+                tensor.record_stream(torch.cuda.current_stream(self._device))
+            yield MicroBatch(index, num_rows, batch)
+            following = next(self._source, None)
+            self._ahead = self._copied(following, self._copies) if following is not None else None
+
+    def _copied(self, batch: Batch, stream: torch.cuda.Stream) -> Batch:
+        """Start copying from pinned memory, beside whatever the device computes."""
+        with torch.cuda.stream(stream):
+            return on_device(batch, self._device)
+
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device; the copy to a GPU starts from pinned memory, and nobody waits for it here."""
+    if device.type == "cpu":
+        return batch
+    return Columns((name, tensor.pin_memory().to(device, non_blocking=True)) for name, tensor in batch.items())

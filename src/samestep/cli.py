@@ -1,0 +1,100 @@
+"""Words in, words out, exit codes. Nothing here imports torch until a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from samestep import __version__
+from samestep.errors import SamestepError, UsageError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="samestep")
+def cli() -> None:
+    """Train a model so that the run is a pure function of its config.
+
+    \b
+    Examples:
+      samestep train configs/stdlib.yaml                        one process, here
+      bash launch/local.sh configs/stdlib.yaml                  every device of this machine
+      bash launch/debug.sh configs/seed.yaml                    one process on the CPU, breakpoints work
+      samestep train configs/seed.yaml --run first optimizer.lr=3e-3
+      torchrun --nproc_per_node 2 -m samestep train configs/stdlib.yaml
+    """
+
+
+@cli.command()
+@click.argument("config")
+@click.option("--run", metavar="NAME", help="A new name starts a run, a known one resumes it, a finished one says so.")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def train(config: str, run: str | None, overrides: tuple[str, ...]) -> None:
+    """Train CONFIG, a YAML file, with KEY=VALUE laid over it.
+
+    \b
+    Examples:
+      samestep train configs/seed.yaml
+      samestep train configs/stdlib.yaml --run demo steps=200 track.wandb=off
+
+    \b
+    Exit codes: 0 done; 1 failed; 2 what was typed is wrong; 75 stopped on purpose and saved: run the same line again.
+    """
+    from samestep.commands import train as command
+
+    command.train(config, run, overrides)
+
+
+@cli.command(hidden=True)
+@click.argument("config")
+@click.option("--run", metavar="NAME")
+@click.option("--processes", type=click.IntRange(min=1))
+@click.argument("overrides", nargs=-1)
+def plan(config: str, run: str | None, processes: int | None, overrides: tuple[str, ...]) -> None:
+    """For launch/local.sh: check a config, and print the run's name and the number of processes as shell words."""
+    from samestep.commands import plan as command
+
+    click.echo(command.plan(config, run, processes, overrides))
+
+
+@cli.command(hidden=True)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("launcher_code", type=int)
+def outcome(folder: Path, launcher_code: int) -> None:
+    """For launch/local.sh: say how a run ended, and exit with what that means."""
+    from samestep.commands import plan as command
+    from samestep.run_folder import RunFolder
+
+    code, words = command.outcome(RunFolder(folder), launcher_code)
+    if words:
+        click.echo(words, err=True)
+    sys.exit(code)
+
+
+def main() -> None:
+    """Run a command line, and turn each error into its lines and its exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except UsageError as error:
+        if _speaks():
+            for line in error.lines:
+                click.echo(f"samestep: {line}", err=True)
+        sys.exit(error.exit_code)
+    except SamestepError as error:
+        if error.exit_code == 1 or _speaks():
+            click.echo(f"samestep: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("samestep: stopped at once", err=True)
+        sys.exit(1)
+
+
+def _speaks() -> bool:
+    """What is the same on every rank is said by one."""
+    from samestep.runtime import read_runtime
+
+    return read_runtime().is_main

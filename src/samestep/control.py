@@ -1,0 +1,92 @@
+"""What the ranks agree on besides numbers: when to stop, and decisions that one rank makes for all."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from samestep.errors import SamestepError, TrainingError, UsageError
+
+T = TypeVar("T")
+
+
+class StopFlag:
+    """Signals set a flag and do nothing else; the flag travels with the step and all ranks act on it together.
+
+    The second Ctrl-C stops at once.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.signal: int = 0
+        self._before: dict[int, object] = {}
+
+    def install(self) -> None:
+        for number in self.SIGNALS:
+            self._before[number] = signal.signal(number, self._on_signal)
+
+    def remove(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before.clear()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+def decided_by_main(decide: Callable[[], T]) -> T:
+    """What rank 0's `decide` returns, on every rank; an error of its is raised on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return decide()
+    answer: list[object] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = decide()
+        except SamestepError as error:
+            answer[1] = error.args if not isinstance(error, UsageError) else ("", *error.lines)
+    dist.broadcast_object_list(answer, device=torch.device("cpu"))
+    if isinstance(answer[1], tuple):
+        first, *lines = answer[1]
+        raise UsageError(*lines) if lines else TrainingError(first)
+    return answer[0]  # type: ignore[return-value]
+
+
+def agreed(attempt: Callable[[], T]) -> T:
+    """Run `attempt` on every rank; if it is refused on any, every rank raises the first rank's refusal."""
+    result, refusal = None, None
+    try:
+        result = attempt()
+    except UsageError as error:
+        refusal = error.lines
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        refusals: list[tuple[str, ...] | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(refusals, refusal)
+        refusal = next((lines for lines in refusals if lines is not None), None)
+    if refusal is not None:
+        raise UsageError(*refusal)
+    return result  # type: ignore[return-value]
+
+
+def first_on_each_machine(local_rank: int, prepare: Callable[[], T]) -> T:
+    """Run `prepare` in one process of each machine, then in the others, which find what it left on disk."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return prepare()
+    result = agreed(prepare if local_rank == 0 else lambda: None)
+    if local_rank != 0:
+        result = prepare()
+    return result  # type: ignore[return-value]
+
+
+def leave_together() -> None:
+    """End the process group once every rank is here: one that leaves early makes its peers fail at exit."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

@@ -1,0 +1,93 @@
+"""Evaluation: each metric's Σ sums / Σ weights over a split, in float64 and in the tree's order at every world size."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from samestep.batches import Rows, on_device
+from samestep.config import Converge
+from samestep.errors import UsageError
+from samestep.exact import cuts, ordered_total
+from samestep.seeding import seed_all
+from samestep.task import Task
+
+_EVALUATING = 2  # sets evaluation's random numbers apart from training's
+
+
+class Evaluator:
+    """The "eval" split of a task, in its own order, in micro-batches that the ranks share.
+
+    Args:
+        batches: only the first so many micro-batches; None for all.
+    """
+
+    def __init__(
+        self, task: Task, rows: Rows, micro_batch_size: int, batches: int | None, accelerator: Accelerator, seed: int
+    ) -> None:
+        self._task, self._rows, self._size = task, rows, micro_batch_size
+        self._accelerator, self._seed = accelerator, seed
+        whole = -(-rows.num_rows // micro_batch_size)
+        self._num_batches = min(whole, batches) if batches else whole
+        share = cuts(self._num_batches, accelerator.num_processes)
+        rank = accelerator.process_index
+        self._share = range(share[rank], share[rank + 1])
+
+    def __call__(self, model: torch.nn.Module) -> dict[str, float]:
+        """The metrics, by name, of a model as it stands; the model is left in training mode."""
+        model.eval()
+        names: list[str] = []
+        sums: list[torch.Tensor] = []
+        with torch.no_grad():
+            for index in self._share:
+                names, values = self._measure(model, index)
+                sums.append(values)
+        model.train()
+        names = names or self._names(model)
+        device = self._accelerator.device
+        mine = torch.stack(sums) if sums else torch.zeros(0, len(names), 2, dtype=torch.float64, device=device)
+        totals = ordered_total(mine, self._num_batches)
+        return {name: float(total / weight) for name, (total, weight) in zip(names, totals, strict=True)}
+
+    def _measure(self, model: torch.nn.Module, index: int) -> tuple[list[str], torch.Tensor]:
+        """The sums and weights of a micro-batch: (metrics, 2), float64, in the order of the names."""
+        rows = np.arange(index * self._size, min((index + 1) * self._size, self._rows.num_rows))
+        device = self._accelerator.device
+        seed_all(self._seed, index, _EVALUATING, device=device)
+        batch = on_device(self._rows.read(rows, epoch=0), device)
+        with self._accelerator.autocast():
+            found = sorted(self._task.metrics(model, batch).items())
+        pairs = [[torch.as_tensor(part).detach().to(device, torch.float64) for part in pair] for _, pair in found]
+        return [name for name, _ in found], torch.stack([torch.stack(pair) for pair in pairs])
+
+    def _names(self, model: torch.nn.Module) -> list[str]:
+        """A rank without a share still has to know how many numbers the others send."""
+        model.eval()
+        with torch.no_grad():
+            names, _ = self._measure(model, 0)
+        model.train()
+        return names
+
+
+class Convergence:
+    """Says when `patience` evaluations in a row have brought nothing better."""
+
+    def __init__(self, settings: Converge | None, best: float | None = None, waited: int = 0) -> None:
+        self._settings = settings
+        self.best, self.waited = best, waited
+
+    def reached(self, metrics: dict[str, float]) -> bool:
+        """Count one evaluation; `metrics` has names with `eval_` before them."""
+        if self._settings is None:
+            return False
+        name = "eval_" + self._settings.metric.removeprefix("eval_")
+        if name not in metrics:
+            known = ", ".join(key.removeprefix("eval_") for key in metrics)
+            raise UsageError(f"converge.metric: found {self._settings.metric!r}; evaluation gives {known}")
+        value = metrics[name] if self._settings.goal == "min" else -metrics[name]
+        if self.best is None or value < self.best - self._settings.min_delta:
+            self.best, self.waited = value, 0
+        else:
+            self.waited += 1
+        return self.waited >= self._settings.patience

@@ -1,0 +1,25 @@
+"""The ordered sum: the same bits at every world size. `OrderedSum` serves anyone's own loop; the tree needs no DDP."""
+
+from samestep.exact.gradients import FastSum, OrderedSum, check_world_size
+from samestep.exact.statistics import Statistics
+from samestep.exact.step_totals import StepExchange, Totals
+from samestep.exact.totals import gather, in_order, ordered_total, padded
+from samestep.exact.tree import Block, Sum, blocks_of, cuts, tree_sum
+
+__all__ = [
+    "Block",
+    "FastSum",
+    "OrderedSum",
+    "Statistics",
+    "StepExchange",
+    "Sum",
+    "Totals",
+    "blocks_of",
+    "check_world_size",
+    "cuts",
+    "gather",
+    "in_order",
+    "ordered_total",
+    "padded",
+    "tree_sum",
+]

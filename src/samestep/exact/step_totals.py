@@ -1,0 +1,68 @@
+"""The one small collective of a step: losses, weights, a flag, and which parameters were used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from samestep.exact.totals import gather, in_order, padded
+from samestep.exact.tree import tree_sum
+
+
+@dataclass
+class Totals:
+    """A step over all ranks. `loss` is Σ sums / Σ weights and `weight` is Σ weights, float64 scalars on the device."""
+
+    loss: torch.Tensor
+    weight: torch.Tensor
+    used: list[bool]
+    flag: int
+
+
+class StepExchange:
+    """Sums a step's losses and weights in the tree's order, and carries a flag along.
+
+    Args:
+        num_parameters: trainable ones.
+        micro_batches: V.
+    """
+
+    def __init__(self, micro_batches: int, num_parameters: int, world_size: int, device: torch.device) -> None:
+        self._micro_batches, self._num_parameters = micro_batches, num_parameters
+        self._world_size, self._device = world_size, device
+
+    def total(self, sums: list[tuple[torch.Tensor, torch.Tensor | float]], used: list[bool], flag: int) -> Totals:
+        """Sum this rank's (loss, weight) of each micro-batch with everyone's, in the tree's order."""
+        values = torch.stack(
+            [torch.stack([loss.detach().double() for loss, _ in sums]), _weights(sums, self._device)], dim=1
+        )
+        if self._world_size == 1:
+            loss, weight = tree_sum(values)
+            return Totals(loss / weight, weight, used, flag)
+        values = padded(values, self._micro_batches, self._world_size)
+        host = torch.from_numpy(np.concatenate([np.array([flag], np.uint8), np.packbits(used)]))
+        if self._device.type == "cpu":  # one message
+            size = values.numel() * values.element_size()
+            message = gather(torch.cat([values.reshape(-1).view(torch.uint8), host]))
+            everyone, hosts = message[:, :size].contiguous().view(torch.float64), message[:, size:]
+        else:  # what hosts know travels between hosts, so that nobody waits for a device
+            everyone, hosts = gather(values), gather(host)
+        rows = in_order(everyone.view(self._world_size, -1, 2), self._micro_batches)
+        loss, weight = tree_sum(rows)
+        flags = hosts.numpy()
+        anywhere = np.bitwise_or.reduce(flags[:, 1:], axis=0)
+        return Totals(
+            loss / weight,
+            weight,
+            np.unpackbits(anywhere, count=self._num_parameters).astype(bool).tolist(),
+            int(flags[:, 0].max()),
+        )
+
+
+def _weights(sums: list[tuple[torch.Tensor, torch.Tensor | float]], device: torch.device) -> torch.Tensor:
+    weights = [weight for _, weight in sums]
+    if all(isinstance(weight, torch.Tensor) for weight in weights):
+        return torch.stack([weight.detach().to(device, torch.float64, non_blocking=True) for weight in weights])  # type: ignore[union-attr]
+    return torch.tensor([float(weight) for weight in weights], dtype=torch.float64).to(device, non_blocking=True)

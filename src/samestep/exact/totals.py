@@ -1,0 +1,40 @@
+"""Small numbers over all ranks: gathered as bytes, then summed by everyone in the same tree."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from samestep.exact.tree import cuts, tree_sum
+
+
+def gather(local: torch.Tensor) -> torch.Tensor:
+    """Every rank's tensor, stacked in rank order: (…) to (world_size, …). All ranks pass the same shape and dtype."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return local[None]
+    everyone = local.new_empty(dist.get_world_size(), *local.shape)
+    dist.all_gather_into_tensor(everyone.view(-1), local.reshape(-1))
+    return everyone
+
+
+def in_order(gathered: torch.Tensor, num_items: int) -> torch.Tensor:
+    """Undo the padding of `padded` after `gather`: (world_size, most, …) to (num_items, …), in the items' order."""
+    world_size = len(gathered)
+    if world_size == 1:
+        return gathered[0]
+    share = cuts(num_items, world_size)
+    return torch.cat([gathered[rank, : share[rank + 1] - share[rank]] for rank in range(world_size)])
+
+
+def padded(local: torch.Tensor, num_items: int, world_size: int) -> torch.Tensor:
+    """A rank's contiguous share of `num_items` rows, with zero rows up to the largest share."""
+    most = -(-num_items // world_size)
+    if len(local) == most:
+        return local
+    return torch.cat([local, local.new_zeros(most - len(local), *local.shape[1:])])
+
+
+def ordered_total(local: torch.Tensor, num_items: int) -> torch.Tensor:
+    """The tree's sum over `num_items` rows, of which each rank passes its contiguous share (see `tree.cuts`)."""
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    return tree_sum(in_order(gather(padded(local, num_items, world_size)), num_items))

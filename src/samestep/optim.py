@@ -1,0 +1,123 @@
+"""The optimizer of a config, the rate as a function of the step, and the step that may not count."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from typing import Any
+
+import torch
+
+from samestep.config import Config, Schedule
+from samestep.errors import UsageError, nearest
+from samestep.task import Task
+
+_FUSED = {"Adam", "AdamW", "SGD"}  # on every device that samestep trains on
+
+
+def build_optimizer(config: Config, task: Task, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The task's own optimizer, or the config's over all trainable parameters; UsageError names a wrong argument."""
+    if task.overrides("optimizer"):
+        return task.optimizer(model, config)
+    optimizer_class = _optimizer_class(config.optimizer.name)
+    arguments = config.optimizer.arguments
+    accepted = [name for name in inspect.signature(optimizer_class).parameters if name != "params"]
+    for name in arguments:
+        if name not in accepted:
+            close = nearest(name, accepted)
+            raise UsageError(
+                f"optimizer.{name}: {optimizer_class.__name__} takes no such argument; "
+                + (f"did you mean {close}?" if close else f"it takes {', '.join(accepted)}")
+            )
+    if optimizer_class.__name__ in _FUSED and not {"fused", "foreach", "differentiable"} & set(arguments):
+        arguments["fused"] = True  # one kernel a step
+    try:
+        return optimizer_class([p for p in model.parameters() if p.requires_grad], **arguments)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"optimizer: {optimizer_class.__name__} says {error}") from None
+
+
+def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    known = {
+        key.lower(): value
+        for key, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+    }
+    if ":" not in name:
+        found = known.get(name.lower())
+        if found is None:
+            close = nearest(name.lower(), known)
+            hint = f"did you mean {close}?" if close else f"write module:Class or one of {', '.join(sorted(known))}"
+            raise UsageError(f"optimizer.name: torch.optim has no {name!r}; {hint}")
+        return found
+    module, _, attribute = name.partition(":")
+    try:
+        loaded: Any = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"optimizer.name: found {name!r}, which does not load ({error}); write module:Class") from None
+    optimizer_class: type[torch.optim.Optimizer] = loaded
+    return optimizer_class
+
+
+def rate_factor(schedule: Schedule, step: int, num_steps: int) -> float:
+    """The part of `lr` in force at a step, counted from 0: linear warm-up, then the schedule's way down to `floor`."""
+    if step < schedule.warmup:
+        return (step + 1) / schedule.warmup
+    if schedule.name == "constant":
+        return 1.0
+    done = (step - schedule.warmup) / max(1, num_steps - schedule.warmup)
+    shape = 1 - done if schedule.name == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return schedule.floor + (1 - schedule.floor) * shape
+
+
+def divide_and_clip(grads: list[torch.Tensor], weight: torch.Tensor, clip: float | None) -> torch.Tensor:
+    """Divide the summed gradients by the step's weight, and clip them by their norm; all of it stays on the device.
+
+    Returns the norm before clipping, a scalar. It is summed in a fixed order: over each gradient, then over the norms.
+    """
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))) / weight
+    divisor = weight if clip is None else weight * (norm / clip).clamp(min=1.0)
+    torch._foreach_div_(grads, divisor)
+    return norm
+
+
+class GatedOptimizer:
+    """An optimizer whose step counts only if the loss and the gradients are finite, decided on the device.
+
+    Args:
+        scaler: fp16's loss scaler, which gates by itself: a step that overflows is skipped and the scale lowered.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, schedule: Schedule, num_steps: int, scaler: torch.amp.GradScaler | None
+    ) -> None:
+        self.inner = optimizer
+        self.scaler = scaler
+        self._schedule, self._num_steps = schedule, num_steps
+        self._base = [float(group["lr"]) for group in optimizer.param_groups]
+        self._on_device = bool(optimizer.defaults.get("fused")) and any(
+            parameter.is_cuda for group in optimizer.param_groups for parameter in group["params"]
+        )
+
+    def zero_grad(self) -> None:
+        self.inner.zero_grad(set_to_none=True)
+
+    def unscale(self) -> None:
+        if self.scaler is not None:
+            self.scaler.unscale_(self.inner)
+
+    def step(self, step: int, finite: torch.Tensor) -> float:
+        """Step at the rate of `step` (from 0) if `finite`, a boolean scalar, holds. Returns the first group's rate."""
+        factor = rate_factor(self._schedule, step, self._num_steps)
+        for group, base in zip(self.inner.param_groups, self._base, strict=True):
+            group["lr"] = base * factor
+        if self.scaler is not None:
+            self.scaler.step(self.inner)
+            self.scaler.update()
+        elif self._on_device:
+            self.inner.found_inf = (~finite).float()  # type: ignore[attr-defined]  # read by the fused kernels
+            self.inner.step()
+        elif finite:  # one wait for the device; on a CPU there is nothing to wait for
+            self.inner.step()
+        return self._base[0] * factor

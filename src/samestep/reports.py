@@ -1,0 +1,82 @@
+"""From the device to people: each step's loss and norm reach the host without the device waiting, and are recorded."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from samestep.config import Config
+from samestep.errors import TrainingError
+from samestep.tracking import NullTracker, Tracker
+
+
+@dataclass
+class _Posted:
+    step: int
+    rate: float
+    values: torch.Tensor
+    arrived: torch.cuda.Event | None
+
+
+class Reports:
+    """A step's numbers, read at once on a CPU and one step later on a GPU, so that no step waits for the host.
+
+    Args:
+        steps_per_epoch: for the epoch of a row, and for the line at an epoch's end.
+    """
+
+    def __init__(self, tracker: Tracker | NullTracker, config: Config, steps_per_epoch: int, num_steps: int) -> None:
+        self._tracker, self._every = tracker, config.track.every
+        self._epochs, self._steps_per_epoch, self._num_steps = config.epochs, steps_per_epoch, num_steps
+        self._skips_overflows = config.precision == "fp16"
+        self._posted: list[_Posted] = []
+        self._epoch_loss = self._epoch_weight = 0.0
+        self._weight, self._steps = 0.0, 0
+
+    def post(self, step: int, loss: torch.Tensor, weight: torch.Tensor, norm: torch.Tensor, rate: float) -> None:
+        """Take the numbers of a step (from 0): float64 scalars on the device. Raises TrainingError on one not finite."""
+        values = torch.stack([loss, weight, norm.double()])
+        if not values.is_cuda:
+            self._read(_Posted(step, rate, values, None))
+            return
+        host = torch.empty(3, dtype=torch.float64, pin_memory=True).copy_(values, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self._posted.append(_Posted(step, rate, host, arrived))
+        if len(self._posted) > 1:
+            self._read(self._posted.pop(0))
+
+    def flush(self) -> None:
+        while self._posted:
+            self._read(self._posted.pop(0))
+
+    def _read(self, posted: _Posted) -> None:
+        if posted.arrived is not None:
+            posted.arrived.synchronize()
+        loss, weight, norm = posted.values.tolist()
+        step = posted.step + 1
+        if not math.isfinite(loss) or not (math.isfinite(norm) or self._skips_overflows):
+            what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
+            why = "; the step's weight is 0" if weight == 0 else ""
+            raise TrainingError(
+                f"step {step}: {what}{why}. No step was taken with it, and the weights are those after step {step - 1}. "
+                f"Try a smaller lr or clip=1.0, or look at the data of step {step}."
+            )
+        self._weight, self._steps = self._weight + weight, self._steps + 1
+        if step % self._every == 0 or step == self._num_steps:
+            row = {"step": step, "epoch": posted.step // self._steps_per_epoch + 1, "time": time.time()}
+            row |= {"loss": loss, "lr": posted.rate, "grad_norm": norm}
+            self._tracker.step(row, self._weight, self._steps)
+            self._weight, self._steps = 0.0, 0
+        if self._epochs:
+            self._count_epoch(step, loss * weight, weight)
+
+    def _count_epoch(self, step: int, loss_sum: float, weight: float) -> None:
+        self._epoch_loss, self._epoch_weight = self._epoch_loss + loss_sum, self._epoch_weight + weight
+        if step % self._steps_per_epoch == 0:
+            epoch = step // self._steps_per_epoch
+            self._tracker.line(f"Epoch [{epoch}/{self._epochs}], Loss: {self._epoch_loss / self._epoch_weight:.8g}")
+            self._epoch_loss = self._epoch_weight = 0.0

@@ -1,0 +1,168 @@
+"""Every path of a run, the atomic write, and the run's one owner."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from samestep.errors import UsageError
+
+_WAIT_FOR_OWNER_S = 60.0
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class RunFolder:
+    """The one place that knows where a run keeps what."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+        self._made_here = False
+
+    @classmethod
+    def named(cls, runs: str, name: str) -> RunFolder:
+        """The folder of a run called `name`; UsageError if that cannot be the name of a folder."""
+        if not re.fullmatch(r"[^/\0]+", name) or name in (".", ".."):
+            raise UsageError(f"--run: found {name!r}; write a name without a slash")
+        return cls(Path(runs) / name)
+
+    @classmethod
+    def found(cls, run: str, runs: str = "runs") -> RunFolder:
+        """An existing run, given by its path or by its name under `runs`."""
+        for path in (Path(run), Path(runs) / run):
+            if (path / "state.json").is_file():
+                return cls(path)
+        raise UsageError(f"{run}: found no such run; write the name of a folder under {runs}, or a path")
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def wandb(self) -> Path:
+        return self.path / "wandb"
+
+    def log(self, rank: int) -> Path:
+        return self.logs / f"rank-{rank:04d}.log"
+
+    def failure(self, rank: int) -> Path:
+        return self.logs / f"rank-{rank:04d}.failure.json"
+
+    def failures(self) -> list[dict[str, Any]]:
+        """What the failed ranks of the latest start wrote, first the one to blame, then in order of time."""
+        found = [json.loads(path.read_text()) for path in self.logs.glob("rank-*.failure.json")]
+        return sorted(found, key=lambda failure: (failure["victim"], failure["time"]))
+
+    def create(self) -> None:
+        self.logs.mkdir(parents=True, exist_ok=True)
+
+    def read_state(self) -> dict[str, Any]:
+        """What state.json says; empty for a run that has none yet."""
+        try:
+            state: dict[str, Any] = json.loads(self.state.read_text())
+        except FileNotFoundError:
+            return {}
+        return state
+
+    def write_state(self, **changes: Any) -> dict[str, Any]:
+        """Lay changes over state.json. Only the owner calls this while a run is alive."""
+        state = {**self.read_state(), **changes, "time": time.time()}
+        write_atomically(self.state, json.dumps(state, indent=1) + "\n")
+        return state
+
+    def take(self, host: str) -> None:
+        """Become the run's owner, waiting for a dying one; the kernel gives a dead owner's lock back.
+
+        A POSIX lock is not inherited by loader processes, and works across machines wherever the file system locks.
+        """
+        self._made_here = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path / ".owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        deadline = time.monotonic() + _WAIT_FOR_OWNER_S
+        while True:
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    break  # a file system without locks: nothing better is to be had there
+                if time.monotonic() > deadline:
+                    owner = os.pread(handle, 4096, 0).decode(errors="replace").strip()
+                    os.close(handle)
+                    raise UsageError(f"{self.path}: this run is owned by {owner or 'another process'}, which is alive; "
+                                     "end it, or write another --run NAME") from None  # fmt: skip
+                time.sleep(0.2)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"pid {os.getpid()} on {host}".encode(), 0)
+        self._lock = handle
+
+    def release(self) -> None:
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._lock, 0)
+            os.close(self._lock)
+            self._lock = None
+
+    def discard(self) -> None:
+        """Leave nothing behind of a start that was refused, if it was this start that made the folder."""
+        if self._made_here:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+def free_bytes(path: Path) -> int:
+    """The free space where a path lies or will lie."""
+    while not path.exists():
+        path = path.parent
+    return int(psutil.disk_usage(str(path)).free)

@@ -1,0 +1,160 @@
+"""Where this process runs: the only reader of rank, launcher and scheduler variables."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from samestep.errors import UsageError
+
+_PR_SET_PDEATHSIG = 1
+_MOST_CPU_PROCESSES = 8
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One process's place among the others, as its launcher set it."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    launched: bool  # by torchrun or accelerate launch, which end the ranks that outlive a failed one
+    host: str
+    job: str | None  # the SLURM job, as JOBID or ARRAYID_TASK
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def num_nodes(self) -> int:
+        return -(-self.world_size // self.local_world_size)
+
+
+def read_runtime() -> Runtime:
+    """Read what the launcher set. A process without a launcher is a world of its own."""
+    env = os.environ
+    world_size = int(env.get("WORLD_SIZE", 1))
+    array, index = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
+    return Runtime(
+        rank=int(env.get("RANK", 0)),
+        world_size=world_size,
+        local_rank=int(env.get("LOCAL_RANK", 0)),
+        local_world_size=int(env.get("LOCAL_WORLD_SIZE", world_size)),
+        launched="TORCHELASTIC_RUN_ID" in env,
+        host=socket.gethostname(),
+        job=f"{array}_{index}" if array and index else env.get("SLURM_JOB_ID"),
+    )
+
+
+def error_file() -> Path | None:
+    """Where torchrun wants a failed rank's last words; it prints those of the first to fail."""
+    name = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return Path(name) if name else None
+
+
+def refuse_another_world_size(runtime: Runtime, meant: int | None) -> None:
+    """Raise UsageError unless as many processes run as were meant, by the config or by the launcher's command line.
+
+    `accelerate launch --cpu --num_processes 2` starts one process in silence; its command line is the only trace.
+    """
+    if meant is not None and meant != runtime.world_size:
+        raise UsageError(
+            f"processes: {meant} were meant and {runtime.world_size} started; write processes={runtime.world_size}, "
+            f"or start {meant} (launch/local.sh --processes {meant} does)"
+        )
+    asked = _processes_asked_of_accelerate() if runtime.world_size == 1 else None
+    if asked is not None and asked > 1:
+        raise UsageError(
+            f"accelerate launch: --num_processes {asked} was asked for and one process started; without a GPU write "
+            f"accelerate launch --multi_gpu --num_processes {asked} …, or launch/local.sh --processes {asked}"
+        )
+
+
+def _processes_asked_of_accelerate() -> int | None:
+    parent = psutil.Process().parent()
+    words = parent.cmdline() if parent else []
+    program = {Path(word).name for word in words[:3]}
+    if not ({"accelerate", "accelerate-launch", "accelerate.commands.launch", "launch.py"} & program):
+        return None
+    for position, word in enumerate(words):
+        if word in ("-m", "--module") and position > 2:
+            break  # what follows belongs to the program that is launched
+        name, _, value = word.partition("=")
+        if name in ("--num_processes", "--num-processes"):
+            number = value or (words[position + 1] if position + 1 < len(words) else "")
+            return int(number) if number.isdigit() else None
+    return None
+
+
+def end_with_parent() -> None:
+    """Let the kernel kill this process when its launcher dies: torch starts ranks in sessions of their own."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died between the two lines above
+        os._exit(1)
+
+
+def prepare_environment(runtime: Runtime, threads: int) -> None:
+    """Set what torch and its backends read once, before either is imported."""
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS, read when CUDA starts
+    os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)  # accumulation is derived from the batch sizes
+    if runtime.world_size > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
+        interface = network_interface(os.environ.get("MASTER_ADDR", "127.0.0.1"))
+        if interface:
+            os.environ["GLOO_SOCKET_IFNAME"] = interface
+            if interface != "lo":
+                os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+
+
+def network_interface(address: str) -> str | None:
+    """The name of the interface that reaches an address: a host's own name may mean 127.0.1.1, or one of several cards.
+
+    The main node reaches itself through `lo` even when the others do not, so its own address is looked up by itself.
+    """
+    interfaces = psutil.net_if_addrs()
+    by_address = {entry.address: name for name, entries in interfaces.items() for entry in entries}
+    try:
+        target = socket.gethostbyname(address)
+    except OSError:
+        return None  # the backend says better what it could not reach
+    if target in by_address:
+        return by_address[target]
+    if target.startswith("127."):
+        return by_address.get("127.0.0.1")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((target, 9))  # a datagram socket sends nothing here; it only picks a route
+        except OSError:
+            return None
+        return by_address.get(probe.getsockname()[0])
+
+
+def visible_gpus() -> int:
+    """How many GPUs a process started here would see, without importing torch."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return len([entry for entry in listed.split(",") if entry.strip() and entry.strip() != "-1"])
+    try:
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
+
+
+def processes_here(device: str, most: int) -> int:
+    """How many processes to start on this machine: one per GPU, or one per CPU core, at most `most` and (CPUs) eight."""
+    gpus = visible_gpus() if device == "auto" else 0
+    return max(1, min(gpus or min(len(os.sched_getaffinity(0)), _MOST_CPU_PROCESSES), most))

@@ -1,0 +1,165 @@
+"""What a user writes: a model, its data and its loss. Everything else is samestep's."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from samestep.errors import UsageError, nearest, validation_lines
+
+if TYPE_CHECKING:
+    import datasets
+    import numpy as np
+    import torch
+
+Batch = dict[str, "torch.Tensor"]
+Ratio = tuple["torch.Tensor", "torch.Tensor | float"]
+
+BUILT_IN = {"regression": "Regression", "text": "Text", "digits": "Digits"}
+
+
+class Task(BaseModel):
+    """A model, its data and its loss. Fields are hyperparameters, set under `with` in the config and kept with the run.
+
+    What is not a hyperparameter (a tokenizer, say) belongs in names that begin with an underscore.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+
+    unit: ClassVar[str] = "samples"
+    """What `loss` counts as its weight: the name of the rate on the progress bar."""
+
+    def data(self, split: str) -> datasets.Dataset | None:
+        """The rows of a split, "train" or "eval"; None when there is no such split. Called first by one process."""
+        raise NotImplementedError
+
+    def model(self) -> torch.nn.Module:
+        """A new model, on the CPU; the generators are seeded from the config's seed before the call."""
+        raise NotImplementedError
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> Ratio:
+        """The SUM of the losses of a micro-batch (a scalar), and what to divide by (rows or tokens, say).
+
+        The step's loss is Σ sums / Σ weights over the global batch. Call `model(...)` itself, not another method of it:
+        with several processes that is where the wrapper listens.
+        """
+        raise NotImplementedError
+
+    def metrics(self, model: torch.nn.Module, batch: Batch) -> dict[str, Ratio]:
+        """Evaluation: each metric's sum and weight over a micro-batch. The default is the loss."""
+        return {"loss": self.loss(model, batch)}
+
+    def transform(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Change one row before it joins a micro-batch; draw from `rng`, which is that of (seed, epoch, row)."""
+        return row
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        """Turn rows into tensors whose first dimension is the rows; needed for columns of uneven length or text."""
+        raise NotImplementedError
+
+    def optimizer(self, model: torch.nn.Module, config: Any) -> torch.optim.Optimizer:
+        """An optimizer of your own, with parameter groups, say; `config` is the run's. The default is the config's."""
+        raise NotImplementedError
+
+    def show(self, model: torch.nn.Module) -> str:
+        """What to print when training is done: generated text, say."""
+        return ""
+
+    def overrides(self, method: str) -> bool:
+        """Whether this task's class brings its own version of an optional method."""
+        return getattr(type(self), method) is not getattr(Task, method)
+
+
+class Columns(dict[str, "torch.Tensor"]):
+    """A micro-batch, by column; asking for one that the data set lacks says which there are."""
+
+    def __missing__(self, name: str) -> torch.Tensor:
+        raise UsageError(f"task: the batch has no column {name!r}; data() gives {', '.join(self)}")
+
+
+def load_task(spec: str, fields: dict[str, Any]) -> Task:
+    """The task named by a config, made with its `with` fields; UsageError says what is wrong with either."""
+    task_class = _task_class(spec)
+    try:
+        return task_class(**fields)
+    except ValidationError as error:
+        raise UsageError(*validation_lines(error, task_class, prefix="with.")) from None
+
+
+def _task_class(spec: str) -> type[Task]:
+    if spec in BUILT_IN:
+        spec = f"samestep.tasks.{spec}:{BUILT_IN[spec]}"
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise UsageError(
+            f"task: found {spec!r}; write module:Class, path/to/file.py:Class, or one of {', '.join(BUILT_IN)}"
+        )
+    module = _module(place)
+    found = getattr(module, name, None)
+    if found is None:
+        classes = [key for key, value in vars(module).items() if _is_task(value)]
+        close = nearest(name, classes) or (classes[0] if classes else None)
+        hint = f"did you mean {place}:{close}?" if close else "it defines no subclass of samestep.Task"
+        raise UsageError(f"task: {place} has no class {name}; {hint}")
+    if not _is_task(found):
+        raise UsageError(f"task: {spec} is not a task; write a class derived from samestep.Task")
+    task_class: type[Task] = found
+    needed = [method for method in ("data", "model", "loss") if getattr(task_class, method) is getattr(Task, method)]
+    if needed:
+        raise UsageError(f"task: {spec} lacks {', '.join(needed)}; write each as a method of the class")
+    return task_class
+
+
+def _is_task(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, Task) and value is not Task
+
+
+def _module(place: str) -> ModuleType:
+    if not place.endswith(".py"):
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        try:
+            return importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            if error.name and (place == error.name or place.startswith(error.name + ".")):
+                raise UsageError(f"task: found no module {place}; write module:Class or path/to/file.py:Class") from None
+            raise UsageError(f"task: {place} imports {error.name}, which is not installed here") from None
+    path = Path(place)
+    if not path.is_file():
+        raise UsageError(f"task: found no file {place}; write path/to/file.py:Class")
+    if str(path.parent.resolve()) not in sys.path:  # the file's neighbours are importable, as when it is run itself
+        sys.path.insert(0, str(path.parent.resolve()))
+    name = f"samestep_task_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # pydantic resolves a class's annotations through it
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UsageError(f"task: {place} line {error.lineno}: {error.msg}") from None
+    except ModuleNotFoundError as error:
+        raise UsageError(f"task: {place} imports {error.name}, which is not installed here") from None
+    return module
+
+
+def checked_ratio(result: object) -> Ratio:
+    """What `loss` returned, if it is a scalar sum and a scalar weight; UsageError says what it is instead."""
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise UsageError(f"task: loss returned {type(result).__name__}; write return loss_sum, weight")
+    loss, weight = result
+    if getattr(loss, "shape", None) != ():
+        found = f"a tensor of shape {tuple(loss.shape)}" if hasattr(loss, "shape") else type(loss).__name__
+        raise UsageError(f"task: loss returned {found}; write the SUM of the losses, a scalar tensor, and what to divide by")
+    if tuple(getattr(weight, "shape", ())) != ():
+        raise UsageError(f"task: loss returned a weight of shape {tuple(weight.shape)}; write a scalar, the rows or tokens")
+    if not loss.requires_grad:
+        raise UsageError("task: the loss does not depend on any trainable parameter; write it from model(...)'s output")
+    return loss, weight

@@ -1,0 +1,1 @@
+"""The built-in tasks, by name in a config: regression, text, digits."""

@@ -1,0 +1,193 @@
+"""What a run records and shows: metrics.jsonl always, wandb beside it, a bar on a terminal or plain lines in a log."""
+
+from __future__ import annotations
+
+import json
+import netrc
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+from urllib.parse import urlparse
+
+from tqdm import tqdm
+
+from samestep.config import Config
+from samestep.run_folder import RunFolder, write_atomically
+
+Row = dict[str, Any]
+
+
+def cut_back(folder: RunFolder, step: int) -> None:
+    """Leave out the rows after a step: a killed run had gone further than its checkpoint, and will get there again."""
+    if not folder.metrics.exists():
+        return
+    kept = []
+    for line in folder.metrics.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # the last line of a killed process may be half a line
+            continue
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    write_atomically(folder.metrics, "".join(kept))
+
+
+class Metrics:
+    """metrics.jsonl: one row for each tracked step, written whole and at once."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._file: TextIO = folder.metrics.open("a", buffering=1)
+
+    def log(self, row: Row) -> None:
+        self._file.write(json.dumps(row) + "\n")
+
+    def close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+class Wandb:
+    """One wandb run for the whole life of a run, fed from a thread of its own.
+
+    Importing wandb and starting it takes about a second and a call of it 0.2 ms, none of which training waits for; and
+    whatever goes wrong there, the network above all, ends in one warning line and never in the run.
+    """
+
+    FINISH_S = 60.0
+
+    def __init__(self, config: Config, folder: RunFolder, run_id: str, warn: Callable[[str], None]) -> None:
+        self._config, self._folder, self._id, self._warn = config, folder, run_id, warn
+        self._rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._thread.start()
+
+    def log(self, row: Row) -> None:
+        self._rows.put(row)
+
+    def close(self) -> None:
+        self._rows.put(None)
+        self._thread.join(self.FINISH_S)
+        if self._thread.is_alive():
+            self._warn(f"wandb did not finish within {self.FINISH_S:.0f} s; `wandb sync` sends the rest from {self._folder.wandb}")
+
+    def _work(self) -> None:
+        try:
+            run = self._start()
+            summary: Row = {}
+            while (row := self._rows.get()) is not None:
+                run.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
+                summary.update(row)
+            run.summary.update(summary)
+            run.finish()
+        except Exception as error:
+            self._warn(f"wandb stopped ({type(error).__name__}: {error}); the run goes on, and metrics.jsonl has every row")
+
+    def _start(self) -> Any:
+        import wandb
+
+        track = self._config.track
+        mode = track.wandb if track.wandb != "auto" else "online" if _has_key() else "offline"
+        return wandb.init(
+            project=track.project,
+            name=self._folder.name,
+            id=self._id,
+            resume="allow",
+            mode=mode,  # type: ignore[arg-type]
+            dir=str(self._folder.path),
+            config=self._config.resolved(),
+            tags=track.tags,
+            notes=track.notes,
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+        )
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class Tracker:
+    """What rank 0 records and shows. The other ranks have a `NullTracker`, so that nobody asks who they are."""
+
+    def __init__(self, config: Config, folder: RunFolder, run_id: str, num_steps: int, first_step: int, unit: str) -> None:
+        self._unit, self._num_steps, self._first_step = unit, num_steps, first_step
+        self._sinks: list[Metrics | Wandb] = [Metrics(folder)]
+        if config.track.wandb != "off":
+            self._sinks.append(Wandb(config, folder, run_id, self.line))
+        self._bar = (
+            tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, leave=False)
+            if sys.stderr.isatty()
+            else None
+        )
+        self._begun = self._shown = time.monotonic()
+        self._counted = 0.0
+        self.last: Row = {}
+
+    def line(self, text: str) -> None:
+        """Print a line above the bar."""
+        with tqdm.external_write_mode(file=sys.stdout, nolock=False):
+            print(text, flush=True)
+
+    def step(self, row: Row, weight: float, steps: int) -> None:
+        """Record a tracked step; `weight` is what `steps` steps since the last one came to (tokens, samples)."""
+        for sink in self._sinks:
+            sink.log(row)
+        self.last.update(row)
+        self._counted += weight
+        self._show(row, steps)
+
+    def evaluated(self, row: Row) -> None:
+        for sink in self._sinks:
+            sink.log(row)
+        self.last.update(row)
+        self.line(f"step {row['step']}  " + "  ".join(f"{key} {value:.4f}" for key, value in row.items() if key[:5] == "eval_"))
+
+    def _show(self, row: Row, steps: int) -> None:
+        now = time.monotonic()
+        rate = self._counted / max(now - self._begun, 1e-9)
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {row['loss']:.4f}, {rate:,.0f} {self._unit}/s", refresh=False)
+            self._bar.update(row["step"] - self._bar.n)
+        elif now - self._shown > 10 or row["step"] == self._num_steps:
+            done = row["step"] - self._first_step
+            left = (now - self._begun) / done * (self._num_steps - row["step"])
+            self.line(
+                f"step {row['step']}/{self._num_steps}  loss {row['loss']:.4f}  {done / (now - self._begun):.1f} steps/s  "
+                f"{rate:,.0f} {self._unit}/s  {left:.0f} s left"
+            )
+            self._shown = now
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        for sink in self._sinks:
+            sink.close()
+
+
+class NullTracker:
+    """Records and shows nothing."""
+
+    last: Row
+
+    def __init__(self) -> None:
+        self.last = {}
+
+    def line(self, text: str) -> None: ...
+
+    def step(self, row: Row, weight: float, steps: int) -> None:
+        self.last.update(row)
+
+    def evaluated(self, row: Row) -> None:
+        self.last.update(row)
+
+    def close(self) -> None: ...
