@@ -73,6 +73,7 @@ def run_training(config: Config, sources: dict[str, str], folder: RunFolder, run
     """Train a run from wherever it stands to its end; `weights HASH` is the last line printed."""
     accelerator = make_accelerator(config)
     check_world_size(runtime.world_size, config.num_leaves)
+    folder.path = decided_by_main(lambda: folder.path)  # a name made of the time may differ from rank to rank
     task = agreed(lambda: load_task(config.task, config.fields))
     start = decided_by_main(lambda: _open_run(config, folder, runtime))
     try:

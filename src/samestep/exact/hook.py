@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from samestep.exact.totals import all_gather
 from samestep.exact.tree import Block, Sum, blocks_of, cuts
 
 Future = torch.futures.Future[torch.Tensor]
@@ -148,7 +149,7 @@ class BucketExchange:
         summed = counter.total()
         divides = summed.numel() * self._world_size == pending.flat.numel()
         whole = pending.flat if divides else summed.new_empty(summed.numel() * self._world_size)
-        work = dist.all_gather_into_tensor(whole, summed, group=self._group, async_op=True)
+        work = all_gather(whole, summed, group=self._group, async_op=True)
         self.bytes_sent += summed.numel() * (self._world_size - 1) * summed.element_size()
         self._gathering.append(_Pending(work, whole, pending.flat, pending.future))
 

@@ -7,13 +7,16 @@ import torch.distributed as dist
 
 from samestep.exact.tree import cuts, tree_sum
 
+# Newer torch has renamed it, and warns of the old name.
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 def gather(local: torch.Tensor) -> torch.Tensor:
     """Every rank's tensor, stacked in rank order: (…) to (world_size, …). All ranks pass the same shape and dtype."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return local[None]
     everyone = local.new_empty(dist.get_world_size(), *local.shape)
-    dist.all_gather_into_tensor(everyone.view(-1), local.reshape(-1))
+    all_gather(everyone.view(-1), local.reshape(-1))
     return everyone
 
 

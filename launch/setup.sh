@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Makes .venv beside the project from pinned constraints, once; says nothing when there is nothing to do.
+# Sourced by the other scripts: sets `root` and `python`. EXTRA=dev adds the tools for development.
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=$root/.venv/bin/python
+stamp=$root/.venv/.samestep-${EXTRA:-run}
+wanted=$(cat "$root/constraints.txt" "$root/pyproject.toml" | cksum)
+if [[ $(cat "$stamp" 2>/dev/null) != "$wanted" ]]; then
+  base=${PYTHON:-python3}
+  if ! "$base" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+    echo "samestep: found $("$base" --version 2>&1); it needs Python 3.11 to 3.13: write PYTHON=python3.12 before the command" >&2
+    exit 2
+  fi
+  echo "setting up $root/.venv (once, about a minute)" >&2
+  [[ -x $python ]] || "$base" -m venv "$root/.venv" || exit 1
+  # Not compiling to bytecode halves the time: only what is imported is ever compiled.
+  "$python" -m pip install --quiet --disable-pip-version-check --no-compile -c "$root/constraints.txt" \
+    -e "$root${EXTRA:+[$EXTRA]}" >&2 || exit 1
+  echo "$wanted" >"$stamp"
+fi

@@ -1,0 +1,74 @@
+"""What tests share: starting samestep as users start it, and reading what a run left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Finished:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def weights(self) -> str:
+        last = self.out.rstrip("\n").rpartition("\n")[2]
+        assert last.startswith("weights "), self.out + self.err
+        return last.removeprefix("weights ")
+
+
+class Workplace:
+    """A folder of a test's own, with the ways to start a run in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.env = {
+            **{key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "SLURM"))},
+            "WANDB_MODE": "offline",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+
+    def write(self, name: str, text: str) -> str:
+        (self.path / name).write_text(text)
+        return name
+
+    def command(self, *words: str, timeout: float = 100) -> Finished:
+        done = subprocess.run(
+            words, cwd=self.path, env=self.env, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    def samestep(self, *words: str) -> Finished:
+        return self.command(sys.executable, "-m", "samestep", *words)
+
+    def train(self, *words: str, processes: int = 1) -> Finished:
+        """`samestep train` with the given words, as one process or under torchrun."""
+        if processes == 1:
+            return self.samestep("train", *words)
+        launcher = ("-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0")
+        return self.command(sys.executable, *launcher, "-m", "--", "samestep", "train", *words)
+
+    def metrics(self, run: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.path / "runs" / run / "metrics.jsonl").read_text().splitlines()]
+
+    def state(self, run: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.path / "runs" / run / "state.json").read_text())
+        return found
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path)

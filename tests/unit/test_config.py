@@ -1,0 +1,97 @@
+"""The config is strict, says in one line what is wrong, and undoes YAML 1.1's surprises."""
+
+from pathlib import Path
+
+import pytest
+
+from samestep.config import changes_on_resume, load_config, to_text
+from samestep.errors import UsageError
+
+GOOD = """
+task: regression
+global_batch_size: 32
+micro_batch_size: 8
+steps: 10
+optimizer: {name: adam, lr: 1e-3}
+"""
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "good.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(UsageError) as caught:
+        load_config(path, overrides)
+    return list(caught.value.lines)
+
+
+def test_yaml_scalars_mean_what_they_say(good: Path) -> None:
+    config, _ = load_config(good, ["track.wandb=off", "precision=no", "optimizer.lr=3e-4", "optimizer.eps=1E-9"])
+    assert (config.track.wandb, config.precision) == ("off", "no")
+    assert config.optimizer.arguments == {"lr": 3e-4, "eps": 1e-9}
+
+
+def test_later_wins_and_each_value_knows_where_it_came_from(good: Path) -> None:
+    config, sources = load_config(good, ["seed=1", "seed=2"])
+    assert config.seed == 2
+    assert sources["seed"] == "command line"
+    assert sources["optimizer.lr"] == str(good)
+
+
+def test_the_resolved_text_loads_as_the_same_config(good: Path, tmp_path: Path) -> None:
+    config, sources = load_config(good, ["track.notes='two\n\n lines: yes # no'", "track.tags=['1e-3', off]", "precision=bf16"])
+    again = tmp_path / "config.yaml"
+    again.write_text(to_text(config, sources))
+    assert load_config(again)[0] == config
+    assert "# command line\nprecision: bf16\n" in again.read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["stepz=1"], "stepz: unknown key; did you mean steps?"),
+        (["track.wanbd=off"], "track.wanbd: unknown key; did you mean wandb?"),
+        (["seed=abc"], "seed: found 'abc'; write a valid integer"),
+        (["seed=1.5"], "seed: found 1.5; write a valid integer"),
+        (["epochs=2"], "found steps=10 and epochs=2; write exactly one of them"),
+        (["steps=null"], "found neither steps nor epochs; write exactly one of them"),
+        (["global_batch_size=30"], "which is no multiple of micro_batch_size (8); write 24 or 32"),
+        (["leaves=3"], "leaves: found 3; write a divisor of 4: 1, 2, 4"),
+        (["precision=fp8"], "precision: found 'fp8'; write 'no', 'bf16' or 'fp16'"),
+        (["optimizer.lr=-1"], "optimizer.lr: found -1; write greater than 0"),
+        (["steps"], "steps: found no key=value; write steps=VALUE"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_to_write(good: Path, overrides: list[str], words: str) -> None:
+    lines = refusal(good, *overrides)
+    assert len(lines) == 1
+    assert words in lines[0]
+
+
+def test_each_mistake_has_its_line(good: Path) -> None:
+    assert len(refusal(good, "stepz=1", "seed=x", "clip=0")) == 3
+
+
+def test_a_missing_file_names_its_neighbour(good: Path) -> None:
+    assert "did you mean" in refusal(good.with_name("god.yaml"))[0]
+
+
+def test_a_broken_file_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("task: a\nsteps: [1\n")
+    assert "broken.yaml line 3: not YAML" in refusal(path)[0]
+
+
+def test_what_may_change_on_resume(good: Path) -> None:
+    before, _ = load_config(good)
+    for free in ("steps=20", "track.every=1", "checkpoint.keep=5", "processes=3", "workers=2"):
+        assert changes_on_resume(before, load_config(good, [free])[0]) == ([], [])
+    for maths in ("seed=1", "steps=5", "optimizer.lr=1", "micro_batch_size=4", "with.features=3"):
+        refused, _ = changes_on_resume(before, load_config(good, [maths])[0])
+        assert len(refused) == 1
+    assert "the run has 0, found 1" in changes_on_resume(before, load_config(good, ["seed=1"])[0])[0][0]
+    assert changes_on_resume(before, load_config(good, ["threads=2"])[0])[1]
