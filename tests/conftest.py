@@ -45,7 +45,7 @@ class Workplace:
         (self.path / name).write_text(text)
         return name
 
-    def command(self, *words: str, timeout: float = 100) -> Finished:
+    def command(self, *words: str, timeout: float = 60) -> Finished:
         done = subprocess.run(
             words, cwd=self.path, env=self.env, capture_output=True, text=True, timeout=timeout, check=False
         )
@@ -58,7 +58,7 @@ class Workplace:
         """`samestep train` with the given words, as one process or under torchrun."""
         if processes == 1:
             return self.samestep("train", *words)
-        launcher = ("-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0")
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
         return self.command(sys.executable, *launcher, "-m", "--", "samestep", "train", *words)
 
     def metrics(self, run: str) -> list[dict[str, Any]]:

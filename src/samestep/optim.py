@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,6 +37,29 @@ def build_optimizer(config: Config, task: Task, model: torch.nn.Module) -> torch
         return optimizer_class([p for p in model.parameters() if p.requires_grad], **arguments)
     except (TypeError, ValueError) as error:
         raise UsageError(f"optimizer: {optimizer_class.__name__} says {error}") from None
+
+
+def leave_dynamo_out() -> None:
+    """Keep the first optimizer of a process from importing torch._dynamo, which takes longer than the rest of a start.
+
+    torch wraps some of Optimizer's methods so that a compiled program leaves them alone, and imports dynamo to do so when
+    they are first called. Outside compiled programs the wrapped method is the method itself: what torch would cache there
+    after the import is put there before. A torch built differently is left as it is.
+    """
+    for value in vars(torch.optim.Optimizer).values():
+        method = getattr(value, "__wrapped__", None)
+        if method is not None and "__dynamo_disable" not in vars(method) and value.__module__ == "torch.optim.optimizer":
+            vars(method)["__dynamo_disable"] = method
+
+
+def _plain_step(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
+    """The optimizer's step without the wrappers that import torch._dynamo, where nothing hangs on them."""
+    step = inspect.unwrap(type(optimizer).step)
+    own = type(optimizer).__module__.startswith("torch.optim.")
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    if not own or hooks or optimizer.defaults.get("differentiable"):
+        return optimizer.step
+    return lambda: step(optimizer)
 
 
 def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
@@ -96,12 +120,17 @@ class GatedOptimizer:
         self.scaler = scaler
         self._schedule, self._num_steps = schedule, num_steps
         self._base = [float(group["lr"]) for group in optimizer.param_groups]
+        self._plain_step = _plain_step(optimizer) if scaler is None else optimizer.step
         self._on_device = bool(optimizer.defaults.get("fused")) and any(
             parameter.is_cuda for group in optimizer.param_groups for parameter in group["params"]
         )
 
     def zero_grad(self) -> None:
         self.inner.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        self._plain_step()
 
     def unscale(self) -> None:
         if self.scaler is not None:
@@ -117,7 +146,7 @@ class GatedOptimizer:
             self.scaler.update()
         elif self._on_device:
             self.inner.found_inf = (~finite).float()  # type: ignore[attr-defined]  # read by the fused kernels
-            self.inner.step()
+            self._step()
         elif finite:  # one wait for the device; on a CPU there is nothing to wait for
-            self.inner.step()
+            self._step()
         return self._base[0] * factor

@@ -72,6 +72,8 @@ def refuse_another_world_size(runtime: Runtime, meant: int | None) -> None:
             f"processes: {meant} were meant and {runtime.world_size} started; write processes={runtime.world_size}, "
             f"or start {meant} (launch/local.sh --processes {meant} does)"
         )
+    if runtime.world_size > 1 and os.environ.get("MASTER_PORT") == "0":
+        raise UsageError("torchrun: found --master_port 0, where the ranks would never meet; write --standalone instead")
     asked = _processes_asked_of_accelerate() if runtime.world_size == 1 else None
     if asked is not None and asked > 1:
         raise UsageError(

@@ -25,7 +25,7 @@ from samestep.errors import UsageError
 from samestep.evaluation import Convergence, Evaluator
 from samestep.exact import FastSum, OrderedSum, Statistics, StepExchange, check_world_size
 from samestep.loop import Training, train
-from samestep.optim import GatedOptimizer, build_optimizer
+from samestep.optim import GatedOptimizer, build_optimizer, leave_dynamo_out
 from samestep.order import Order
 from samestep.reports import Reports
 from samestep.run_folder import RunFolder, write_atomically
@@ -44,7 +44,8 @@ def make_accelerator(config: Config) -> Accelerator:
         raise UsageError("precision: found fp16 without a GPU, where gradients would underflow in silence; write bf16 or no")
     torch.set_num_threads(config.threads)
     if config.reduce == "exact":
-        torch.use_deterministic_algorithms(True)
+        # torch.use_deterministic_algorithms also sets inductor's flag, and imports all of inductor to do so (1.5 s).
+        (torch.use_deterministic_algorithms if config.compile else torch._C._set_deterministic_algorithms)(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # it costs a pass over every new tensor
         torch.backends.cudnn.benchmark = False
     return Accelerator(
@@ -145,12 +146,12 @@ def _train(
         raise UsageError("task: the model has no trainable parameter; return a torch.nn.Module with some from model()")
     float_dtype = next((p.dtype for p in bare.parameters() if p.is_floating_point()), torch.float32)
     bare.to(device)
+    if not config.compile:
+        leave_dynamo_out()
     torch_optimizer = build_optimizer(config, task, bare)
     if saved is not None:
         restore(saved, bare, torch_optimizer)
-    with warnings.catch_warnings():  # newer torch has another name for broadcast_buffers, which Accelerate does not know
-        warnings.simplefilter("ignore", FutureWarning)
-        model = accelerator.prepare_model(bare, evaluation_mode=runtime.world_size == 1)
+    model = _wrapped(bare, accelerator)
     if saved is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(saved.values["scaler"])
 
@@ -206,6 +207,16 @@ def _train(
         if shown:
             print(shown)
         print(f"weights {digest}", flush=True)
+
+
+def _wrapped(bare: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
+    """The model as Accelerate wraps it for several processes; for one there is nothing to wrap, or to import (0.9 s)."""
+    if accelerator.num_processes == 1:
+        return bare
+    with warnings.catch_warnings():  # newer torch has another name for broadcast_buffers, which Accelerate does not know
+        warnings.simplefilter("ignore", FutureWarning)
+        wrapped: torch.nn.Module = accelerator.prepare_model(bare)
+        return wrapped
 
 
 def _begin(config: Config, sources: dict[str, str], folder: RunFolder, runtime: Runtime, start: Start) -> None:

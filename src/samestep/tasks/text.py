@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,12 +82,14 @@ class Text(Task):
         """The packed documents, kept in the cache of `datasets` under a name made of all that goes into them."""
         import datasets
 
-        files = self._files()
-        stamp = "|".join([f"{_FORMAT} {self.source} {self.column} {self.context}", *(self._stamp(file) for file in files)])
+        parts = [f"{_FORMAT} {self.source} {self.column} {self.context}"]
+        # The standard library changes with the interpreter alone, and looking at each of its files takes a second.
+        parts += [self._stamp(file) for file in self._files()] if self.source else [sys.version, sysconfig.get_path("stdlib")]
+        stamp = "|".join(parts)
         name = f"samestep-text-{xxhash.xxh3_64_hexdigest(stamp.encode())}"
         folder = Path(datasets.config.HF_DATASETS_CACHE) / name
         if not (folder / "eval" / "state.json").exists():
-            for split, rows in self._pack(self._documents(files)).items():
+            for split, rows in self._pack(self._documents(self._files())).items():
                 _save(rows, folder / split)
         return folder
 
@@ -97,7 +100,7 @@ class Text(Task):
 
     def _files(self) -> list[Path]:
         if not self.source:
-            library = Path(sysconfig.get_paths()["stdlib"])
+            library = Path(sysconfig.get_path("stdlib"))
             left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3"}
             return sorted(f for f in library.rglob("*.py") if not left_out & set(f.relative_to(library).parts))
         path = Path(self.source).expanduser()
