@@ -46,9 +46,7 @@ class Workplace:
         return name
 
     def command(self, *words: str, timeout: float = 60) -> Finished:
-        done = subprocess.run(
-            words, cwd=self.path, env=self.env, capture_output=True, text=True, timeout=timeout, check=False
-        )
+        done = subprocess.run(words, cwd=self.path, env=self.env, capture_output=True, text=True, timeout=timeout, check=False)
         return Finished(done.returncode, done.stdout, done.stderr)
 
     def samestep(self, *words: str) -> Finished:

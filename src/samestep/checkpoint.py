@@ -41,10 +41,16 @@ def weights_hash(model: torch.nn.Module) -> str:
 
 
 def capture(
-    step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None, values: dict[str, Any]
+    step: int,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+    values: dict[str, Any],
 ) -> Saved:
     """Copy the state after `step` finished steps to the CPU; tied weights are stored once."""
-    weights, ties, owners = {}, {}, {}
+    weights: dict[str, torch.Tensor] = {}
+    ties: dict[str, str] = {}
+    owners: dict[object, str] = {}
     for name, tensor in sorted(model.state_dict().items()):
         spot = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if tensor.numel() and spot in owners:
@@ -78,7 +84,10 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def restore(
-    saved: Saved, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None, scaler: torch.amp.GradScaler | None = None
+    saved: Saved,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> None:
     """Put a checkpoint's state into a model, and into its optimizer and scaler where given."""
     weights = {**saved.weights, **{name: saved.weights[owner] for name, owner in saved.values["ties"].items()}}
@@ -145,7 +154,7 @@ class Checkpoints:
 
     def newest(self) -> tuple[Path | None, int, list[str]]:
         """The newest checkpoint that verifies, its step, and why each newer one was passed over."""
-        passed_over = []
+        passed_over: list[str] = []
         for path in self.all():
             try:
                 return path, verify(path), passed_over

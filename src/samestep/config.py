@@ -167,7 +167,11 @@ _Loader.yaml_implicit_resolvers = {
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+0123456789."),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 
@@ -258,16 +262,25 @@ def to_text(config: Config, sources: dict[str, str]) -> str:
     """The resolved config as YAML, with a comment before each top-level key that says where its value came from."""
     lines = []
     for key, value in config.resolved().items():
-        text = yaml.dump(
-            value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, allow_unicode=True, width=math.inf
-        )
+        text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, allow_unicode=True, width=math.inf)
         origins = {origin for known, origin in sources.items() if known == key or known.startswith(key + ".")}
         lines.append(f"# {', '.join(sorted(origins)) or 'default'}")
         lines.append(f"{key}: {text.removesuffix('...' + chr(10)).strip()}")
     return "\n".join(lines) + "\n"
 
 
-_FREE_ON_RESUME = {"evaluate", "checkpoint", "track", "runs", "processes", "workers", "watchdog", "audit", "profile", "converge"}
+_FREE_ON_RESUME = {
+    "evaluate",
+    "checkpoint",
+    "track",
+    "runs",
+    "processes",
+    "workers",
+    "watchdog",
+    "audit",
+    "profile",
+    "converge",
+}
 _PARTS_BITS = {"device", "threads"}
 
 

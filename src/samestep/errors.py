@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
+    from pydantic_core import ErrorDetails
 
 
 class SamestepError(Exception):
@@ -44,11 +45,11 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 def validation_lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
     """One line for each mistake that pydantic found: the key, what stands there, what to write instead."""
-    return [_line(detail, model, prefix) for detail in error.errors(include_url=False)]  # type: ignore[arg-type]
+    return [_line(detail, model, prefix) for detail in error.errors(include_url=False)]
 
 
-def _line(detail: dict[str, object], model: type[BaseModel], prefix: str) -> str:
-    path = [str(part) for part in detail["loc"]]  # type: ignore[attr-defined]
+def _line(detail: ErrorDetails, model: type[BaseModel], prefix: str) -> str:
+    path = [str(part) for part in detail["loc"]]
     key, found = prefix + ".".join(path), detail["input"]
     if detail["type"] == "extra_forbidden":
         known = _keys_at(model, path[:-1])
@@ -69,7 +70,7 @@ def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
         inner = field.annotation if field else None
         for candidate in (inner, *getattr(inner, "__args__", ())):
             if hasattr(candidate, "model_fields"):
-                model = candidate  # type: ignore[assignment]
+                model = candidate
                 break
         else:
             return []

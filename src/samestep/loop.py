@@ -21,10 +21,9 @@ from samestep.errors import Stopped
 from samestep.evaluation import Convergence, Evaluator
 from samestep.exact import OrderedSum, Statistics, StepExchange
 from samestep.optim import GatedOptimizer, divide_and_clip
-from samestep.reports import Reports
 from samestep.seeding import seed_all
 from samestep.task import Ratio, Task, checked_ratio
-from samestep.tracking import NullTracker, Tracker
+from samestep.tracking import NullTracker, Reports, Tracker
 
 
 @dataclass

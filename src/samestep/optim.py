@@ -100,7 +100,7 @@ def divide_and_clip(grads: list[torch.Tensor], weight: torch.Tensor, clip: float
 
     Returns the norm before clipping, a scalar. It is summed in a fixed order: over each gradient, then over the norms.
     """
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))) / weight
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))) / weight
     divisor = weight if clip is None else weight * (norm / clip).clamp(min=1.0)
     torch._foreach_div_(grads, divisor)
     return norm

@@ -20,19 +20,18 @@ from samestep import config as configuration
 from samestep.batches import Batches, Plan, Rows
 from samestep.checkpoint import Checkpoints, capture, read, restore, weights_hash
 from samestep.config import Config
-from samestep.control import StopFlag, agreed, decided_by_main, first_on_each_machine, leave_together
+from samestep.control import StopFlag, agreed, decided_by_main, first_on_each_machine
 from samestep.errors import UsageError
 from samestep.evaluation import Convergence, Evaluator
 from samestep.exact import FastSum, OrderedSum, Statistics, StepExchange, check_world_size
 from samestep.loop import Training, train
 from samestep.optim import GatedOptimizer, build_optimizer, leave_dynamo_out
 from samestep.order import Order
-from samestep.reports import Reports
 from samestep.run_folder import RunFolder, write_atomically
 from samestep.runtime import Runtime
 from samestep.seeding import seed_all
 from samestep.task import Task, load_task
-from samestep.tracking import NullTracker, Tracker, cut_back
+from samestep.tracking import NullTracker, Reports, Tracker, cut_back
 
 _COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 
@@ -46,7 +45,7 @@ def make_accelerator(config: Config) -> Accelerator:
     if config.reduce == "exact":
         # torch.use_deterministic_algorithms also sets inductor's flag, and imports all of inductor to do so (1.5 s).
         (torch.use_deterministic_algorithms if config.compile else torch._C._set_deterministic_algorithms)(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # it costs a pass over every new tensor
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs a pass over every new tensor
         torch.backends.cudnn.benchmark = False
     return Accelerator(
         cpu=on_cpu,
@@ -166,9 +165,7 @@ def _train(
     evaluator = None
     if eval_rows is not None:
         evaluation_rows = Rows(eval_rows, task, config.seed, float_dtype)
-        evaluator = Evaluator(
-            task, evaluation_rows, config.micro_batch_size, config.evaluate.batches, accelerator, config.seed
-        )
+        evaluator = Evaluator(task, evaluation_rows, config.micro_batch_size, config.evaluate.batches, accelerator, config.seed)
     values = saved.values if saved else {}
     if runtime.is_main:
         _begin(config, sources, folder, runtime, start)
@@ -181,9 +178,7 @@ def _train(
             accelerator=accelerator,
             optimizer=GatedOptimizer(torch_optimizer, config.schedule, num_steps, accelerator.scaler),
             plan=plan,
-            batches=Batches(
-                reading, plan, gradients.share, device, config.seed, start.resumed_from, num_steps, config.workers
-            ),
+            batches=Batches(reading, plan, gradients.share, device, config.seed, start.resumed_from, num_steps, config.workers),
             gradients=gradients,
             statistics=Statistics(bare, config.micro_batches, config.num_leaves, runtime.world_size),
             exchange=StepExchange(config.micro_batches, num_parameters, runtime.world_size, device),

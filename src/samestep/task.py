@@ -98,9 +98,7 @@ def _task_class(spec: str) -> type[Task]:
         spec = f"samestep.tasks.{spec}:{BUILT_IN[spec]}"
     place, _, name = spec.rpartition(":")
     if not place or not name:
-        raise UsageError(
-            f"task: found {spec!r}; write module:Class, path/to/file.py:Class, or one of {', '.join(BUILT_IN)}"
-        )
+        raise UsageError(f"task: found {spec!r}; write module:Class, path/to/file.py:Class, or one of {', '.join(BUILT_IN)}")
     module = _module(place)
     found = getattr(module, name, None)
     if found is None:
@@ -138,7 +136,8 @@ def _module(place: str) -> ModuleType:
         sys.path.insert(0, str(path.parent.resolve()))
     name = f"samestep_task_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # pydantic resolves a class's annotations through it
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from conftest import ROOT, Workplace
 
 UNEVEN = """
@@ -143,7 +144,9 @@ def test_local_sh_says_what_is_wrong_before_anything_starts(uneven: Workplace) -
 
 
 def test_the_first_failing_rank_has_the_last_word(uneven: Workplace) -> None:
-    broken = UNEVEN.replace("        mask =", "        if 37 in batch['row']: raise ValueError('row 37 is broken')\n        mask =", 1)
+    broken = UNEVEN.replace(
+        "        mask =", "        if 37 in batch['row']: raise ValueError('row 37 is broken')\n        mask =", 1
+    )
     uneven.write("uneven.py", broken)
     done = local(uneven, "uneven.yaml", "--processes", "2", "--run", "broken")
     _, err = done.communicate(timeout=60)
@@ -156,7 +159,9 @@ def test_the_first_failing_rank_has_the_last_word(uneven: Workplace) -> None:
 
 
 def test_torchrun_itself_prints_the_paragraph(uneven: Workplace) -> None:
-    broken = UNEVEN.replace("        mask =", "        if 37 in batch['row']: raise ValueError('row 37 is broken')\n        mask =", 1)
+    broken = UNEVEN.replace(
+        "        mask =", "        if 37 in batch['row']: raise ValueError('row 37 is broken')\n        mask =", 1
+    )
     uneven.write("uneven.py", broken)
     done = uneven.train("uneven.yaml", "--run", "broken", processes=2)
     assert done.code == 1
@@ -186,7 +191,7 @@ def test_ranks_die_with_their_launcher(uneven: Workplace) -> None:
     assert len(ranks) >= 2
     launcher.kill()
     launcher.wait()
-    gone, alive = psutil.wait_procs(ranks, timeout=10)
+    _gone, alive = psutil.wait_procs(ranks, timeout=10)
     assert not alive
 
 
@@ -195,7 +200,11 @@ def test_a_stop_is_saved_and_the_same_line_goes_on_to_the_same_bits(uneven: Work
     words = ["slow.yaml", "--run", "stopped"]
     uneven.write("slow.yaml", CONFIG.replace("epochs: 3", "epochs: 60"))
     first = subprocess.Popen(
-        [sys.executable, "-m", "samestep", "train", *words], cwd=uneven.path, env=uneven.env, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "samestep", "train", *words],
+        cwd=uneven.path,
+        env=uneven.env,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     started(uneven, "stopped")
     first.send_signal(signal.SIGINT)

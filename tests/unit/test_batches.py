@@ -105,9 +105,17 @@ def plan(num_rows: int, drop_last: bool = False) -> Plan:
 
 
 def steps(num_rows: int, share: range, first: int = 0, last: int = 4, workers: int = 0, task: Task | None = None) -> list[Any]:
-    rows = Rows(datasets.Dataset.from_dict({"x": np.zeros((num_rows, 3)), "n": np.arange(num_rows)}), task or Plain(), 0, torch.float32)
+    rows = Rows(
+        datasets.Dataset.from_dict({"x": np.zeros((num_rows, 3)), "n": np.arange(num_rows)}),
+        task or Plain(),
+        0,
+        torch.float32,
+    )
     batches = Batches(rows, plan(num_rows), share, CPU, 0, first, last, workers)
-    return [[(m.index, m.num_rows, {k: t.tolist() for k, t in m.batch.items()}) for m in batches.step(s)] for s in range(first, last)]
+    return [
+        [(m.index, m.num_rows, {k: t.tolist() for k, t in m.batch.items()}) for m in batches.step(s)]
+        for s in range(first, last)
+    ]
 
 
 def test_an_epoch_gives_every_row_once_and_its_last_step_is_short() -> None:

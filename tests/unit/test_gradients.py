@@ -19,7 +19,9 @@ def token_losses(model: nn.Module, x: torch.Tensor, lengths: torch.Tensor) -> tu
 @pytest.mark.parametrize("sum_class", [OrderedSum, FastSum])
 @pytest.mark.parametrize(("micro_batches", "leaves"), [(1, 1), (4, 4), (6, 3), (5, 5), (4, 1)])
 @pytest.mark.parametrize("short", [False, True])
-def test_a_step_equals_one_big_batch_in_float64(sum_class: type[OrderedSum], micro_batches: int, leaves: int, short: bool) -> None:
+def test_a_step_equals_one_big_batch_in_float64(
+    sum_class: type[OrderedSum], micro_batches: int, leaves: int, short: bool
+) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 7), nn.Tanh(), nn.Linear(7, 1)).double()
     x = torch.randn(4 * micro_batches, 11, 3, dtype=torch.float64)

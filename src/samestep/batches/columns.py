@@ -106,8 +106,7 @@ class Rows:
 
     def _finished(self, batch: Batch) -> Batch:
         return Columns(
-            (name, tensor.to(self._float_dtype) if tensor.dtype == torch.float64 else tensor)
-            for name, tensor in batch.items()
+            (name, tensor.to(self._float_dtype) if tensor.dtype == torch.float64 else tensor) for name, tensor in batch.items()
         )
 
     def _python_rows(self, rows: Integers, epoch: int) -> list[dict[str, Any]]:

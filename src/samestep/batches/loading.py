@@ -150,7 +150,6 @@ class Batches:
             return on_device(batch, self._device)
 
 
-
 def on_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on a device; the copy to a GPU starts from pinned memory, and nobody waits for it here."""
     if device.type == "cpu":

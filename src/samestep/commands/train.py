@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import bdb
 import json
 import socket
-import sys
 import time
 import traceback
 from pathlib import Path
@@ -48,9 +48,9 @@ def train(config_path: str, run: str | None, overrides: tuple[str, ...]) -> None
             folder.write_state(status="stopped", reason=str(stopped))
         leave_together()
         raise
-    except KeyboardInterrupt:
-        _record(folder, runtime, "stopped at once by a second Ctrl-C; the last checkpoint is whole", None)
-        raise
+    except (KeyboardInterrupt, bdb.BdbQuit):
+        _record(folder, runtime, "stopped at once by hand; the last checkpoint is whole", None)
+        raise KeyboardInterrupt from None
     except Exception as error:
         raise SamestepError(_failed(folder, runtime, error)) from None
     finally:

@@ -28,7 +28,7 @@ class _Connect(torch.autograd.Function):
         return loss.clone() if counts else torch.zeros_like(loss)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return (grad if ctx.counts else None, None, *[None] * ctx.num_parameters)
 
 
@@ -37,7 +37,8 @@ def _add(left: Grads, right: Grads) -> Grads:
     both = [(a, b) for a, b in zip(left, right, strict=True) if a is not None and b is not None]
     if both:
         torch._foreach_add_([a for a, _ in both], [b for _, b in both])
-    alone = [a if a is not None else b for a, b in zip(left, right, strict=True) if (a is None) != (b is None)]
+    alone = [a for a, b in zip(left, right, strict=True) if a is not None and b is None]
+    alone += [b for a, b in zip(left, right, strict=True) if a is None and b is not None]
     if alone:
         torch._foreach_add_(alone, 0.0)  # turns -0 into 0, as adding a zero leaf does
     return [a if a is not None else b for a, b in zip(left, right, strict=True)]
@@ -75,7 +76,7 @@ class OrderedSum:
         share = cuts(self.num_leaves, self.world_size)
         self.share = range(share[rank] * self.leaf_size, share[rank + 1] * self.leaf_size)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._place = {parameter: index for index, parameter in enumerate(self._parameters)}
+        self._place: dict[torch.Tensor, int] = {parameter: index for index, parameter in enumerate(self._parameters)}
         self._kept: Sum[Grads] = Sum(_add)
         self._used = [False] * len(self._parameters)
         self._last_leaf = Block(share[rank + 1] - 1, 0)
@@ -111,7 +112,7 @@ class OrderedSum:
         return connected
 
     def backward(self, loss: torch.Tensor) -> None:
-        self.connect(loss).backward()  # type: ignore[no-untyped-call]
+        self.connect(loss).backward()
 
     def _keep_leaf(self, leaf: Block) -> None:
         """Take a leaf's gradients out of `p.grad`, by swapping pointers, into the partly summed tree."""
@@ -141,7 +142,10 @@ class OrderedSum:
         beside.blocks = [(block, [grads[place] for place in places]) for block, grads in self._kept.blocks]
         beside.push(self._last_leaf, list(views))
         return [
-            (block, [view.new_zeros(()).expand_as(view) if grad is None else grad for grad, view in zip(grads, views, strict=True)])
+            (
+                block,
+                [view.new_zeros(()).expand_as(view) if grad is None else grad for grad, view in zip(grads, views, strict=True)],
+            )
             for block, grads in beside.blocks[:-1]
         ]
 
@@ -187,7 +191,7 @@ class FastSum(OrderedSum):
     def _prepare_ddp(self, rank: int) -> None:
         assert self._ddp is not None
 
-        def all_reduce(bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        def all_reduce(bucket: Any) -> torch.futures.Future[torch.Tensor]:
             self._note_used([self._place[p] for p in bucket.parameters()], [p.grad for p in bucket.parameters()])
             work = dist.all_reduce(bucket.buffer(), async_op=True)
             return work.get_future().then(lambda future: future.value()[0])  # type: ignore[no-any-return]

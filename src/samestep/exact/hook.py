@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -81,7 +82,7 @@ class BucketExchange:
         self._gathering: list[_Pending] = []
         self.bytes_sent = 0  # to other ranks, since the start
 
-    def __call__(self, bucket: dist.GradBucket) -> Future:
+    def __call__(self, bucket: Any) -> Future:
         with self._on_side_stream():
             return self._exchange(bucket)
 
@@ -95,7 +96,7 @@ class BucketExchange:
         with torch.cuda.stream(self._stream):
             yield
 
-    def _exchange(self, bucket: dist.GradBucket) -> Future:
+    def _exchange(self, bucket: Any) -> Future:
         flat = bucket.buffer()
         if self._stream is not None:
             flat.record_stream(self._stream)

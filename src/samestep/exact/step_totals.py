@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,11 +34,9 @@ class StepExchange:
         self._micro_batches, self._num_parameters = micro_batches, num_parameters
         self._world_size, self._device = world_size, device
 
-    def total(self, sums: list[tuple[torch.Tensor, torch.Tensor | float]], used: list[bool], flag: int) -> Totals:
+    def total(self, sums: Sequence[tuple[torch.Tensor, torch.Tensor | float]], used: list[bool], flag: int) -> Totals:
         """Sum this rank's (loss, weight) of each micro-batch with everyone's, in the tree's order."""
-        values = torch.stack(
-            [torch.stack([loss.detach().double() for loss, _ in sums]), _weights(sums, self._device)], dim=1
-        )
+        values = torch.stack([torch.stack([loss.detach().double() for loss, _ in sums]), _weights(sums, self._device)], dim=1)
         if self._world_size == 1:
             loss, weight = tree_sum(values)
             return Totals(loss / weight, weight, used, flag)
@@ -61,7 +60,7 @@ class StepExchange:
         )
 
 
-def _weights(sums: list[tuple[torch.Tensor, torch.Tensor | float]], device: torch.device) -> torch.Tensor:
+def _weights(sums: Sequence[tuple[torch.Tensor, torch.Tensor | float]], device: torch.device) -> torch.Tensor:
     weights = [weight for _, weight in sums]
     if all(isinstance(weight, torch.Tensor) for weight in weights):
         return torch.stack([weight.detach().to(device, torch.float64, non_blocking=True) for weight in weights])  # type: ignore[union-attr]

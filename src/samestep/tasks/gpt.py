@@ -32,12 +32,13 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(width)
         self.attention = Attention(width, heads, dropout)
         self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.widen = nn.Linear(width, 4 * width)
+        self.narrow = nn.Linear(4 * width, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x)))
-        out: torch.Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        out: torch.Tensor = x + self.dropout(self.narrow(F.gelu(self.widen(self.mlp_norm(x)))))
         return out
 
 
@@ -50,13 +51,14 @@ class GPT(nn.Module):
         self.bytes = nn.Embedding(NUM_BYTES, width)
         self.positions = nn.Embedding(context, width)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
+        blocks = [Block(width, heads, dropout) for _ in range(layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, NUM_BYTES, bias=False)
         self.apply(self._initialise)
-        for block in self.blocks:  # the residual sum of 2 × layers terms keeps its variance
-            for last in (block.attention.outward, block.mlp[-1]):
-                nn.init.normal_(last.weight, std=0.02 / (2 * layers) ** 0.5)
+        for block in blocks:  # the residual sum of 2 × layers terms keeps its variance
+            for last in (block.attention.outward.weight, block.narrow.weight):
+                nn.init.normal_(last, std=0.02 / (2 * layers) ** 0.5)
         self.head.weight = self.bytes.weight
 
     @staticmethod

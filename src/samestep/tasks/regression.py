@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datasets
 import numpy as np
-import torch
 from torch import nn
 
 from samestep.task import Batch, Ratio, Task

@@ -108,7 +108,7 @@ class Text(Task):
             return sorted(file for file in path.rglob("*") if file.is_file())
         if path.is_file():
             return [path]
-        *parents, pattern = path.parts
+        *parents, _pattern = path.parts
         anchor = next((i for i, part in enumerate(path.parts) if any(sign in part for sign in "*?[")), len(parents))
         root = Path(*path.parts[:anchor]) if anchor else Path()
         return sorted(f for f in root.glob(str(Path(*path.parts[anchor:]))) if f.is_file()) if root.is_dir() else []

@@ -1,4 +1,4 @@
-"""What a run records and shows: metrics.jsonl always, wandb beside it, a bar on a terminal or plain lines in a log."""
+"""Where rows go: metrics.jsonl always, and wandb beside it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import json
 import netrc
 import os
 import queue
-import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, TextIO
 from urllib.parse import urlparse
-
-from tqdm import tqdm
 
 from samestep.config import Config
 from samestep.run_folder import RunFolder, write_atomically
@@ -73,7 +69,9 @@ class Wandb:
         self._rows.put(None)
         self._thread.join(self.FINISH_S)
         if self._thread.is_alive():
-            self._warn(f"wandb did not finish within {self.FINISH_S:.0f} s; `wandb sync` sends the rest from {self._folder.wandb}")
+            self._warn(
+                f"wandb did not finish within {self.FINISH_S:.0f} s; `wandb sync` sends the rest from {self._folder.wandb}"
+            )
 
     def _work(self) -> None:
         try:
@@ -114,80 +112,3 @@ def _has_key() -> bool:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-class Tracker:
-    """What rank 0 records and shows. The other ranks have a `NullTracker`, so that nobody asks who they are."""
-
-    def __init__(self, config: Config, folder: RunFolder, run_id: str, num_steps: int, first_step: int, unit: str) -> None:
-        self._unit, self._num_steps, self._first_step = unit, num_steps, first_step
-        self._sinks: list[Metrics | Wandb] = [Metrics(folder)]
-        if config.track.wandb != "off":
-            self._sinks.append(Wandb(config, folder, run_id, self.line))
-        self._bar = (
-            tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, leave=False)
-            if sys.stderr.isatty()
-            else None
-        )
-        self._begun = self._shown = time.monotonic()
-        self._counted = 0.0
-        self.last: Row = {}
-
-    def line(self, text: str) -> None:
-        """Print a line above the bar."""
-        with tqdm.external_write_mode(file=sys.stdout, nolock=False):
-            print(text, flush=True)
-
-    def step(self, row: Row, weight: float, steps: int) -> None:
-        """Record a tracked step; `weight` is what `steps` steps since the last one came to (tokens, samples)."""
-        for sink in self._sinks:
-            sink.log(row)
-        self.last.update(row)
-        self._counted += weight
-        self._show(row, steps)
-
-    def evaluated(self, row: Row) -> None:
-        for sink in self._sinks:
-            sink.log(row)
-        self.last.update(row)
-        self.line(f"step {row['step']}  " + "  ".join(f"{key} {value:.4f}" for key, value in row.items() if key[:5] == "eval_"))
-
-    def _show(self, row: Row, steps: int) -> None:
-        now = time.monotonic()
-        rate = self._counted / max(now - self._begun, 1e-9)
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {row['loss']:.4f}, {rate:,.0f} {self._unit}/s", refresh=False)
-            self._bar.update(row["step"] - self._bar.n)
-        elif now - self._shown > 10 or row["step"] == self._num_steps:
-            done = row["step"] - self._first_step
-            left = (now - self._begun) / done * (self._num_steps - row["step"])
-            self.line(
-                f"step {row['step']}/{self._num_steps}  loss {row['loss']:.4f}  {done / (now - self._begun):.1f} steps/s  "
-                f"{rate:,.0f} {self._unit}/s  {left:.0f} s left"
-            )
-            self._shown = now
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        for sink in self._sinks:
-            sink.close()
-
-
-class NullTracker:
-    """Records and shows nothing."""
-
-    last: Row
-
-    def __init__(self) -> None:
-        self.last = {}
-
-    def line(self, text: str) -> None: ...
-
-    def step(self, row: Row, weight: float, steps: int) -> None:
-        self.last.update(row)
-
-    def evaluated(self, row: Row) -> None:
-        self.last.update(row)
-
-    def close(self) -> None: ...

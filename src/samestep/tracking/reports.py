@@ -10,7 +10,7 @@ import torch
 
 from samestep.config import Config
 from samestep.errors import TrainingError
-from samestep.tracking import NullTracker, Tracker
+from samestep.tracking.tracker import NullTracker, Tracker
 
 
 @dataclass

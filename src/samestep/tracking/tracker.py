@@ -1,0 +1,89 @@
+"""What a run shows while it trains: a bar on a terminal, or plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from samestep.config import Config
+from samestep.run_folder import RunFolder
+from samestep.tracking.sinks import Metrics, Row, Wandb
+
+
+class Tracker:
+    """What rank 0 records and shows. The other ranks have a `NullTracker`, so that nobody asks who they are."""
+
+    def __init__(self, config: Config, folder: RunFolder, run_id: str, num_steps: int, first_step: int, unit: str) -> None:
+        self._unit, self._num_steps, self._first_step = unit, num_steps, first_step
+        self._sinks: list[Metrics | Wandb] = [Metrics(folder)]
+        if config.track.wandb != "off":
+            self._sinks.append(Wandb(config, folder, run_id, self.line))
+        self._bar = (
+            tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, leave=False)
+            if sys.stderr.isatty()
+            else None
+        )
+        self._begun = self._shown = time.monotonic()
+        self._counted = 0.0
+        self.last: Row = {}
+
+    def line(self, text: str) -> None:
+        """Print a line above the bar."""
+        with tqdm.external_write_mode(file=sys.stdout, nolock=False):
+            print(text, flush=True)
+
+    def step(self, row: Row, weight: float, steps: int) -> None:
+        """Record a tracked step; `weight` is what `steps` steps since the last one came to (tokens, samples)."""
+        for sink in self._sinks:
+            sink.log(row)
+        self.last.update(row)
+        self._counted += weight
+        self._show(row, steps)
+
+    def evaluated(self, row: Row) -> None:
+        for sink in self._sinks:
+            sink.log(row)
+        self.last.update(row)
+        self.line(f"step {row['step']}  " + "  ".join(f"{key} {value:.4f}" for key, value in row.items() if key[:5] == "eval_"))
+
+    def _show(self, row: Row, steps: int) -> None:
+        now = time.monotonic()
+        rate = self._counted / max(now - self._begun, 1e-9)
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {row['loss']:.4f}, {rate:,.0f} {self._unit}/s", refresh=False)
+            self._bar.update(row["step"] - self._bar.n)
+        elif now - self._shown > 10 or row["step"] == self._num_steps:
+            done = row["step"] - self._first_step
+            left = (now - self._begun) / done * (self._num_steps - row["step"])
+            self.line(
+                f"step {row['step']}/{self._num_steps}  loss {row['loss']:.4f}  {done / (now - self._begun):.1f} steps/s  "
+                f"{rate:,.0f} {self._unit}/s  {left:.0f} s left"
+            )
+            self._shown = now
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        for sink in self._sinks:
+            sink.close()
+
+
+class NullTracker:
+    """Records and shows nothing."""
+
+    last: Row
+
+    def __init__(self) -> None:
+        self.last = {}
+
+    def line(self, text: str) -> None: ...
+
+    def step(self, row: Row, weight: float, steps: int) -> None:
+        self.last.update(row)
+
+    def evaluated(self, row: Row) -> None:
+        self.last.update(row)
+
+    def close(self) -> None: ...

@@ -1,0 +1,132 @@
+"""The shape of the code: who may import whom, what is public, and where collectives may stand."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import samestep
+from conftest import ROOT
+from samestep.config import Config, load_config
+
+SOURCE = ROOT / "src" / "samestep"
+ROWS = [
+    ["errors", "mixing"],
+    ["order", "config", "runtime", "run_folder", "task", "seeding"],
+    ["exact", "control", "batches", "optim"],
+    ["checkpoint", "tracking", "tasks", "evaluation"],
+    ["loop"],
+    ["session", "preflight"],
+    ["commands"],
+    ["cli", "__init__"],
+    ["__main__"],
+]
+ROW = {name: number for number, names in enumerate(ROWS) for name in names}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def top(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_down_a_row(path: Path) -> None:
+    own = top(path)
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "samestep" and len(parts) > 1 and parts[1] in ROW and parts[1] != own:
+            assert ROW[parts[1]] < ROW[own], f"{own} imports {parts[1]}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_collectives_stand_in_exact_and_control_alone(path: Path) -> None:
+    if top(path) not in ("exact", "control"):
+        assert not any(name.startswith("torch.distributed") for name in imports(path))
+    floats = [
+        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute) and node.attr == "all_reduce"
+    ]
+    allowed = 2 if path.name == "gradients.py" else 0  # FastSum's own, and one over integers
+    assert len(floats) == allowed
+
+
+def test_only_runtime_reads_rank_and_scheduler_variables() -> None:
+    pattern = re.compile(r"SLURM_|\bWORLD_SIZE|LOCAL_RANK|MASTER_ADDR|[\"']RANK[\"']|TORCHELASTIC")
+    assert [path.name for path in FILES if pattern.search(path.read_text())] == ["runtime.py"]
+
+
+def test_the_loop_asks_nobody_how_many_processes_there_are() -> None:
+    text = (SOURCE / "loop.py").read_text()
+    code = re.sub(r'""".*?"""', "", text, flags=re.DOTALL)
+    assert not re.search(r"world_size|num_processes|distributed|is_main|rank", code)
+    train = next(node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == "train")
+    assert train.end_lineno is not None
+    assert train.end_lineno - train.lineno < 60
+
+
+def test_what_is_public() -> None:
+    assert sorted(samestep.__all__) == ["Task", "__version__", "exact", "load"]
+    for name in samestep.__all__:
+        assert getattr(samestep, name) is not None
+
+
+def test_the_config_has_these_keys() -> None:
+    assert [field.alias or name for name, field in Config.model_fields.items()] == [
+        "task", "with", "seed", "global_batch_size", "micro_batch_size", "steps", "epochs", "drop_last", "converge",
+        "optimizer", "schedule", "precision", "clip", "reduce", "leaves", "compile", "device", "threads", "processes",
+        "evaluate", "checkpoint", "track", "init", "workers", "watchdog", "audit", "profile", "runs",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_here_loads(path: Path) -> None:
+    load_config(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_accelerate_config_leaves_precision_to_the_run(path: Path) -> None:
+    settings = yaml.safe_load(path.read_text())
+    assert settings["mixed_precision"] == "no"
+    assert "gradient_accumulation_steps" not in settings
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["plan", str(ROOT / "configs/seed.yaml")]])
+def test_torch_is_not_imported_before_a_command_needs_it(words: list[str]) -> None:
+    code = (
+        "import sys; from samestep.cli import cli\n"
+        f"try: cli.main({words!r}, standalone_mode=False)\n"
+        "finally: heavy = {'torch', 'datasets', 'wandb', 'accelerate'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_shows_examples() -> None:
+    done = subprocess.run([sys.executable, "-m", "samestep", "--help"], capture_output=True, text=True, timeout=30, check=False)
+    assert "samestep train configs/stdlib.yaml" in done.stdout
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*.md")), ids=lambda path: path.name)
+def test_documents_name_files_that_exist(path: Path) -> None:
+    for name in re.findall(r"`((?:src|configs|launch|tests|bench|docs|slurm)/[\w./-]+)`", path.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+def test_files_stay_small() -> None:
+    long = {path.name: len(path.read_text().splitlines()) for path in FILES}
+    assert {name: lines for name, lines in long.items() if lines > 320} == {}

@@ -1,0 +1,104 @@
+"""A checkpoint is whole or it is passed over, and holds all that training goes on from."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from samestep.checkpoint import Checkpoints, capture, read, restore, weights_hash
+from samestep.errors import TrainingError, UsageError
+from samestep.run_folder import RunFolder
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False), nn.BatchNorm1d(3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.norm(self.b(self.a(x)))
+        return out
+
+
+def trained(steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = Tied()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3)).square().sum().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def save(folder: Path, step: int, values: dict[str, Any] | None = None) -> Path:
+    model, optimizer = trained(step)
+    return Checkpoints(RunFolder(folder), keep=2).save(capture(step, model, optimizer, None, values or {}))
+
+
+def test_what_was_saved_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    path = save(tmp_path, 3, {"best": 1.5})
+    saved = read(path)
+    assert saved.step == 3
+    assert saved.values["best"] == 1.5
+    assert sorted(saved.weights) == ["a.weight", "norm.bias", "norm.num_batches_tracked", "norm.running_mean",
+                                   "norm.running_var", "norm.weight"]  # fmt: skip
+    model = Tied()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    restore(saved, model, optimizer)
+    assert model.a.weight is model.b.weight
+    original, original_optimizer = trained(3)
+    assert weights_hash(model) == weights_hash(original)
+    torch.manual_seed(5)
+    x = torch.randn(4, 3)
+    for m, o in ((model, optimizer), (original, original_optimizer)):
+        o.zero_grad()
+        m(x).square().sum().backward()
+        o.step()
+    assert weights_hash(model) == weights_hash(original)
+
+
+def test_old_ones_go_only_after_the_new_one_is_there(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    checkpoints = Checkpoints(RunFolder(tmp_path), keep=2)
+    assert [path.name for path in checkpoints.all()] == ["step-00000003", "step-00000002"]
+    assert checkpoints.newest()[1] == 3
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "values.json", "manifest.json"])
+def test_a_flipped_bit_anywhere_is_noticed_and_the_one_before_is_used(tmp_path: Path, name: str) -> None:
+    save(tmp_path, 1)
+    file = save(tmp_path, 2) / name
+    data = bytearray(file.read_bytes())
+    for place in range(0, len(data), max(1, len(data) // 50)):
+        file.write_bytes(bytes(data[:place]) + bytes([data[place] ^ 1]) + bytes(data[place + 1 :]))
+        _, step, passed_over = Checkpoints(RunFolder(tmp_path), keep=2).newest()
+        assert step == 1, place
+        assert len(passed_over) == 1
+    file.unlink()
+    assert Checkpoints(RunFolder(tmp_path), keep=2).newest()[1] == 1
+
+
+def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "executed",))
+
+    path = save(tmp_path, 1)
+    (path / "weights.safetensors").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(TrainingError, match=r"weights\.safetensors is damaged"):
+        read(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_weights_of_another_model_are_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not fit the model") as caught:
+        restore(read(save(tmp_path, 1)), nn.Linear(2, 2))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,94 @@
+"""What a run records can be read back, and recording never ends a run."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wandb.proto import wandb_internal_pb2
+
+from conftest import ROOT, Workplace
+from samestep.run_folder import RunFolder
+from samestep.tracking import cut_back
+
+
+def log_records(data: bytes) -> Iterator[bytes]:
+    """The records of a LevelDB log, which a .wandb file is behind its first 7 bytes: wandb's own reader is a Go program.
+
+    Blocks of 32 KiB hold fragments: checksum (4 bytes), length (2), type (1: whole, 2: first, 3: middle, 4: last), payload.
+    """
+    place, record = 7, b""
+    while place + 7 <= len(data):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
+        if kind == 0:
+            break
+        record = (b"" if kind in (1, 2) else record) + data[place + 7 : place + 7 + length]
+        if kind in (1, 4):
+            yield record
+        place += 7 + length
+
+
+def read_wandb(folder: Path) -> tuple[str, dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
+    """The id, config, history and summary of the one offline run in a folder, in wandb's own messages."""
+    (file,) = folder.glob("offline-run-*/run-*.wandb")
+    run_id = ""
+    config: dict[str, Any] = {}
+    history: list[dict[str, Any]] = []
+    summary: dict[str, Any] = {}
+    for data in log_records(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            run_id = record.run.run_id
+            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        elif kind == "history":
+            history.append({item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item})
+        elif kind == "summary":
+            summary |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.summary.update}
+    return run_id, config, history, summary
+
+
+def test_an_offline_wandb_run_holds_config_history_and_summary(workplace: Workplace) -> None:
+    done = workplace.train(str(ROOT / "configs/seed.yaml"), "--run", "seed", "track.tags=[a]")
+    assert done.code == 0, done.err
+    run_id, config, history, summary = read_wandb(workplace.path / "runs/seed/wandb")
+    assert run_id == workplace.state("seed")["wandb"]
+    assert config["global_batch_size"] == 32
+    assert config["optimizer"]["lr"] == 1e-3
+    rows = workplace.metrics("seed")
+    assert [row["step"] for row in rows] == list(range(1, 41))
+    assert [(row["_step"], row["loss"]) for row in history] == [(row["step"], row["loss"]) for row in rows]
+    assert summary["loss"] == rows[-1]["loss"]
+
+
+def test_a_broken_wandb_is_one_line_and_the_run_goes_on(workplace: Workplace) -> None:
+    (workplace.path / "wandb.py").write_text("raise RuntimeError('no network')\n")
+    done = workplace.train(str(ROOT / "configs/seed.yaml"), "--run", "seed")
+    assert done.code == 0
+    assert done.out.count("wandb stopped (RuntimeError: no network); the run goes on") == 1
+    assert len(workplace.metrics("seed")) == 40
+
+
+def test_rows_of_every_tracked_step(workplace: Workplace) -> None:
+    done = workplace.train(str(ROOT / "configs/seed.yaml"), "--run", "seed", "track.every=7", "track.wandb=off")
+    assert done.code == 0
+    rows = workplace.metrics("seed")
+    assert [row["step"] for row in rows] == [7, 14, 21, 28, 35, 40]
+    assert set(rows[0]) == {"step", "epoch", "time", "loss", "lr", "grad_norm"}
+    assert [row["epoch"] for row in rows] == [2, 4, 6, 7, 9, 10]
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 4, "lo'])
+def test_rows_after_the_checkpoint_are_cut(tmp_path: Path, torn: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3)) + torn)
+    cut_back(folder, 2)
+    assert folder.metrics.read_text() == '{"step": 1}\n{"step": 2}\n'
