@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import xxhash
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
@@ -71,7 +72,7 @@ class Track(_Strict):
     project: str = "samestep"
     tags: list[str] = []
     notes: str | None = None
-    fingerprint: bool = False
+    fingerprint: bool | Literal["parameters"] = False  # "parameters": one for each of them besides
 
 
 class Audit(_Strict):
@@ -267,6 +268,19 @@ def to_text(config: Config, sources: dict[str, str]) -> str:
         lines.append(f"# {', '.join(sorted(origins)) or 'default'}")
         lines.append(f"{key}: {text.removesuffix('...' + chr(10)).strip()}")
     return "\n".join(lines) + "\n"
+
+
+def code_versions(config: Config) -> dict[str, str]:
+    """A checksum of each source file that a run's numbers come from: samestep's own, and the task's where it is a file."""
+    own = Path(__file__).parent
+    digest = xxhash.xxh3_64()
+    for file in sorted(own.rglob("*.py")):
+        digest.update(file.read_bytes())
+    found = {"samestep": digest.hexdigest()}
+    place = Path(config.task.rpartition(":")[0])
+    if place.is_file():
+        found[str(place)] = xxhash.xxh3_64_hexdigest(place.read_bytes())
+    return found
 
 
 _FREE_ON_RESUME = {

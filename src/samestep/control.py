@@ -59,6 +59,15 @@ def decided_by_main(decide: Callable[[], T]) -> T:
     return answer[0]  # type: ignore[return-value]
 
 
+def everyones(mine: T) -> list[T]:
+    """What every rank passes, in rank order, on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [mine]
+    found: list[T] = [mine] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return found
+
+
 def agreed(attempt: Callable[[], T]) -> T:
     """Run `attempt` on every rank; if it is refused on any, every rank raises the first rank's refusal."""
     result, refusal = None, None
@@ -66,10 +75,7 @@ def agreed(attempt: Callable[[], T]) -> T:
         result = attempt()
     except UsageError as error:
         refusal = error.lines
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        refusals: list[tuple[str, ...] | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(refusals, refusal)
-        refusal = next((lines for lines in refusals if lines is not None), None)
+    refusal = next((lines for lines in everyones(refusal) if lines is not None), None)
     if refusal is not None:
         raise UsageError(*refusal)
     return result  # type: ignore[return-value]

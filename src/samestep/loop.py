@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import Accelerator
 
+from samestep.audit import NoAudit
 from samestep.batches import Batches, MicroBatch, Plan
 from samestep.config import Config
 from samestep.control import StopFlag
@@ -41,6 +42,7 @@ class Training:
     gradients: OrderedSum
     statistics: Statistics
     exchange: StepExchange
+    audit: NoAudit
     evaluator: Evaluator | None
     convergence: Convergence
     reports: Reports
@@ -79,6 +81,7 @@ def train(run: Training) -> int:
     run.model.train()
     for step in range(run.first_step, run.num_steps):
         run.optimizer.zero_grad()
+        run.audit.begin(step)
         run.statistics.begin()
         sums: list[Ratio] = []
         for micro in run.batches.step(step):
@@ -90,12 +93,13 @@ def train(run: Training) -> int:
             sums.append((loss, weight) if counts else (torch.zeros_like(loss), weight * 0))
 
         total = run.exchange.total(sums, run.gradients.used, run.stop.signal)
+        run.audit.compare(step, sums)
         grads = run.gradients.finish(total.used)
         run.optimizer.unscale()
         norm = divide_and_clip(grads, total.weight, run.config.clip)
         rate = run.optimizer.step(step, finite=torch.isfinite(total.loss + norm))
         run.statistics.finish(run.plan.counted(step))
-        run.reports.post(step, total.loss, total.weight, norm, rate)
+        run.reports.post(step, total.loss, total.weight, norm, rate, grads)
 
         finished = step + 1
         if every and finished % every == 0 and finished < run.num_steps:

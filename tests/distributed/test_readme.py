@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from conftest import ROOT, Workplace
 
 README = (ROOT / "README.md").read_text()
 
 
 def block(language: str, first_line: str) -> str:
-    found = re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
     return next(text for text in found if text.startswith(first_line))
 
 

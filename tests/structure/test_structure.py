@@ -19,8 +19,8 @@ SOURCE = ROOT / "src" / "samestep"
 ROWS = [
     ["errors", "mixing"],
     ["order", "config", "runtime", "run_folder", "task", "seeding"],
-    ["exact", "control", "batches", "optim"],
-    ["checkpoint", "tracking", "tasks", "evaluation"],
+    ["exact", "control", "batches", "optim", "kind", "compiling"],
+    ["checkpoint", "tracking", "tasks", "evaluation", "audit"],
     ["loop"],
     ["session", "preflight"],
     ["commands"],

@@ -69,13 +69,12 @@ class Plan:
 class _Reader(Dataset[Batch]):
     """Reads micro-batch `index` of a step; a pure function of the two, in this process or in a loader's."""
 
-    def __init__(self, rows: Rows, plan: Plan, seed: int, seeded: bool) -> None:
-        self._rows, self._plan, self._seed, self._seeded = rows, plan, seed, seeded
+    def __init__(self, rows: Rows, plan: Plan, seed: int) -> None:
+        self._rows, self._plan, self._seed = rows, plan, seed
 
     def __getitem__(self, place: tuple[int, int]) -> Batch:
         step, index = place
-        if self._seeded:  # a transform that draws from a global generator draws the same wherever it runs
-            seed_all(self._seed, step, index, _LOADING)
+        seed_all(self._seed, step, index, _LOADING)  # a transform that draws from a global generator draws the same anywhere
         return self._rows.read(self._plan.rows(step, index), self._plan.epoch(step))
 
 
@@ -106,10 +105,9 @@ class Batches:
         first_step: int,
         last_step: int,
         workers: int = 0,
-        seeded: bool = True,
     ) -> None:
         self._plan, self._share, self._device = plan, share, device
-        reader = _Reader(rows, plan, seed, seeded)
+        self._reader = reader = _Reader(rows, plan, seed)
         places = _Places(share, first_step, last_step)
         self._loader: Iterable[Batch] = (
             DataLoader(
@@ -143,6 +141,10 @@ class Batches:
             yield MicroBatch(index, num_rows, batch)
             following = next(self._source, None)
             self._ahead = self._copied(following, self._copies) if following is not None else None
+
+    def again(self, step: int, index: int) -> Batch:
+        """Any micro-batch of any step, on the device, beside the sequence of `step`."""
+        return on_device(self._reader[step, index], self._device)
 
     def _copied(self, batch: Batch, stream: torch.cuda.Stream) -> Batch:
         """Start copying from pinned memory, beside whatever the device computes."""

@@ -3,7 +3,7 @@
 from samestep.exact.gradients import FastSum, OrderedSum, check_world_size
 from samestep.exact.statistics import Statistics
 from samestep.exact.step_totals import StepExchange, Totals
-from samestep.exact.totals import gather, in_order, ordered_total, padded
+from samestep.exact.totals import fingerprint, gather, in_order, ordered_total, padded
 from samestep.exact.tree import Block, Sum, blocks_of, cuts, tree_sum
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "blocks_of",
     "check_world_size",
     "cuts",
+    "fingerprint",
     "gather",
     "in_order",
     "ordered_total",

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from samestep.errors import UsageError
 from samestep.exact.hook import BucketExchange, Grads
+from samestep.exact.totals import fingerprint
 from samestep.exact.tree import Block, Sum, cuts
 
 
@@ -79,6 +80,8 @@ class OrderedSum:
         self._place: dict[torch.Tensor, int] = {parameter: index for index, parameter in enumerate(self._parameters)}
         self._kept: Sum[Grads] = Sum(_add)
         self._used = [False] * len(self._parameters)
+        self.watch_first = False  # keep a fingerprint of the share's first micro-batch, for the audit
+        self.first_fingerprint = torch.zeros(len(self._parameters), dtype=torch.int64, device=self._parameters[0].device)
         self._last_leaf = Block(share[rank + 1] - 1, 0)
         self.exchange: BucketExchange | None = None
         if self._ddp is not None:
@@ -101,8 +104,16 @@ class OrderedSum:
         last = index == self.share[-1]
         with self._ddp.no_sync() if self._ddp is not None and not last else contextlib.nullcontext():
             yield
+        if self.watch_first and index == self.share[0] and (self._ddp is None or not last):
+            self.first_fingerprint = fingerprint([parameter.grad for parameter in self._parameters])
         if (index + 1) % self.leaf_size == 0 and (self._ddp is None or not last):
             self._keep_leaf(Block(index // self.leaf_size, 0))
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """A forward and backward inside are this process's own: nothing is summed and nobody is met."""
+        with self._ddp.no_sync() if self._ddp is not None else contextlib.nullcontext():
+            yield
 
     def connect(self, loss: torch.Tensor, counts: bool = True) -> torch.Tensor:
         """What to call backward on: the loss, tied to every parameter; one that does not count gives no gradient."""
@@ -137,16 +148,19 @@ class OrderedSum:
         Returns the blocks that stay beside it, with a tensor for each of the bucket's parameters.
         """
         places = [self._place[parameter] for parameter in parameters]
-        self._note_used(places, [parameter.grad for parameter in parameters])
+        grads: Grads = [parameter.grad for parameter in parameters]
+        self._note_used(places, grads)
+        if self.watch_first and len(self.share) == 1:
+            self.first_fingerprint[places] = fingerprint(grads)
         beside: Sum[Grads] = Sum(lambda left, right: _add(right, left))  # into the bucket; a + b is b + a to the bit
-        beside.blocks = [(block, [grads[place] for place in places]) for block, grads in self._kept.blocks]
+        beside.blocks = [(block, [kept[place] for place in places]) for block, kept in self._kept.blocks]
         beside.push(self._last_leaf, list(views))
         return [
             (
                 block,
-                [view.new_zeros(()).expand_as(view) if grad is None else grad for grad, view in zip(grads, views, strict=True)],
+                [view.new_zeros(()).expand_as(view) if grad is None else grad for grad, view in zip(kept, views, strict=True)],
             )
-            for block, grads in beside.blocks[:-1]
+            for block, kept in beside.blocks[:-1]
         ]
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 
@@ -41,3 +43,17 @@ def ordered_total(local: torch.Tensor, num_items: int) -> torch.Tensor:
     """The tree's sum over `num_items` rows, of which each rank passes its contiguous share (see `tree.cuts`)."""
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     return tree_sum(in_order(gather(padded(local, num_items, world_size)), num_items))
+
+
+def fingerprint(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """For each tensor the integer sum over its bits, modulo 2**64: (len(tensors),) of int64; 0 where there is none.
+
+    Integers add up to the same in any order, so this is cheap and needs no care; one flipped bit always changes it.
+    """
+    sums = [_bits(tensor).sum(dtype=torch.int64) if tensor is not None else None for tensor in tensors]
+    device = next((tensor.device for tensor in tensors if tensor is not None), None)
+    return torch.stack([total if total is not None else torch.zeros((), dtype=torch.int64, device=device) for total in sums])
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])

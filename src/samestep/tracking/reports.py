@@ -10,6 +10,8 @@ import torch
 
 from samestep.config import Config
 from samestep.errors import TrainingError
+from samestep.exact import fingerprint
+from samestep.tracking.sinks import Row
 from samestep.tracking.tracker import NullTracker, Tracker
 
 
@@ -18,6 +20,7 @@ class _Posted:
     step: int
     rate: float
     values: torch.Tensor
+    prints: torch.Tensor | None
     arrived: torch.cuda.Event | None
 
 
@@ -29,23 +32,29 @@ class Reports:
     """
 
     def __init__(self, tracker: Tracker | NullTracker, config: Config, steps_per_epoch: int, num_steps: int) -> None:
-        self._tracker, self._every = tracker, config.track.every
+        self._tracker, self._every, self._fingerprint = tracker, config.track.every, config.track.fingerprint
         self._epochs, self._steps_per_epoch, self._num_steps = config.epochs, steps_per_epoch, num_steps
         self._skips_overflows = config.precision == "fp16"
         self._posted: list[_Posted] = []
         self._epoch_loss = self._epoch_weight = 0.0
         self._weight, self._steps = 0.0, 0
 
-    def post(self, step: int, loss: torch.Tensor, weight: torch.Tensor, norm: torch.Tensor, rate: float) -> None:
-        """Take the numbers of a step (from 0): float64 scalars on the device. Raises TrainingError on one not finite."""
+    def post(
+        self, step: int, loss: torch.Tensor, weight: torch.Tensor, norm: torch.Tensor, rate: float, grads: list[torch.Tensor]
+    ) -> None:
+        """Take the numbers of a step (from 0): scalars on the device, and the gradients that it stepped with.
+
+        Raises TrainingError on a loss or norm that is not finite.
+        """
         values = torch.stack([loss, weight, norm.double()])
+        prints = fingerprint(grads) if self._fingerprint and self._is_tracked(step + 1) else None
         if not values.is_cuda:
-            self._read(_Posted(step, rate, values, None))
+            self._read(_Posted(step, rate, values, prints, None))
             return
-        host = torch.empty(3, dtype=torch.float64, pin_memory=True).copy_(values, non_blocking=True)
+        host, host_prints = _to_host(values), _to_host(prints) if prints is not None else None
         arrived = torch.cuda.Event()
         arrived.record()
-        self._posted.append(_Posted(step, rate, host, arrived))
+        self._posted.append(_Posted(step, rate, host, host_prints, arrived))
         if len(self._posted) > 1:
             self._read(self._posted.pop(0))
 
@@ -66,13 +75,21 @@ class Reports:
                 f"Try a smaller lr or clip=1.0, or look at the data of step {step}."
             )
         self._weight, self._steps = self._weight + weight, self._steps + 1
-        if step % self._every == 0 or step == self._num_steps:
-            row = {"step": step, "epoch": posted.step // self._steps_per_epoch + 1, "time": time.time()}
+        if self._is_tracked(step):
+            row: Row = {"step": step, "epoch": posted.step // self._steps_per_epoch + 1, "time": time.time()}
             row |= {"loss": loss, "lr": posted.rate, "grad_norm": norm}
+            if posted.prints is not None:
+                prints = posted.prints.tolist()
+                row["fingerprint"] = sum(prints) & 0xFFFFFFFFFFFFFFFF
+                if self._fingerprint == "parameters":
+                    row["fingerprints"] = prints
             self._tracker.step(row, self._weight, self._steps)
             self._weight, self._steps = 0.0, 0
         if self._epochs:
             self._count_epoch(step, loss * weight, weight)
+
+    def _is_tracked(self, step: int) -> bool:
+        return step % self._every == 0 or step == self._num_steps
 
     def _count_epoch(self, step: int, loss_sum: float, weight: float) -> None:
         self._epoch_loss, self._epoch_weight = self._epoch_loss + loss_sum, self._epoch_weight + weight
@@ -80,3 +97,7 @@ class Reports:
             epoch = step // self._steps_per_epoch
             self._tracker.line(f"Epoch [{epoch}/{self._epochs}], Loss: {self._epoch_loss / self._epoch_weight:.8g}")
             self._epoch_loss = self._epoch_weight = 0.0
+
+
+def _to_host(values: torch.Tensor) -> torch.Tensor:
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)

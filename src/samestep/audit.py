@@ -1,0 +1,95 @@
+"""An audit against silent corruption: now and then each rank computes a neighbour's micro-batch too, and the bits must agree.
+
+It works because bits do not depend on the rank. What is compared is the loss and a fingerprint of every gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+
+from samestep.batches import Batches
+from samestep.config import Config
+from samestep.errors import TrainingError
+from samestep.exact import OrderedSum, cuts, fingerprint, gather
+from samestep.seeding import seed_all
+from samestep.task import Ratio, Task, checked_ratio
+
+
+class NoAudit:
+    """Audits nothing."""
+
+    def begin(self, step: int) -> None: ...
+
+    def compare(self, step: int, sums: list[Ratio]) -> None: ...
+
+
+class Auditor(NoAudit):
+    """Recomputes the first micro-batch of the next rank's share, every so many steps.
+
+    Args:
+        peers: each rank's host and device, for the words of the error.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        model: torch.nn.Module,
+        accelerator: Accelerator,
+        gradients: OrderedSum,
+        batches: Batches,
+        peers: list[str],
+    ) -> None:
+        assert config.audit is not None
+        self._every, self._seed, self._peers = config.audit.every, config.seed, peers
+        self._task, self._model, self._accelerator = task, model, accelerator
+        self._gradients, self._batches = gradients, batches
+        world_size = gradients.world_size
+        share = cuts(gradients.num_leaves, world_size)
+        self._checked = (accelerator.process_index + 1) % world_size
+        self._index = share[self._checked] * gradients.leaf_size
+        self._recomputed: torch.Tensor | None = None
+
+    def begin(self, step: int) -> None:
+        """Before a step: if its turn has come, compute the neighbour's micro-batch, and leave no trace of that."""
+        due = (step + 1) % self._every == 0
+        self._gradients.watch_first = due
+        if not due:
+            return
+        parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
+        with self._gradients.apart():
+            batch = self._batches.again(step, self._index)
+            seed_all(self._seed, step, self._index, device=self._accelerator.device)
+            with self._accelerator.autocast():
+                loss, _ = checked_ratio(self._task.loss(self._model, batch))
+            self._accelerator.backward(loss)
+        self._recomputed = self._message(loss, fingerprint([parameter.grad for parameter in parameters]))
+        for parameter in parameters:
+            parameter.grad = None
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+    @staticmethod
+    def _message(loss: torch.Tensor, prints: torch.Tensor) -> torch.Tensor:
+        return torch.cat([fingerprint([loss.detach()]), prints])
+
+    def compare(self, step: int, sums: list[Ratio]) -> None:
+        """After the step's backward: raise TrainingError on every rank if any pair of ranks disagrees."""
+        if self._recomputed is None:
+            return
+        computed = self._message(sums[0][0], self._gradients.first_fingerprint)
+        everyone = gather(torch.stack([computed, self._recomputed])).tolist()
+        self._recomputed = None
+        world_size = len(everyone)
+        for auditor, (_, recomputed) in enumerate(everyone):
+            checked = (auditor + 1) % world_size
+            if recomputed != everyone[checked][0]:
+                what = "loss" if recomputed[0] != everyone[checked][0][0] else "gradient"
+                where = f"rank {checked} ({self._peers[checked]})"
+                where += f" and on rank {auditor} ({self._peers[auditor]})" if auditor != checked else ", computed twice"
+                raise TrainingError(
+                    f"step {step + 1}: the audit found another {what} of the same micro-batch on {where}. A device computes "
+                    "wrongly, or the task draws numbers that are not seeded: samestep verify tells which. No step was taken."
+                )
