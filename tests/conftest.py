@@ -52,12 +52,12 @@ class Workplace:
     def samestep(self, *words: str) -> Finished:
         return self.command(sys.executable, "-m", "samestep", *words)
 
-    def train(self, *words: str, processes: int = 1) -> Finished:
+    def train(self, *words: str, processes: int = 1, timeout: float = 110) -> Finished:
         """`samestep train` with the given words, as one process or under torchrun."""
         if processes == 1:
-            return self.samestep("train", *words)
+            return self.command(sys.executable, "-m", "samestep", "train", *words, timeout=timeout)
         launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
-        return self.command(sys.executable, *launcher, "-m", "--", "samestep", "train", *words)
+        return self.command(sys.executable, *launcher, "-m", "--", "samestep", "train", *words, timeout=timeout)
 
     def metrics(self, run: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.path / "runs" / run / "metrics.jsonl").read_text().splitlines()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 
-from samestep.batches import Batches
+from samestep.batches import Batches, Plan
 from samestep.config import Config
 from samestep.errors import TrainingError
 from samestep.exact import OrderedSum, cuts, fingerprint, gather
@@ -38,13 +38,14 @@ class Auditor(NoAudit):
         model: torch.nn.Module,
         accelerator: Accelerator,
         gradients: OrderedSum,
+        plan: Plan,
         batches: Batches,
         peers: list[str],
     ) -> None:
         assert config.audit is not None
         self._every, self._seed, self._peers = config.audit.every, config.seed, peers
         self._task, self._model, self._accelerator = task, model, accelerator
-        self._gradients, self._batches = gradients, batches
+        self._gradients, self._plan, self._batches = gradients, plan, batches
         world_size = gradients.world_size
         share = cuts(gradients.num_leaves, world_size)
         self._checked = (accelerator.process_index + 1) % world_size
@@ -56,6 +57,9 @@ class Auditor(NoAudit):
         due = (step + 1) % self._every == 0
         self._gradients.watch_first = due
         if not due:
+            return
+        if not self._plan.num_rows(step, self._index):  # counts for nothing, and its owner has nothing to show for it
+            self._recomputed = torch.zeros_like(self._message(torch.zeros(()), self._gradients.first_fingerprint))
             return
         parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
@@ -73,7 +77,7 @@ class Auditor(NoAudit):
 
     @staticmethod
     def _message(loss: torch.Tensor, prints: torch.Tensor) -> torch.Tensor:
-        return torch.cat([fingerprint([loss.detach()]), prints])
+        return torch.cat([fingerprint([loss.detach()]).to(prints.device), prints])
 
     def compare(self, step: int, sums: list[Ratio]) -> None:
         """After the step's backward: raise TrainingError on every rank if any pair of ranks disagrees."""

@@ -22,7 +22,10 @@ def cli() -> None:
       bash launch/local.sh configs/stdlib.yaml                  every device of this machine
       bash launch/debug.sh configs/seed.yaml                    one process on the CPU, breakpoints work
       samestep train configs/seed.yaml --run first optimizer.lr=3e-3
-      torchrun --nproc_per_node 2 -m samestep train configs/stdlib.yaml
+      torchrun --standalone --nproc_per_node 2 -m samestep train configs/stdlib.yaml
+      samestep verify configs/stdlib.yaml --processes 1,2       the same bits on one process and on two?
+      samestep diff RUN_A RUN_B                                 where two runs part
+      samestep replay RUN --step 100 --break                    that step again, in a debugger
     """
 
 
@@ -44,6 +47,62 @@ def train(config: str, run: str | None, overrides: tuple[str, ...]) -> None:
     from samestep.commands import train as command
 
     command.train(config, run, overrides)
+
+
+@cli.command()
+@click.argument("config")
+@click.option("--processes", metavar="1,2,4", help="The world sizes to compare; by default those that fit on this machine.")
+@click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def verify(config: str, processes: str | None, steps: int, overrides: tuple[str, ...]) -> None:
+    """Run the first steps of CONFIG at several world sizes here, and compare them bit for bit.
+
+    Exits with 0 only if all are the same; otherwise it names the first step and gradient that differ, and what that looks like.
+
+    \b
+    Examples:
+      samestep verify mine.yaml
+      samestep verify mine.yaml --processes 1,3,8 --steps 20 device=cpu
+    """
+    from samestep.commands import verify as command
+
+    click.echo(command.verify(config, processes, steps, overrides))
+
+
+@cli.command()
+@click.argument("run_a")
+@click.argument("run_b")
+def diff(run_a: str, run_b: str) -> None:
+    """Name the first step where RUN_A and RUN_B part, with the values on both sides, and how config, machine and code differ.
+
+    Exits with 1 if they part. Runs with track.every=1 and track.fingerprint=true part where they first differ, to the bit.
+
+    \b
+    Example:
+      samestep diff first second
+    """
+    from samestep.commands import diff as command
+
+    same, text = command.diff(run_a, run_b)
+    click.echo(text)
+    sys.exit(0 if same else 1)
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--step", type=click.IntRange(min=1), required=True, help="The step to lay open, from 1.")
+@click.option("--break", "stop_before", is_flag=True, help="Stop in pdb before that step's first forward.")
+def replay(run: str, step: int, stop_before: bool) -> None:
+    """Replay RUN to a step on whatever is here, check each tracked step against the record, and show what that step computed.
+
+    \b
+    Examples:
+      samestep replay first --step 412
+      samestep replay first --step 412 --break
+    """
+    from samestep.commands import replay as command
+
+    command.replay(run, step, stop_before)
 
 
 @cli.command(hidden=True)

@@ -71,8 +71,9 @@ class OrderedSum:
         self._ddp = model if isinstance(model, DistributedDataParallel) else None
         self.num_leaves = leaves or micro_batches
         self.leaf_size = micro_batches // self.num_leaves
-        rank = dist.get_rank() if distributed else 0
-        self.world_size = dist.get_world_size() if distributed else 1
+        self._group = self._ddp.process_group if self._ddp is not None else None
+        rank = dist.get_rank(self._group) if distributed else 0
+        self.world_size = dist.get_world_size(self._group) if distributed else 1
         check_world_size(self.world_size, self.num_leaves)
         share = cuts(self.num_leaves, self.world_size)
         self.share = range(share[rank] * self.leaf_size, share[rank + 1] * self.leaf_size)
@@ -94,7 +95,7 @@ class OrderedSum:
                 "exact: found DDP with broadcast_buffers, static_graph or gradient_as_bucket_view; write False for each"
             )
         device = self._parameters[0].device
-        self.exchange = BucketExchange(self.num_leaves, rank, self.world_size, device, self._fold_last_leaf)
+        self.exchange = BucketExchange(self.num_leaves, rank, self.world_size, device, self._fold_last_leaf, self._group)
         exchange = self.exchange
         self._ddp.register_comm_hook(None, lambda state, bucket: exchange(bucket))
 
@@ -195,7 +196,7 @@ class OrderedSum:
         if self._ddp is None:
             return self._used
         flags = torch.tensor(self._used, dtype=torch.int32, device=self._parameters[0].device)
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        dist.all_reduce(flags, dist.ReduceOp.MAX, self._group)
         return [bool(flag) for flag in flags.tolist()]
 
 
@@ -207,7 +208,7 @@ class FastSum(OrderedSum):
 
         def all_reduce(bucket: Any) -> torch.futures.Future[torch.Tensor]:
             self._note_used([self._place[p] for p in bucket.parameters()], [p.grad for p in bucket.parameters()])
-            work = dist.all_reduce(bucket.buffer(), async_op=True)
+            work = dist.all_reduce(bucket.buffer(), group=self._group, async_op=True)
             return work.get_future().then(lambda future: future.value()[0])  # type: ignore[no-any-return]
 
         self._ddp.register_comm_hook(None, lambda state, bucket: all_reduce(bucket))

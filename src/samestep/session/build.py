@@ -121,7 +121,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         gradients=gradients,
         statistics=Statistics(bare, config.micro_batches, config.num_leaves, plans.runtime.world_size),
         exchange=StepExchange(config.micro_batches, num_parameters, plans.runtime.world_size, device),
-        audit=Auditor(config, task, model, accelerator, gradients, batches, plans.peers) if config.audit else NoAudit(),
+        audit=Auditor(config, task, model, accelerator, gradients, plan, batches, plans.peers) if config.audit else NoAudit(),
         evaluator=evaluator,
         convergence=Convergence(config.converge, values.get("best"), values.get("waited", 0)),
         reports=Reports(tracker, config, plan.steps_per_epoch, num_steps),

@@ -7,6 +7,8 @@ import string
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from samestep import config as configuration
 from samestep.checkpoint import Checkpoints, capture, read, weights_hash
 from samestep.config import Config
@@ -71,7 +73,7 @@ def run_training(config: Config, sources: dict[str, str], folder: RunFolder, run
                 run.save = _Saver(run, folder, kind)
             finished = train(run)
             run.save(finished)
-            shown = task.show(run.bare_model.eval()) if runtime.is_main else ""
+            shown = show(run) if runtime.is_main else ""
         finally:
             run.tracker.close()
         if runtime.is_main:
@@ -86,6 +88,15 @@ def run_training(config: Config, sources: dict[str, str], folder: RunFolder, run
         raise
     finally:
         folder.release()
+
+
+def show(run: Training) -> str:
+    """What the task shows of its trained model; compiled blocks step aside, for here each length would be a new shape."""
+    model = run.bare_model.eval()
+    if not run.config.compile:
+        return run.task.show(model)
+    with torch.compiler.set_stance("force_eager"):
+        return run.task.show(model)
 
 
 def _same_kind(config: Config, kind: dict[str, str], runtime: Runtime, device: str) -> list[str]:
@@ -133,8 +144,7 @@ def _begin(
 ) -> None:
     """Everything has been checked: from here on there is a run, and state.json says so."""
     folder.create()
-    if start.fresh:
-        write_atomically(folder.config, configuration.to_text(config, sources))
+    write_atomically(folder.config, configuration.to_text(config, sources))
     restarts = 0 if start.fresh else folder.read_state().get("restarts", 0) + 1
     folder.write_state(
         status="running",

@@ -1,0 +1,137 @@
+"""`samestep replay`: a recorded run again, here, to one step: checked against the record, and laid open at that step."""
+
+from __future__ import annotations
+
+import json
+import pdb
+from typing import Any
+
+import torch
+
+from samestep.checkpoint import Checkpoints, read, verify, weights_hash
+from samestep.config import Config, load_config
+from samestep.control import StopFlag
+from samestep.errors import TrainingError, UsageError
+from samestep.kind import device_kind, differences
+from samestep.loop import Training, train
+from samestep.run_folder import RunFolder
+from samestep.runtime import prepare_environment, read_runtime
+from samestep.session import Plans, build, make_accelerator
+from samestep.task import Batch, Ratio, load_task
+from samestep.tracking import NullTracker
+
+_CHECKED = ("loss", "grad_norm", "fingerprint")
+
+
+class _Checker(NullTracker):
+    """Compares each tracked row with the recorded one."""
+
+    def __init__(self, recorded: dict[int, dict[str, Any]], comparable: bool) -> None:
+        super().__init__()
+        self._recorded, self._comparable = recorded, comparable
+        self.checked = 0
+
+    def step(self, row: dict[str, Any], weight: float, steps: int) -> None:
+        super().step(row, weight, steps)
+        expected = self._recorded.get(row["step"])
+        if expected is None or not self._comparable:
+            return
+        for key in _CHECKED:
+            if key in expected and key in row and expected[key] != row[key]:
+                raise TrainingError(
+                    f"step {row['step']}: {key} was recorded as {expected[key]} and is {row[key]} here. The record and this machine "
+                    "part at this step or since the tracked step before it: a device computed wrongly, or the task draws "
+                    "numbers that are not seeded (samestep verify tells)."
+                )
+        self.checked += 1
+
+
+def replay(run: str, step: int, stop_before: bool) -> None:
+    """Replay a run to the end of `step` on whatever is here, and print what that step computed.
+
+    Raises TrainingError at the first tracked step whose loss or fingerprint is not the recorded one.
+    """
+    folder = RunFolder.found(run)
+    config, _ = load_config(folder.config)
+    runtime = read_runtime()
+    prepare_environment(runtime, config.threads)
+    state, recorded = folder.read_state(), _recorded(folder)
+    if not 1 <= step <= state["step"] and step not in recorded:
+        raise UsageError(f"--step: found {step}; the run has finished steps 1 to {max([state['step'], *recorded])}")
+
+    accelerator = make_accelerator(config)
+    parted = differences(state["kind"], device_kind(accelerator.device))
+    for line in parted:
+        print(f"not comparable: {line}; the record is shown beside what is computed here, and nothing is checked")
+    checker = _Checker(recorded, comparable=not parted)
+    earlier = [path for path in Checkpoints(folder, config.checkpoint.keep).all() if _step_of(path) < step]
+    saved = next((read(path) for path in earlier if _is_whole(path)), None)
+    print(f"replaying from {'step ' + str(saved.step) if saved else 'the start'} to step {step}", flush=True)
+
+    task = load_task(config.task, config.fields)
+    plans = Plans(task, accelerator, runtime, StopFlag(), saved, [runtime.host], num_steps=step)
+    training = build(config, plans, lambda num_steps: checker)
+    training.evaluator = None
+    seen = _Seen(training, step, stop_before)
+    train(training)
+    print("\n".join(_shown(training, config, step, seen, recorded.get(step), checker)), flush=True)
+
+
+class _Seen:
+    """Watches the task's loss: keeps what the replayed step's micro-batches came to, and stops before the first of them."""
+
+    def __init__(self, training: Training, step: int, stop_before: bool) -> None:
+        self._loss, self._stop_before = training.task.loss, stop_before
+        self._skipped = (step - 1 - training.first_step) * training.config.micro_batches
+        self._calls = 0
+        self.ratios: list[Ratio] = []
+        object.__setattr__(training.task, "loss", self.watch)  # a pydantic model takes no other way
+
+    def watch(self, model: torch.nn.Module, batch: Batch) -> Ratio:
+        self._calls += 1
+        if self._calls > self._skipped:
+            if self._stop_before and not self.ratios:
+                pdb.set_trace()
+            result = self._loss(model, batch)
+            self.ratios.append(result)
+            return result
+        return self._loss(model, batch)
+
+
+def _recorded(folder: RunFolder) -> dict[int, dict[str, Any]]:
+    rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    return {row["step"]: row for row in rows if "loss" in row}
+
+
+def _step_of(path: Any) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _is_whole(path: Any) -> bool:
+    try:
+        verify(path)
+    except TrainingError:
+        return False
+    return True
+
+
+def _shown(
+    training: Training, config: Config, step: int, seen: _Seen, recorded: dict[str, Any] | None, checker: _Checker
+) -> list[str]:
+    lines = [f"step {step}, epoch {training.plan.epoch(step - 1) + 1}"]
+    for index, (loss, weight) in enumerate(seen.ratios):
+        rows = training.plan.rows(step - 1, index).tolist()
+        count = training.plan.num_rows(step - 1, index)
+        share = f"rows {rows}" if count else "no rows of its own"
+        lines.append(f"  micro-batch {index}: loss sum {float(loss.detach()):.9g}, weight {float(weight):g}, {share}")
+    for name, parameter in training.bare_model.named_parameters():
+        if parameter.grad is not None:
+            norms = f"gradient norm {float(parameter.grad.norm()):.9g}, weight norm {float(parameter.detach().norm()):.9g}"
+            lines.append(f"  {name}: {norms}")
+    last = training.tracker.last
+    lines.append(f"  loss {last['loss']!r}  grad_norm {last['grad_norm']!r}")
+    if recorded is not None:
+        lines.append(f"  recorded: loss {recorded['loss']!r}  grad_norm {recorded['grad_norm']!r}")
+    lines.append(f"{checker.checked} tracked steps were checked against the record, and all are the same bits")
+    lines.append(f"weights {weights_hash(training.bare_model)}")
+    return lines

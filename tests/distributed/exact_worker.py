@@ -1,0 +1,155 @@
+"""One rank of the tests of the sum itself: torchrun starts it, `test_exact.py` says what to do."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from samestep.exact import OrderedSum, cuts
+
+SHAPES = [(3,), (7, 5), (2, 3, 3, 3), (1,), (64, 33), (8, 4, 1, 1)]
+
+
+class Given(nn.Module):
+    """Parameters whose gradients are whatever the test says: the loss is Σ parameter × constant."""
+
+    def __init__(self, shapes: list[tuple[int, ...]], channels_last: bool) -> None:
+        super().__init__()
+        made = [torch.zeros(shape) for shape in shapes]
+        if channels_last:
+            made = [tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor for tensor in made]
+        self.list = nn.ParameterList(nn.Parameter(tensor) for tensor in made)
+
+    def forward(self, constants: list[torch.Tensor | None]) -> torch.Tensor:
+        terms = [(p * c).sum() for p, c in zip(self.list, constants, strict=True) if c is not None]
+        return torch.stack(terms).sum() if terms else self.list[0].sum() * 0
+
+
+def constants_of(model: Given, index: int, seed: int, missing: float) -> list[torch.Tensor | None]:
+    generator = torch.Generator().manual_seed(seed * 1000 + index)
+    drawn: list[torch.Tensor | None] = []
+    for parameter in model.list:
+        scale = 10.0 ** torch.randint(-5, 6, (), generator=generator)
+        value = torch.randn(parameter.shape, generator=generator) * scale
+        value[torch.rand(parameter.shape, generator=generator) < 0.1] = -0.0
+        drawn.append(None if torch.rand((), generator=generator) < missing else value)
+    if all(value is None for value in drawn):
+        drawn[0] = torch.ones(model.list[0].shape)
+    return drawn
+
+
+def step(
+    ordered: OrderedSum, model: nn.Module, bare: Given, seed: int, missing: float, empty: int
+) -> list[torch.Tensor | None]:
+    bare.zero_grad()
+    for index in ordered.share:
+        with ordered.micro_batch(index):
+            loss = model(constants_of(bare, index, seed, missing))
+            ordered.connect(loss, counts=index != empty).backward()
+    ordered.finish()
+    return [parameter.grad for parameter in bare.list]
+
+
+def equal(mine: list[torch.Tensor | None], other: list[torch.Tensor | None]) -> bool:
+    def same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+        if a is None or b is None:
+            return a is b
+        return torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))  # -0 is not 0 here
+
+    return all(same(a, b) for a, b in zip(mine, other, strict=True))
+
+
+def check_any_case(groups: list[Any]) -> None:
+    @settings(max_examples=80, deadline=None, derandomize=True, database=None)
+    @given(
+        world_size=st.integers(1, len(groups)),
+        more=st.integers(0, 9),
+        leaf_size=st.sampled_from([1, 1, 2, 3]),
+        shapes=st.lists(st.sampled_from(SHAPES), min_size=1, max_size=7),
+        cap=st.sampled_from([0.0001, 0.001, 25.0]),
+        channels_last=st.booleans(),
+        missing=st.sampled_from([0.0, 0.3]),
+        has_empty=st.booleans(),
+        seed=st.integers(0, 10**6),
+    )
+    def case(
+        world_size: int, more: int, leaf_size: int, shapes: list[tuple[int, ...]], cap: float, channels_last: bool,
+        missing: float, has_empty: bool, seed: int,
+    ) -> None:  # fmt: skip
+        if dist.get_rank() >= world_size:
+            return
+        micro_batches = (world_size + more) * leaf_size
+        empty = micro_batches - 1 if has_empty and micro_batches > 1 else -1
+        alone, bare = Given(shapes, channels_last), Given(shapes, channels_last)
+        expected = step(OrderedSum(alone, micro_batches, world_size + more), alone, alone, seed, missing, empty)
+        wrapped = DistributedDataParallel(
+            bare, process_group=groups[world_size - 1], bucket_cap_mb=cap, forward_sync_buffers=False, init_sync=False
+        )
+        ordered = OrderedSum(wrapped, micro_batches, world_size + more)
+        for number in range(2):  # buckets are laid out anew after the first step
+            found = step(ordered, wrapped, bare, seed, missing, empty)
+            assert equal(found, expected), (world_size, micro_batches, number)
+
+    case()
+
+
+def check_delays(steps: int) -> None:
+    """Random delays between backward and the hook, and between its collectives: nothing may wait for ever."""
+    shapes = [(64, 33), (33, 64), (64, 64), (7, 5), (64, 33)]
+    bare, alone = Given(shapes, False), Given(shapes, False)
+    wrapped = DistributedDataParallel(bare, bucket_cap_mb=0.005, forward_sync_buffers=False)
+    ordered = OrderedSum(wrapped, 8)
+    assert ordered.exchange is not None
+    exchange, delays = ordered.exchange._exchange, random.Random(dist.get_rank())
+    buckets = 0
+
+    def late(bucket: Any) -> Any:
+        nonlocal buckets
+        buckets += 1
+        time.sleep(delays.random() * 0.004)
+        return exchange(bucket)
+
+    ordered.exchange._exchange = late  # type: ignore[method-assign]
+    reference = OrderedSum(alone, 8)
+    for number in range(steps):
+        found = step(ordered, wrapped, bare, number, 0.0, -1)
+        if number % 20 == 0:
+            assert equal(found, step(reference, alone, alone, number, 0.0, -1)), number
+    assert buckets >= 3 * steps
+
+
+def check_bytes() -> None:
+    """Bytes sent per step are those of a ring all-reduce when every rank holds one block, and memory is bounded."""
+    bare = Given([(64, 64), (64, 64)], False)
+    wrapped = DistributedDataParallel(bare, forward_sync_buffers=False)
+    world_size = dist.get_world_size()
+    for micro_batches in (world_size, 2 * world_size, 4 * world_size):
+        ordered = OrderedSum(wrapped, micro_batches)
+        assert ordered.exchange is not None
+        assert cuts(micro_batches, world_size)[1] == micro_batches // world_size
+        step(ordered, wrapped, bare, 0, 0.0, -1)
+        ring = 2 * (world_size - 1) / world_size * 2 * 64 * 64 * 4
+        assert ordered.exchange.bytes_sent == ring, (micro_batches, ordered.exchange.bytes_sent / ring)
+        wrapped = DistributedDataParallel(bare, forward_sync_buffers=False)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    if sys.argv[1] == "any":
+        check_any_case([dist.new_group(list(range(size))) for size in range(1, dist.get_world_size() + 1)])
+    elif sys.argv[1] == "delays":
+        check_delays(int(sys.argv[2]))
+    else:
+        check_bytes()
+    dist.barrier()
+    dist.destroy_process_group()

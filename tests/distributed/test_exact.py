@@ -1,0 +1,35 @@
+"""The sum across real processes equals the single-process tree, to the bit, and never waits for ever."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import Workplace
+
+WORKER = str(Path(__file__).parent / "exact_worker.py")
+
+
+def run(workplace: Workplace, processes: int, *words: str) -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
+    done = workplace.command(sys.executable, "-W", "ignore", *launcher, WORKER, *words, timeout=110)
+    assert done.code == 0, done.err[-3000:]
+
+
+def test_any_world_size_shape_bucket_and_gap_gives_the_single_process_tree(workplace: Workplace) -> None:
+    run(workplace, 5, "any")
+
+
+def test_two_hundred_steps_with_random_delays_end(workplace: Workplace) -> None:
+    run(workplace, 4, "delays", "200")
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_bytes_are_those_of_a_ring_all_reduce(workplace: Workplace, processes: int) -> None:
+    run(workplace, processes, "bytes")
+
+
+def test_the_hook_can_be_forced_on_one_process(workplace: Workplace) -> None:
+    run(workplace, 1, "any")
