@@ -54,8 +54,9 @@ class _Hard(nn.Module):
         self.sometimes, self.never = nn.Linear(13, 13), nn.Linear(13, 13)
         self.head = nn.Linear(13, 1)
         self.frozen.requires_grad_(False)
+        self.table: torch.Tensor
         self.register_buffer("table", torch.rand(32) / 3)
-        self.to(memory_format=torch.channels_last)
+        self.convolution.weight.data = self.convolution.weight.data.to(memory_format=torch.channels_last)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = self.norm(self.convolution(x.to(memory_format=torch.channels_last))).relu().mean((2, 3))

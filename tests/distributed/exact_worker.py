@@ -104,7 +104,7 @@ def check_any_case(groups: list[Any]) -> None:
 
 def check_delays(steps: int) -> None:
     """Random delays between backward and the hook, and between its collectives: nothing may wait for ever."""
-    shapes = [(64, 33), (33, 64), (64, 64), (7, 5), (64, 33)]
+    shapes: list[tuple[int, ...]] = [(64, 33), (33, 64), (64, 64), (7, 5), (64, 33)]
     bare, alone = Given(shapes, False), Given(shapes, False)
     wrapped = DistributedDataParallel(bare, bucket_cap_mb=0.005, forward_sync_buffers=False)
     ordered = OrderedSum(wrapped, 8)

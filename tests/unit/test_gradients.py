@@ -37,7 +37,7 @@ def test_a_step_equals_one_big_batch_in_float64(
             loss, weight = token_losses(model, x[chosen], lengths[chosen])
             ordered.connect(loss, counts=real > 0).backward()
         sums.append((loss, weight) if real else (torch.zeros_like(loss), weight * 0))
-    total = StepExchange(micro_batches, 4, 1, torch.device("cpu")).total(sums, ordered.used, 0)
+    total = StepExchange(micro_batches, leaves, 4, 1, torch.device("cpu")).total(sums, ordered.used, 0)
     divide_and_clip(ordered.finish(total.used), total.weight, None)
     found = [parameter.grad for parameter in model.parameters()]
 

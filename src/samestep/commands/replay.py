@@ -39,9 +39,9 @@ class _Checker(NullTracker):
         for key in _CHECKED:
             if key in expected and key in row and expected[key] != row[key]:
                 raise TrainingError(
-                    f"step {row['step']}: {key} was recorded as {expected[key]} and is {row[key]} here. The record and this machine "
-                    "part at this step or since the tracked step before it: a device computed wrongly, or the task draws "
-                    "numbers that are not seeded (samestep verify tells)."
+                    f"step {row['step']}: {key} was recorded as {expected[key]} and is {row[key]} here. The record and this "
+                    "machine part at this step or since the tracked step before it: a device computed wrongly, or the task "
+                    "draws numbers that are not seeded (samestep verify tells)."
                 )
         self.checked += 1
 

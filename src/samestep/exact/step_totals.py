@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from samestep.exact.totals import gather, in_order, padded
-from samestep.exact.tree import tree_sum
+from samestep.exact.tree import cuts, tree_sum
 
 
 @dataclass
@@ -27,11 +27,12 @@ class StepExchange:
 
     Args:
         num_parameters: trainable ones.
-        micro_batches: V.
+        micro_batches, leaves: V and M as in `OrderedSum`, which decide who has which micro-batches.
     """
 
-    def __init__(self, micro_batches: int, num_parameters: int, world_size: int, device: torch.device) -> None:
-        self._micro_batches, self._num_parameters = micro_batches, num_parameters
+    def __init__(self, micro_batches: int, leaves: int, num_parameters: int, world_size: int, device: torch.device) -> None:
+        self._starts = [cut * (micro_batches // leaves) for cut in cuts(leaves, world_size)]
+        self._num_parameters = num_parameters
         self._world_size, self._device = world_size, device
 
     def total(self, sums: Sequence[tuple[torch.Tensor, torch.Tensor | float]], used: list[bool], flag: int) -> Totals:
@@ -40,7 +41,7 @@ class StepExchange:
         if self._world_size == 1:
             loss, weight = tree_sum(values)
             return Totals(loss / weight, weight, used, flag)
-        values = padded(values, self._micro_batches, self._world_size)
+        values = padded(values, self._starts)
         host = torch.from_numpy(np.concatenate([np.array([flag], np.uint8), np.packbits(used)]))
         if self._device.type == "cpu":  # one message
             size = values.numel() * values.element_size()
@@ -48,7 +49,7 @@ class StepExchange:
             everyone, hosts = message[:, :size].contiguous().view(torch.float64), message[:, size:]
         else:  # what hosts know travels between hosts, so that nobody waits for a device
             everyone, hosts = gather(values), gather(host)
-        rows = in_order(everyone.view(self._world_size, -1, 2), self._micro_batches)
+        rows = in_order(everyone.view(self._world_size, -1, 2), self._starts)
         loss, weight = tree_sum(rows)
         flags = hosts.numpy()
         anywhere = np.bitwise_or.reduce(flags[:, 1:], axis=0)

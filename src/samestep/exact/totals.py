@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -22,27 +23,26 @@ def gather(local: torch.Tensor) -> torch.Tensor:
     return everyone
 
 
-def in_order(gathered: torch.Tensor, num_items: int) -> torch.Tensor:
-    """Undo the padding of `padded` after `gather`: (world_size, most, …) to (num_items, …), in the items' order."""
-    world_size = len(gathered)
-    if world_size == 1:
-        return gathered[0]
-    share = cuts(num_items, world_size)
-    return torch.cat([gathered[rank, : share[rank + 1] - share[rank]] for rank in range(world_size)])
-
-
-def padded(local: torch.Tensor, num_items: int, world_size: int) -> torch.Tensor:
-    """A rank's contiguous share of `num_items` rows, with zero rows up to the largest share."""
-    most = -(-num_items // world_size)
+def padded(local: torch.Tensor, starts: list[int]) -> torch.Tensor:
+    """A rank's share of rows, with zero rows up to the largest share; rank r's is rows starts[r] to starts[r + 1]."""
+    most = max(stop - start for start, stop in itertools.pairwise(starts))
     if len(local) == most:
         return local
     return torch.cat([local, local.new_zeros(most - len(local), *local.shape[1:])])
 
 
-def ordered_total(local: torch.Tensor, num_items: int) -> torch.Tensor:
-    """The tree's sum over `num_items` rows, of which each rank passes its contiguous share (see `tree.cuts`)."""
-    world_size = dist.get_world_size() if dist.is_initialized() else 1
-    return tree_sum(in_order(gather(padded(local, num_items, world_size)), num_items))
+def in_order(gathered: torch.Tensor, starts: list[int]) -> torch.Tensor:
+    """Undo the padding after `gather`: (world_size, most, …) to (rows, …), in the rows' order."""
+    if len(gathered) == 1:
+        return gathered[0]
+    shares = zip(gathered, itertools.pairwise(starts), strict=True)
+    return torch.cat([rows[: stop - start] for rows, (start, stop) in shares])
+
+
+def ordered_total(local: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """The tree's sum over `num_rows` rows, of which each rank passes its contiguous share (see `tree.cuts`)."""
+    starts = cuts(num_rows, dist.get_world_size() if dist.is_initialized() else 1)
+    return tree_sum(in_order(gather(padded(local, starts)), starts))
 
 
 def fingerprint(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:

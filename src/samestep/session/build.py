@@ -120,7 +120,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         batches=batches,
         gradients=gradients,
         statistics=Statistics(bare, config.micro_batches, config.num_leaves, plans.runtime.world_size),
-        exchange=StepExchange(config.micro_batches, num_parameters, plans.runtime.world_size, device),
+        exchange=StepExchange(config.micro_batches, config.num_leaves, num_parameters, plans.runtime.world_size, device),
         audit=Auditor(config, task, model, accelerator, gradients, plan, batches, plans.peers) if config.audit else NoAudit(),
         evaluator=evaluator,
         convergence=Convergence(config.converge, values.get("best"), values.get("waited", 0)),
