@@ -45,14 +45,14 @@ class Workplace:
         (self.path / name).write_text(text)
         return name
 
-    def command(self, *words: str, timeout: float = 60) -> Finished:
+    def command(self, *words: str, timeout: float = 200) -> Finished:
         done = subprocess.run(words, cwd=self.path, env=self.env, capture_output=True, text=True, timeout=timeout, check=False)
         return Finished(done.returncode, done.stdout, done.stderr)
 
     def samestep(self, *words: str) -> Finished:
         return self.command(sys.executable, "-m", "samestep", *words)
 
-    def train(self, *words: str, processes: int = 1, timeout: float = 110) -> Finished:
+    def train(self, *words: str, processes: int = 1, timeout: float = 200) -> Finished:
         """`samestep train` with the given words, as one process or under torchrun."""
         if processes == 1:
             return self.command(sys.executable, "-m", "samestep", "train", *words, timeout=timeout)

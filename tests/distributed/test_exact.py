@@ -14,7 +14,7 @@ WORKER = str(Path(__file__).parent / "exact_worker.py")
 
 def run(workplace: Workplace, processes: int, *words: str) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
-    done = workplace.command(sys.executable, "-W", "ignore", *launcher, WORKER, *words, timeout=110)
+    done = workplace.command(sys.executable, "-W", "ignore", *launcher, WORKER, *words, timeout=250)
     assert done.code == 0, done.err[-3000:]
 
 

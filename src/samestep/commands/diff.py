@@ -39,7 +39,7 @@ def _metrics(a: RunFolder, b: RunFolder) -> tuple[list[str], bool]:
             head = f"the runs part at step {step}"
             before = [s for s, _ in both if s < step]
             head += f" (the same at step {before[-1]})" if before else " (the first that both tracked)"
-            return [head, *(_values(key, first.get(key), second.get(key)) for key in parted)], False
+            return [head, *("  " + _values(key, first.get(key), second.get(key)) for key in parted)], False
     last = both[-1][0]
     weights_a, weights_b = a.read_state().get("weights"), b.read_state().get("weights")
     if weights_a and weights_b and weights_a != weights_b and len(rows_a) == len(rows_b):
@@ -63,4 +63,4 @@ def _config(a: RunFolder, b: RunFolder) -> list[str]:
 
 
 def _values(key: str, a: object, b: object) -> str:
-    return f"  {key}: {a} | {b}"
+    return f"{key}: {a} | {b}"

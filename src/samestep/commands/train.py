@@ -52,6 +52,11 @@ def train(config_path: str, run: str | None, overrides: tuple[str, ...]) -> None
         _record(folder, runtime, "stopped at once by hand; the last checkpoint is whole", None)
         raise KeyboardInterrupt from None
     except Exception as error:
+        operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if found:
+            refusal = _without_a_kernel(operation)
+            _record(folder, runtime, str(refusal), error)
+            raise refusal from None
         raise SamestepError(_failed(folder, runtime, error)) from None
     finally:
         stop.remove()
@@ -62,6 +67,13 @@ def default_name(config_path: str, runtime: Runtime) -> str:
     path = Path(config_path)
     stem = path.parent.name if path.name == "config.yaml" else path.stem
     return f"{stem}-{runtime.job}" if runtime.job else f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _without_a_kernel(operation: str) -> UsageError:
+    return UsageError(
+        f"task: {operation} has no deterministic kernel on this device, and would give other bits each time; "
+        "use another operation, or write reduce=fast"
+    )
 
 
 def _failed(folder: RunFolder, runtime: Runtime, error: Exception) -> str:
