@@ -1,0 +1,127 @@
+"""A config from YAML and `key=value`, and back; each value remembers where it came from."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from samestep.config.schema import Config
+from samestep.errors import UsageError, nearest, validation_lines
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `off` and `no` as False and `1e-3` as text; this loader reads scalars as YAML 1.2 does."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in pairs if tag.rpartition(":")[2] not in ("bool", "float", "int", "timestamp")]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that YAML 1.1 or 1.2 would take for something else, so that any reader gets the same values."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + _Loader.yaml_implicit_resolvers.get(first, [])
+    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+}
+
+
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
+def _parse(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{origin}{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> tuple[Config, dict[str, str]]:
+    """Read a config file, lay `key=value` over it, and validate the whole.
+
+    Returns the config and, for each dotted key that somebody wrote, where: the file's name or "command line".
+    UsageError has one line for each mistake.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "config.yaml"
+    if not file.is_file():
+        beside = sorted(p.name for p in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
+        close = nearest(file.name, beside)
+        hint = f"did you mean {file.parent / close}?" if close else "write the path of a YAML file"
+        raise UsageError(f"{path}: found no such config; {hint}")
+    tree = _parse(file.read_text(), str(path))
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path}: found {type(tree).__name__}; write keys and values, task: … first")
+    sources = dict.fromkeys(_leaves(tree), str(path))
+    for override in overrides:
+        key = _lay_over(tree, override)
+        sources = {known: origin for known, origin in sources.items() if not known.startswith(key + ".")}
+        sources[key] = "command line"
+    return validated(tree), sources
+
+
+def validated(tree: dict[str, Any]) -> Config:
+    """A config from plain values; UsageError has one line for each mistake."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(*validation_lines(error, Config)) from None
+
+
+def _lay_over(tree: dict[str, Any], override: str) -> str:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"{override}: found no key=value; write {override or 'key'}=VALUE")
+    *parents, last = key.split(".")
+    place = tree
+    for parent in parents:
+        if not isinstance(place.get(parent), dict):
+            place[parent] = {}
+        place = place[parent]
+    place[last] = _parse(text, f"{key}={text}")
+    return key
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        found += _leaves(value, name + ".") if isinstance(value, dict) and value else [name]
+    return found
+
+
+def to_text(config: Config, sources: dict[str, str]) -> str:
+    """The resolved config as YAML, with a comment before each top-level key that says where its value came from."""
+    lines = []
+    for key, value in config.resolved().items():
+        text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, allow_unicode=True, width=math.inf)
+        origins = {origin for known, origin in sources.items() if known == key or known.startswith(key + ".")}
+        lines.append(f"# {', '.join(sorted(origins)) or 'default'}")
+        lines.append(f"{key}: {text.removesuffix('...' + chr(10)).strip()}")
+    return "\n".join(lines) + "\n"
