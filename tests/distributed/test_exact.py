@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Workplace
+from conftest import ROOT, Workplace
 
 WORKER = str(Path(__file__).parent / "exact_worker.py")
 
@@ -33,3 +33,14 @@ def test_the_bytes_are_those_of_a_ring_all_reduce(workplace: Workplace, processe
 
 def test_the_hook_can_be_forced_on_one_process(workplace: Workplace) -> None:
     run(workplace, 1, "any")
+
+
+def test_the_example_of_an_own_loop_gives_the_same_bits(workplace: Workplace) -> None:
+    example, found = str(ROOT / "examples/own_loop.py"), set()
+    for processes in ("1", "3", "4"):
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes)
+        done = workplace.command(sys.executable, "-W", "ignore", *launcher, example)
+        assert done.code == 0, done.err
+        found.add(done.out)
+    assert len(found) == 1
+    assert len(found.pop().strip()) == 64

@@ -37,6 +37,13 @@ def test_the_example_trains_and_learns(mine: Workplace) -> None:
     assert mine.metrics("first")[-1]["eval_loss"] < 0.01
 
 
+def test_the_lines_on_diff_replay_and_audit_work(mine: Workplace) -> None:
+    for line in block("bash", "samestep train configs/seed.yaml").splitlines():
+        words = line.partition("#")[0].replace("configs/", f"{ROOT}/configs/").split()
+        done = mine.samestep(*words[1:])
+        assert done.code == (1 if words[1] == "diff" else 0), done.err
+
+
 def test_the_lines_for_other_launchers_work(mine: Workplace) -> None:
     weights = set()
     for line in block("bash", "python -m samestep train mine.yaml").splitlines():

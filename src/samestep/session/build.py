@@ -43,6 +43,8 @@ def make_accelerator(config: Config) -> Accelerator:
         (torch.use_deterministic_algorithms if config.compile else torch._C._set_deterministic_algorithms)(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs a pass over every new tensor
         torch.backends.cudnn.benchmark = False
+        torch.backends.cuda.enable_mem_efficient_sdp(False)  # attention has one kernel or the other, not what fits today
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return Accelerator(
         cpu=on_cpu,
         mixed_precision=config.precision,

@@ -1,0 +1,69 @@
+"""What needs a CUDA device; without one each test says so and is left out."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from conftest import Workplace
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+FORCED = """
+import torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from samestep.exact import OrderedSum
+
+dist.init_process_group("nccl")
+device = torch.device("cuda", 0)
+torch.manual_seed(0)
+make = lambda: torch.nn.Sequential(*[torch.nn.Linear(65, 65) for _ in range(6)]).to(device)
+alone, bare = make(), make()
+bare.load_state_dict(alone.state_dict())
+model = DistributedDataParallel(bare, broadcast_buffers=False, bucket_cap_mb=0.02, device_ids=[0])
+data = torch.randn(7, 16, 65, device=device)
+local, forced = OrderedSum(alone, 7), OrderedSum(model, 7)
+exchange = forced.exchange._exchange
+def late(bucket):
+    torch.cuda._sleep(20_000_000)  # on the side stream: a missing wait would read gradients that are not there yet
+    return exchange(bucket)
+forced.exchange._exchange = late
+for step in range(10):
+    for ordered, wrapped, plain in ((local, alone, alone), (forced, model, bare)):
+        plain.zero_grad()
+        for index in ordered.share:
+            with ordered.micro_batch(index):
+                ordered.backward(wrapped(data[index].clone()).square().sum())
+        ordered.finish()
+    for a, b in zip(alone.parameters(), bare.parameters()):
+        assert torch.equal(a.grad, b.grad), step
+dist.destroy_process_group()
+"""
+
+
+def test_the_hook_forced_on_one_gpu_equals_the_local_fold(workplace: Workplace) -> None:
+    workplace.env.pop("CUDA_VISIBLE_DEVICES")
+    script = workplace.write("forced.py", FORCED)
+    done = workplace.command(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1", script)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_a_run_on_one_gpu_repeats_itself_to_the_bit_and_resumes(workplace: Workplace, precision: str) -> None:
+    workplace.env.pop("CUDA_VISIBLE_DEVICES")
+    workplace.write(
+        "text.yaml",
+        "task: text\nwith: {dropout: 0.1, shown: 0}\nglobal_batch_size: 32\nmicro_batch_size: 8\nsteps: 40\nclip: 1.0\n"
+        f"optimizer: {{name: adamw, lr: 1e-3}}\nprecision: {precision}\ntrack: {{wandb: 'off'}}\n",
+    )
+    first = workplace.train("text.yaml", "--run", "first")
+    assert first.code == 0, first.err
+    assert workplace.train("text.yaml", "--run", "second").weights == first.weights
+    half = workplace.train("text.yaml", "--run", "half", "steps=20")
+    assert half.code == 0, half.err
+    assert workplace.train("text.yaml", "--run", "half").weights == first.weights
