@@ -118,9 +118,8 @@ def extras(side: Side) -> None:
             side.loss(side.share[0]).backward()
         fingerprint([p.grad for p in side.bare.parameters()])
         audits.append(time.perf_counter() - begun)
-    say(
-        f"fingerprint / step {one / side.median:.4f}, audit every 50 steps / step {statistics.median(audits) / 50 / side.median:.4f}"
-    )
+    audit = statistics.median(audits) / 50
+    say(f"fingerprint / step {one / side.median:.4f}, audit every 50 steps / step {audit / side.median:.4f}")
 
 
 def main() -> None:

@@ -110,7 +110,7 @@ def train(run: Training) -> int:
         if total.flag and finished < run.num_steps:
             run.reports.flush()
             run.save(finished)
-            raise Stopped(f"stopped at step {finished} of {run.num_steps}, saved; the same line again goes on")
+            raise Stopped(f"stopped at step {finished} of {run.num_steps}, saved")
         if run.save_is_due(finished):
             run.reports.flush()
             run.save(finished)

@@ -213,6 +213,7 @@ def test_a_stop_is_saved_and_the_same_line_goes_on_to_the_same_bits(uneven: Work
     state = uneven.state("stopped")
     assert state["status"] == "stopped"
     assert 0 < state["step"] < 420
+    assert state["reason"].endswith("saved; the same line with --run stopped goes on")
     again = uneven.train(*words, processes=2)
     assert again.out.startswith(f"resumed from step {state['step']}")
     assert again.weights == unbroken
@@ -222,6 +223,21 @@ def test_a_stop_is_saved_and_the_same_line_goes_on_to_the_same_bits(uneven: Work
     assert third.code == 0
     assert "is done already" in third.out
     assert third.weights == unbroken
+
+
+def test_ctrl_c_in_local_sh_saves_and_exits_with_75(uneven: Workplace) -> None:
+    uneven.write("slow.yaml", SLOW)
+    words = ["bash", str(ROOT / "launch/local.sh"), "slow.yaml", "--processes", "2", "--run", "interrupted"]
+    env = {**uneven.env, "EXTRA": "dev"}
+    shell = subprocess.Popen(words, cwd=uneven.path, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    started(uneven, "interrupted")
+    os.killpg(shell.pid, signal.SIGINT)  # as a terminal does
+    _, err = shell.communicate(timeout=200)
+    assert shell.returncode == 75
+    state = uneven.state("interrupted")
+    assert state["status"] == "stopped"
+    assert err.rstrip().endswith(f"samestep: {state['reason']}")
+    assert (uneven.path / f"runs/interrupted/checkpoints/step-{state['step']:08d}/manifest.json").exists()
 
 
 def test_a_live_run_has_one_owner(uneven: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:

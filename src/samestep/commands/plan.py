@@ -30,8 +30,9 @@ def plan(config_path: str, run: str | None, processes: int | None, overrides: tu
 def outcome(folder: RunFolder, launcher_code: int) -> tuple[int, str]:
     """The exit code that a run's state means, and what to print last: the first failing rank's paragraph."""
     state = folder.read_state()
-    if launcher_code == 0 or state.get("status") in _EXIT_CODES:
-        return _EXIT_CODES.get(str(state.get("status")), launcher_code), ""
+    status = str(state.get("status"))
+    if launcher_code == 0 or status in _EXIT_CODES:
+        return _EXIT_CODES.get(status, launcher_code), f"samestep: {state['reason']}" if status == "stopped" else ""
     failures = folder.failures()
     reason = failures[0]["paragraph"] if failures else state.get("reason") or "a process was killed; see the lines above"
     if state:

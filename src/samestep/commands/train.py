@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bdb
 import json
+import shlex
 import socket
 import time
 import traceback
@@ -44,10 +45,11 @@ def train(config_path: str, run: str | None, overrides: tuple[str, ...]) -> None
         _record(folder, runtime, "\n".join(error.lines), error)
         raise
     except Stopped as stopped:
+        reason = f"{stopped}; the same line with --run {shlex.quote(folder.name)} goes on"
         if runtime.is_main:
-            folder.write_state(status="stopped", reason=str(stopped))
+            folder.write_state(status="stopped", reason=reason)
         leave_together()
-        raise
+        raise Stopped(reason) from None
     except (KeyboardInterrupt, bdb.BdbQuit):
         _record(folder, runtime, "stopped at once by hand; the last checkpoint is whole", None)
         raise KeyboardInterrupt from None
