@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -80,6 +81,30 @@ def test_accelerate_launch_and_torchrun_take_the_same_line(uneven: Workplace) ->
     assert uneven.state("accelerated")["world_size"] == 2
     assert accelerated.weights == alone.weights
     assert accelerated.out.startswith("fresh")
+
+
+def test_two_machines_are_two_lines_that_differ_in_the_rank(uneven: Workplace) -> None:
+    alone = uneven.train("uneven.yaml", "--run", "alone").weights
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    line = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/two-nodes.yaml"),
+            "--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port]  # fmt: skip
+    machines = [
+        subprocess.Popen(
+            [*line, "--machine_rank", rank, "-m", "samestep", "train", "uneven.yaml", "--run", "both"],
+            cwd=uneven.path,
+            env=uneven.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    ends = [machine.communicate(timeout=200) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], ends
+    assert uneven.state("both")["world_size"] == 2
+    assert uneven.state("both")["weights"] == alone
 
 
 def test_a_launch_that_quietly_starts_one_process_is_refused(uneven: Workplace) -> None:

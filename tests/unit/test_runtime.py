@@ -1,0 +1,73 @@
+"""Ranks, launchers and network cards are read right, in the one place that reads them."""
+
+from __future__ import annotations
+
+import socket
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from samestep import runtime
+from samestep.errors import UsageError
+
+
+def cards(monkeypatch: pytest.MonkeyPatch, names: dict[str, str]) -> None:
+    entries = {name: [SimpleNamespace(address=address)] for name, address in names.items()}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: entries)
+
+
+def test_a_host_name_that_means_127_0_1_1_is_reached_through_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards(monkeypatch, {"lo": "127.0.0.1", "eth0": "192.0.2.7"})
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "127.0.1.1")
+    assert runtime.network_interface("debian") == "lo"
+
+
+def test_the_main_node_finds_the_card_that_has_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards(monkeypatch, {"lo": "127.0.0.1", "eth0": "192.0.2.7", "ib0": "198.51.100.7"})
+    assert runtime.network_interface("198.51.100.7") == "ib0"
+
+
+def test_an_unknown_host_is_left_to_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> str:
+        raise OSError("no such host")
+
+    monkeypatch.setattr(socket, "gethostbyname", unknown)
+    assert runtime.network_interface("nowhere.invalid") is None
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (["python", "/usr/bin/accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "samestep"], 2),
+        (["python", "-m", "accelerate.commands.launch", "--num_processes=4", "-m", "samestep"], 4),
+        (["accelerate", "launch", "-m", "samestep", "train", "--num_processes", "2"], None),
+        (["bash", "run.sh", "--num_processes", "2"], None),
+    ],
+)
+def test_the_processes_that_accelerate_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], asked: int | None
+) -> None:
+    parent = SimpleNamespace(cmdline=lambda: words)
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(parent=lambda: parent))
+    here = runtime.Runtime(0, 1, 0, 1, True, "host", None)
+    if asked is None:
+        runtime.refuse_another_world_size(here, None)
+        return
+    with pytest.raises(UsageError, match=f"--num_processes {asked} was asked for and one process started"):
+        runtime.refuse_another_world_size(here, None)
+
+
+def test_an_array_task_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert runtime.read_runtime().job == "17"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "15")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    assert runtime.read_runtime().job == "15_2"
+
+
+@pytest.mark.parametrize(("visible", "number"), [("", 0), ("0", 1), ("0,3", 2), ("-1", 0)])
+def test_visible_gpus_are_counted_without_torch(monkeypatch: pytest.MonkeyPatch, visible: str, number: int) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert runtime.visible_gpus() == number
+    assert runtime.processes_here("cpu", 3) <= 3
