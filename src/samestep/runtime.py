@@ -17,6 +17,7 @@ from samestep.errors import UsageError
 
 _PR_SET_PDEATHSIG = 1
 _MOST_CPU_PROCESSES = 8
+_LAUNCH_WORDS = {"launch", "launch.py", "accelerate-launch", "accelerate.commands.launch"}
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,11 @@ def refuse_another_world_size(runtime: Runtime, meant: int | None) -> None:
 def _processes_asked_of_accelerate() -> int | None:
     parent = psutil.Process().parent()
     words = parent.cmdline() if parent else []
-    program = {Path(word).name for word in words[:3]}
-    if not ({"accelerate", "accelerate-launch", "accelerate.commands.launch", "launch.py"} & program):
+    launch = next((place for place, word in enumerate(words[:4]) if Path(word).name in _LAUNCH_WORDS), None)
+    if launch is None or not any("accelerate" in word for word in words[: launch + 1]):
         return None
-    for position, word in enumerate(words):
-        if word in ("-m", "--module") and position > 2:
+    for position, word in enumerate(words[launch + 1 :], launch + 1):
+        if word in ("-m", "--module"):
             break  # what follows belongs to the program that is launched
         name, _, value = word.partition("=")
         if name in ("--num_processes", "--num-processes"):

@@ -88,7 +88,8 @@ def test_two_machines_are_two_lines_that_differ_in_the_rank(uneven: Workplace) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    line = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/two-nodes.yaml"),
+    config = str(ROOT / "configs/accelerate/two-nodes.yaml")
+    line = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config,
             "--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port]  # fmt: skip
     machines = [
         subprocess.Popen(
