@@ -80,6 +80,7 @@ class BucketExchange:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._summing: list[_Pending] = []
         self._gathering: list[_Pending] = []
+        self._buffers: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
         self.bytes_sent = 0  # to other ranks, since the start
 
     def __call__(self, bucket: Any) -> Future:
@@ -103,7 +104,7 @@ class BucketExchange:
         future: Future = torch.futures.Future(devices=[self._device] if self._stream is not None else [])
         send, piece = self._blocks_to_send(flat, bucket.parameters())
         mine = len(self._plan[self._rank])
-        received = torch.empty(sum(len(blocks) for blocks in self._plan) * piece, dtype=flat.dtype, device=flat.device)
+        received = self._received(bucket.index(), sum(len(blocks) for blocks in self._plan) * piece, flat)
         work = dist.all_to_all_single(
             received,
             send,
@@ -120,6 +121,17 @@ class BucketExchange:
             self._sum_and_gather()
             self._drain()
         return future
+
+    def _received(self, index: int, size: int, flat: torch.Tensor) -> torch.Tensor:
+        """A bucket's buffer for what arrives, kept from step to step: fresh pages cost as much as the sum itself.
+
+        Its key is the layout, for DDP lays the buckets out anew after the first step.
+        """
+        key = (index, size, flat.dtype)
+        if key not in self._buffers:
+            self._buffers = {other: kept for other, kept in self._buffers.items() if other[0] != index}
+            self._buffers[key] = torch.empty(size, dtype=flat.dtype, device=flat.device)
+        return self._buffers[key]
 
     def _blocks_to_send(self, flat: torch.Tensor, parameters: list[torch.Tensor]) -> tuple[torch.Tensor, int]:
         """This rank's blocks of a bucket, cut into one piece for each rank: (world_size, blocks, piece), flattened.
