@@ -6,8 +6,6 @@ graphs, other bits. So each repeated block is compiled on its own, and DDP never
 
 from __future__ import annotations
 
-import torch
-import torch._dynamo
 from torch import nn
 
 
@@ -17,6 +15,8 @@ def compile_blocks(model: nn.Module) -> None:
     Shapes are fixed: a short batch gets a graph of its own instead of making all later ones dynamic. Too many shapes are an
     error and no silent fall back to uncompiled code, whose bits would differ.
     """
+    import torch._dynamo  # here alone: it takes longer than the rest of a start
+
     torch._dynamo.config.optimize_ddp = False
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     blocks = [block for module in model.modules() if isinstance(module, nn.ModuleList) for block in _repeated(module)]

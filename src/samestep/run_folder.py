@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from samestep.errors import UsageError
 
 _WAIT_FOR_OWNER_S = 60.0
@@ -159,10 +157,3 @@ class RunFolder:
         """Leave nothing behind of a start that was refused, if it was this start that made the folder."""
         if self._made_here:
             shutil.rmtree(self.path, ignore_errors=True)
-
-
-def free_bytes(path: Path) -> int:
-    """The free space where a path lies or will lie."""
-    while not path.exists():
-        path = path.parent
-    return int(psutil.disk_usage(str(path)).free)

@@ -36,10 +36,6 @@ class Runtime:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    @property
-    def num_nodes(self) -> int:
-        return -(-self.world_size // self.local_world_size)
-
 
 def read_runtime() -> Runtime:
     """Read what the launcher set. A process without a launcher is a world of its own."""

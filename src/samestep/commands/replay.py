@@ -31,8 +31,8 @@ class _Checker(NullTracker):
         self._recorded, self._comparable = recorded, comparable
         self.checked = 0
 
-    def step(self, row: dict[str, Any], weight: float, steps: int) -> None:
-        super().step(row, weight, steps)
+    def step(self, row: dict[str, Any], weight: float) -> None:
+        super().step(row, weight)
         expected = self._recorded.get(row["step"])
         if expected is None or not self._comparable:
             return

@@ -37,7 +37,7 @@ class Reports:
         self._skips_overflows = config.precision == "fp16"
         self._posted: list[_Posted] = []
         self._epoch_loss = self._epoch_weight = 0.0
-        self._weight, self._steps = 0.0, 0
+        self._weight = 0.0
 
     def post(
         self, step: int, loss: torch.Tensor, weight: torch.Tensor, norm: torch.Tensor, rate: float, grads: list[torch.Tensor]
@@ -74,7 +74,7 @@ class Reports:
                 f"step {step}: {what}{why}. No step was taken with it, and the weights are those after step {step - 1}. "
                 f"Try a smaller lr or clip=1.0, or look at the data of step {step}."
             )
-        self._weight, self._steps = self._weight + weight, self._steps + 1
+        self._weight += weight
         if self._is_tracked(step):
             row: Row = {"step": step, "epoch": posted.step // self._steps_per_epoch + 1, "time": time.time()}
             row |= {"loss": loss, "lr": posted.rate, "grad_norm": norm}
@@ -83,8 +83,8 @@ class Reports:
                 row["fingerprint"] = sum(prints) & 0xFFFFFFFFFFFFFFFF
                 if self._fingerprint == "parameters":
                     row["fingerprints"] = prints
-            self._tracker.step(row, self._weight, self._steps)
-            self._weight, self._steps = 0.0, 0
+            self._tracker.step(row, self._weight)
+            self._weight = 0.0
         if self._epochs:
             self._count_epoch(step, loss * weight, weight)
 

@@ -34,13 +34,13 @@ class Tracker:
         with tqdm.external_write_mode(file=sys.stdout, nolock=False):
             print(text, flush=True)
 
-    def step(self, row: Row, weight: float, steps: int) -> None:
-        """Record a tracked step; `weight` is what `steps` steps since the last one came to (tokens, samples)."""
+    def step(self, row: Row, weight: float) -> None:
+        """Record a tracked step; `weight` is what the steps since the last one came to (tokens, samples)."""
         for sink in self._sinks:
             sink.log(row)
         self.last.update(row)
         self._counted += weight
-        self._show(row, steps)
+        self._show(row)
 
     def evaluated(self, row: Row) -> None:
         for sink in self._sinks:
@@ -48,7 +48,7 @@ class Tracker:
         self.last.update(row)
         self.line(f"step {row['step']}  " + "  ".join(f"{key} {value:.4f}" for key, value in row.items() if key[:5] == "eval_"))
 
-    def _show(self, row: Row, steps: int) -> None:
+    def _show(self, row: Row) -> None:
         now = time.monotonic()
         rate = self._counted / max(now - self._begun, 1e-9)
         if self._bar is not None:
@@ -80,7 +80,7 @@ class NullTracker:
 
     def line(self, text: str) -> None: ...
 
-    def step(self, row: Row, weight: float, steps: int) -> None:
+    def step(self, row: Row, weight: float) -> None:
         self.last.update(row)
 
     def evaluated(self, row: Row) -> None:

@@ -1,0 +1,67 @@
+"""The rate is a function of the step, the optimizer's arguments are the class's own, and a start is quick."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from conftest import ROOT, Workplace
+from samestep.config import Schedule
+from samestep.optim import GatedOptimizer, rate_factor
+
+
+def test_warm_up_then_cosine_to_the_floor() -> None:
+    schedule = Schedule(name="cosine", warmup=4, floor=0.1)
+    factors = [rate_factor(schedule, step, 104) for step in range(105)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4] == 1.0
+    assert factors[54] == pytest.approx(0.55)
+    assert factors[104] == pytest.approx(0.1)
+    assert rate_factor(Schedule(name="linear"), 50, 100) == 0.5
+    assert rate_factor(Schedule(), 99, 100) == 1.0
+
+
+def gated(parameter: torch.nn.Parameter) -> GatedOptimizer:
+    return GatedOptimizer(torch.optim.AdamW([parameter], lr=0.1, fused=True), Schedule(), 10, None)
+
+
+def test_a_step_that_is_not_finite_changes_nothing() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = gated(parameter)
+    parameter.grad = torch.full((3,), float("nan"))
+    optimizer.step(0, finite=torch.tensor(False))
+    assert torch.equal(parameter, torch.ones(3))
+    assert not optimizer.inner.state
+
+
+def test_a_step_is_the_optimizers_own_to_the_bit() -> None:
+    mine, theirs = torch.nn.Parameter(torch.ones(5)), torch.nn.Parameter(torch.ones(5))
+    optimizer, reference = gated(mine), torch.optim.AdamW([theirs], lr=0.1, fused=True)
+    for step in range(5):
+        mine.grad, theirs.grad = torch.arange(5.0) - step, torch.arange(5.0) - step
+        optimizer.step(step, finite=torch.tensor(True))
+        reference.step()
+    assert torch.equal(mine, theirs)
+
+
+def test_hooks_on_the_optimizer_still_run() -> None:
+    parameter = torch.nn.Parameter(torch.ones(1))
+    inner = torch.optim.SGD([parameter], lr=1.0)
+    called = []
+    inner.register_step_post_hook(lambda *words: called.append(words))
+    parameter.grad = torch.ones(1)
+    GatedOptimizer(inner, Schedule(), 10, None).step(0, finite=torch.tensor(True))
+    assert len(called) == 1
+
+
+def test_a_run_does_not_import_dynamo(workplace: Workplace) -> None:
+    code = (
+        "import sys; from samestep.cli import cli\n"
+        f"cli.main(['train', {str(ROOT / 'configs/seed.yaml')!r}, 'track.wandb=off'], standalone_mode=False)\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=workplace.path, env=workplace.env, check=False, timeout=200)
+    assert done.returncode == 0
