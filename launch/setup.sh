@@ -5,10 +5,11 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$root/.venv/bin/python
 stamp=$root/.venv/.samestep-${EXTRA:-run}
 wanted=$(cat "$root/constraints.txt" "$root/pyproject.toml" | cksum)
-if [[ $(cat "$stamp" 2>/dev/null) != "$wanted" ]]; then
+stamps=("$stamp" "$root/.venv/.samestep-dev") # what serves development serves a run too
+if [[ $(cat "${stamps[@]}" 2>/dev/null) != *"$wanted"* ]]; then
   base=${PYTHON:-python3}
   if ! "$base" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
-    echo "samestep: found $("$base" --version 2>&1); it needs Python 3.11 to 3.13: write PYTHON=python3.12 before the command" >&2
+    echo "samestep: found $("$base" --version 2>/dev/null || echo "no $base"); it needs Python 3.11 to 3.13: write PYTHON=python3.12 before the command" >&2
     exit 2
   fi
   echo "setting up $root/.venv (once, about a minute)" >&2
