@@ -97,7 +97,7 @@ def compare(name: str, make: Callable[[], nn.Module], rows: int, length: int, mi
     ring = 2 * (world_size - 1) / world_size * num_bytes * ROUNDS
     bound = math.ceil(math.log2(micro_batches / world_size)) + 1
     pairs = statistics.median(b / a for a, b in zip(plain.times[5:], exact.times[5:], strict=True))
-    sent = exact.ordered.exchange.bytes_sent / ring
+    sent = exact.ordered.exchange.route.bytes_sent / ring
     say(f"{name} V={micro_batches}: exact / plain {exact.median / plain.median:.3f} (pairs {pairs:.3f})")
     say(f"  bytes / ring {sent:.4f}, copies of the gradients kept {exact.copies:.0f} of at most {bound}")
     return exact

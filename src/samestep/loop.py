@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from samestep.audit import NoAudit
 from samestep.batches import Batches, MicroBatch, Plan
 from samestep.config import Config
-from samestep.control import StopFlag
+from samestep.control import StopFlag, decided_by_main
 from samestep.errors import Stopped
 from samestep.evaluation import Convergence, Evaluator
 from samestep.exact import OrderedSum, Statistics, StepExchange
@@ -60,6 +60,11 @@ class Training:
         with self.gradients.micro_batch(micro.index), self.statistics.micro_batch(micro.index, micro.num_rows > 0):
             yield
 
+    def first_scale(self, weight: torch.Tensor | float) -> None:
+        """Before a run's first backward in fp16: fit the scale to sums over a step, of which micro-batch 0 shows the size."""
+        if self.optimizer.needs_scale:
+            self.optimizer.fit_scale(decided_by_main(lambda: float(weight)) * self.config.micro_batches)
+
     def evaluate(self, step: int) -> bool:
         """Evaluate after `step` finished steps; True if the run has converged."""
         if self.evaluator is None:
@@ -88,6 +93,7 @@ def train(run: Training) -> int:
             with run.micro_batch(step, micro):
                 with run.accelerator.autocast():
                     loss, weight = checked_ratio(run.task.loss(run.model, micro.batch))
+                run.first_scale(weight)
                 counts = micro.num_rows > 0
                 run.accelerator.backward(run.gradients.connect(loss, counts))
             sums.append((loss, weight) if counts else (torch.zeros_like(loss), weight * 0))

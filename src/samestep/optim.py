@@ -111,19 +111,35 @@ class GatedOptimizer:
 
     Args:
         scaler: fp16's loss scaler, which gates by itself: a step that overflows is skipped and the scale lowered.
+        fresh: the run begins here, so that `scaler` has no scale of an earlier start's.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, schedule: Schedule, num_steps: int, scaler: torch.amp.GradScaler | None
-    ) -> None:
+        self, optimizer: torch.optim.Optimizer, schedule: Schedule, num_steps: int, scaler: torch.amp.GradScaler | None,
+        fresh: bool = True,
+    ) -> None:  # fmt: skip
         self.inner = optimizer
         self.scaler = scaler
+        self._is_fresh = fresh
         self._schedule, self._num_steps = schedule, num_steps
         self._base = [float(group["lr"]) for group in optimizer.param_groups]
         self._plain_step = _plain_step(optimizer) if scaler is None else optimizer.step
         self._on_device = bool(optimizer.defaults.get("fused")) and any(
             parameter.is_cuda for group in optimizer.param_groups for parameter in group["params"]
         )
+
+    @property
+    def needs_scale(self) -> bool:
+        """Whether fp16 begins here: with a scaler that has neither scaled a loss nor been restored."""
+        return self.scaler is not None and self._is_fresh and self.scaler._scale is None
+
+    def fit_scale(self, weight: float) -> None:
+        """Start at 65,536 over the power of two next to a step's weight: a mean's usual start, for a sum over it.
+
+        (At 65,536 the sum over 8,192 tokens overflowed for nine steps.)
+        """
+        assert self.scaler is not None
+        self.scaler._init_scale = 65536.0 / 2.0 ** round(math.log2(max(weight, 1.0)))
 
     def zero_grad(self) -> None:
         self.inner.zero_grad(set_to_none=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 import time
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from samestep.exact import OrderedSum, cuts
+from samestep.exact import OrderedSum, cuts, transfer
 
 SHAPES = [(3,), (7, 5), (2, 3, 3, 3), (1,), (64, 33), (8, 4, 1, 1)]
 
@@ -77,16 +78,18 @@ def check_any_case(groups: list[Any]) -> None:
         shapes=st.lists(st.sampled_from(SHAPES), min_size=1, max_size=7),
         cap=st.sampled_from([0.0001, 0.001, 25.0]),
         channels_last=st.booleans(),
+        part=st.sampled_from([3, 1 << 19]),
         missing=st.sampled_from([0.0, 0.3]),
         has_empty=st.booleans(),
         seed=st.integers(0, 10**6),
     )
     def case(
         world_size: int, more: int, leaf_size: int, shapes: list[tuple[int, ...]], cap: float, channels_last: bool,
-        missing: float, has_empty: bool, seed: int,
+        part: int, missing: float, has_empty: bool, seed: int,
     ) -> None:  # fmt: skip
         if dist.get_rank() >= world_size:
             return
+        transfer._MESSAGE_ELEMENTS = part  # small ones go by messages too, in many parts
         micro_batches = (world_size + more) * leaf_size
         empty = micro_batches - 1 if has_empty and micro_batches > 1 else -1
         alone, bare = Given(shapes, channels_last), Given(shapes, channels_last)
@@ -103,7 +106,11 @@ def check_any_case(groups: list[Any]) -> None:
 
 
 def check_delays(steps: int) -> None:
-    """Random delays between backward and the hook, and between its collectives: nothing may wait for ever."""
+    """Random delays between backward and the hook, and between its collectives: nothing may wait for ever.
+
+    The larger buckets go by messages, the smaller ones by collectives.
+    """
+    transfer._MESSAGE_ELEMENTS = 1024
     shapes: list[tuple[int, ...]] = [(64, 33), (33, 64), (64, 64), (7, 5), (64, 33)]
     bare, alone = Given(shapes, False), Given(shapes, False)
     wrapped = DistributedDataParallel(bare, bucket_cap_mb=0.005, forward_sync_buffers=False)
@@ -132,13 +139,15 @@ def check_bytes() -> None:
     bare = Given([(64, 64), (64, 64)], False)
     wrapped = DistributedDataParallel(bare, forward_sync_buffers=False)
     world_size = dist.get_world_size()
-    for micro_batches in (world_size, 2 * world_size, 4 * world_size):
+    sizes = (world_size, 2 * world_size, 4 * world_size)
+    for part, micro_batches in itertools.product((1024, 1 << 19), sizes):
+        transfer._MESSAGE_ELEMENTS = part
         ordered = OrderedSum(wrapped, micro_batches)
         assert ordered.exchange is not None
         assert cuts(micro_batches, world_size)[1] == micro_batches // world_size
         step(ordered, wrapped, bare, 0, 0.0, -1)
         ring = 2 * (world_size - 1) / world_size * 2 * 64 * 64 * 4
-        assert ordered.exchange.bytes_sent == ring, (micro_batches, ordered.exchange.bytes_sent / ring)
+        assert ordered.exchange.route.bytes_sent == ring, (micro_batches, ordered.exchange.route.bytes_sent / ring)
         wrapped = DistributedDataParallel(bare, forward_sync_buffers=False)
 
 

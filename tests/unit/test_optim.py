@@ -65,3 +65,26 @@ def test_a_run_does_not_import_dynamo(workplace: Workplace) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=workplace.path, env=workplace.env, check=False, timeout=200)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("weight", "scale"), [(1, 65536.0), (32, 2048.0), (8192, 8.0), (6000, 8.0), (0.5, 65536.0)])
+def test_fp16_starts_at_a_scale_that_suits_a_sum(weight: float, scale: float) -> None:
+    parameter = torch.nn.Parameter(torch.ones(1))
+    scaler = torch.amp.GradScaler("cpu")
+    optimizer = GatedOptimizer(torch.optim.SGD([parameter], lr=1.0), Schedule(), 10, scaler)
+    assert optimizer.needs_scale
+    optimizer.fit_scale(weight)
+    assert scaler.scale(torch.ones(())).item() == scale
+    assert not optimizer.needs_scale
+
+
+def test_a_restored_scale_stays_as_it_was() -> None:
+    before = torch.amp.GradScaler("cpu", init_scale=64.0)
+    before.scale(torch.ones(()))
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.load_state_dict(before.state_dict())
+    optimizer = GatedOptimizer(
+        torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0), Schedule(), 10, scaler, fresh=False
+    )
+    assert not optimizer.needs_scale
+    assert scaler.scale(torch.ones(())).item() == 64.0

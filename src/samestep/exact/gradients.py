@@ -141,9 +141,7 @@ class OrderedSum:
             if grad is not None:
                 self._used[place] = True
 
-    def _fold_last_leaf(
-        self, parameters: list[torch.Tensor], views: list[torch.Tensor]
-    ) -> list[tuple[Block, list[torch.Tensor]]]:
+    def _fold_last_leaf(self, parameters: list[torch.Tensor], views: list[torch.Tensor]) -> list[list[torch.Tensor]]:
         """Add this bucket's part of the kept blocks into the last leaf, which lies in the bucket, as far as siblings go.
 
         Returns the blocks that stay beside it, with a tensor for each of the bucket's parameters.
@@ -157,11 +155,8 @@ class OrderedSum:
         beside.blocks = [(block, [kept[place] for place in places]) for block, kept in self._kept.blocks]
         beside.push(self._last_leaf, list(views))
         return [
-            (
-                block,
-                [view.new_zeros(()).expand_as(view) if grad is None else grad for grad, view in zip(kept, views, strict=True)],
-            )
-            for block, kept in beside.blocks[:-1]
+            [view.new_zeros(()).expand_as(view) if grad is None else grad for grad, view in zip(kept, views, strict=True)]
+            for _, kept in beside.blocks[:-1]
         ]
 
     @property

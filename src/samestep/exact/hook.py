@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from samestep.exact.totals import all_gather
-from samestep.exact.tree import Block, Sum, blocks_of, cuts
+from samestep.exact.transfer import Route, Transfer, transfer
 
 Future = torch.futures.Future[torch.Tensor]
 Grads = list[torch.Tensor | None]
@@ -50,18 +48,13 @@ def _is_dense(tensor: torch.Tensor) -> bool:
     return True
 
 
-@dataclass
-class _Pending:
-    """A bucket between its all-to-all and its all-gather, or after it."""
-
-    work: dist.Work
-    buffer: torch.Tensor
-    flat: torch.Tensor
-    future: Future
-
-
 class BucketExchange:
-    """The hook of one model. `take_blocks` gives, for a bucket, this rank's finished blocks before the last leaf."""
+    """The hook of one model.
+
+    Args:
+        fold_last_leaf: gives, for a bucket's parameters and their views in it, this rank's finished blocks that stay
+            beside the last one, which it has folded into the bucket.
+    """
 
     def __init__(
         self,
@@ -69,19 +62,14 @@ class BucketExchange:
         rank: int,
         world_size: int,
         device: torch.device,
-        fold_last_leaf: Callable[[list[torch.Tensor], list[torch.Tensor]], list[tuple[Block, list[torch.Tensor]]]],
+        fold_last_leaf: Callable[[list[torch.Tensor], list[torch.Tensor]], list[list[torch.Tensor]]],
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        share = cuts(num_leaves, world_size)
-        self._plan = [blocks_of(share[r], share[r + 1]) for r in range(world_size)]
-        self._rank, self._world_size, self._group = rank, world_size, group
+        self.route = Route(num_leaves, rank, world_size, group)
         self._device = device
         self._fold_last_leaf = fold_last_leaf
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._summing: list[_Pending] = []
-        self._gathering: list[_Pending] = []
-        self._buffers: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
-        self.bytes_sent = 0  # to other ranks, since the start
+        self._under_way: list[tuple[Transfer, torch.Tensor, Future]] = []
 
     def __call__(self, bucket: Any) -> Future:
         with self._on_side_stream():
@@ -98,78 +86,23 @@ class BucketExchange:
             yield
 
     def _exchange(self, bucket: Any) -> Future:
-        flat = bucket.buffer()
+        flat, parameters = bucket.buffer(), bucket.parameters()
         if self._stream is not None:
             flat.record_stream(self._stream)
         future: Future = torch.futures.Future(devices=[self._device] if self._stream is not None else [])
-        send, piece = self._blocks_to_send(flat, bucket.parameters())
-        mine = len(self._plan[self._rank])
-        received = self._received(bucket.index(), sum(len(blocks) for blocks in self._plan) * piece, flat)
-        work = dist.all_to_all_single(
-            received,
-            send,
-            [len(blocks) * piece for blocks in self._plan],
-            [mine * piece] * self._world_size,
-            group=self._group,
-            async_op=True,
-        )
-        self.bytes_sent += mine * piece * (self._world_size - 1) * flat.element_size()
-        self._summing.append(_Pending(work, received, flat, future))
-        if len(self._summing) > 1:
-            self._sum_and_gather()
-        if bucket.is_last():
-            self._sum_and_gather()
-            self._drain()
-        return future
-
-    def _received(self, index: int, size: int, flat: torch.Tensor) -> torch.Tensor:
-        """A bucket's buffer for what arrives, kept from step to step: fresh pages cost as much as the sum itself.
-
-        Its key is the layout, for DDP lays the buckets out anew after the first step.
-        """
-        key = (index, size, flat.dtype)
-        if key not in self._buffers:
-            self._buffers = {other: kept for other, kept in self._buffers.items() if other[0] != index}
-            self._buffers[key] = torch.empty(size, dtype=flat.dtype, device=flat.device)
-        return self._buffers[key]
-
-    def _blocks_to_send(self, flat: torch.Tensor, parameters: list[torch.Tensor]) -> tuple[torch.Tensor, int]:
-        """This rank's blocks of a bucket, cut into one piece for each rank: (world_size, blocks, piece), flattened.
-
-        One block whose length divides goes out as it lies in the bucket, without a copy.
-        """
         blocks = self._fold_last_leaf(parameters, memory_order_views(flat, parameters))
-        num, piece = flat.numel(), -(-flat.numel() // self._world_size)
-        if len(blocks) == 0 and num == piece * self._world_size:
-            return flat, piece
-        send = flat.new_zeros(self._world_size, len(blocks) + 1, piece)
-        padded = flat.new_zeros(self._world_size * piece)
-        for position, (_, values) in enumerate(blocks):
-            torch._foreach_copy_(memory_order_views(padded, parameters), values)
-            send[:, position] = padded.view(self._world_size, piece)
-        padded[:num] = flat
-        send[:, -1] = padded.view(self._world_size, piece)
-        return send.view(-1), piece
 
-    def _sum_and_gather(self) -> None:
-        """Finish the oldest all-to-all: sum the rest of the tree over this rank's piece, and start its all-gather."""
-        pending = self._summing.pop(0)
-        pending.work.wait()
-        blocks = [block for rank in self._plan for block in rank]
-        counter: Sum[torch.Tensor] = Sum(torch.Tensor.add_)
-        for block, values in zip(blocks, pending.buffer.view(len(blocks), -1), strict=True):
-            counter.push(block, values)
-        summed = counter.total()
-        divides = summed.numel() * self._world_size == pending.flat.numel()
-        whole = pending.flat if divides else summed.new_empty(summed.numel() * self._world_size)
-        work = all_gather(whole, summed, group=self._group, async_op=True)
-        self.bytes_sent += summed.numel() * (self._world_size - 1) * summed.element_size()
-        self._gathering.append(_Pending(work, whole, pending.flat, pending.future))
+        def writer(values: list[torch.Tensor]) -> Callable[[torch.Tensor], None]:
+            return lambda whole: torch._foreach_copy_(memory_order_views(whole, parameters), values)
 
-    def _drain(self) -> None:
-        for pending in self._gathering:
-            pending.work.wait()
-            if pending.buffer is not pending.flat:
-                pending.flat.copy_(pending.buffer[: pending.flat.numel()])
-            pending.future.set_result(pending.flat)
-        self._gathering.clear()
+        sent = transfer(self.route, bucket.index(), flat, [writer(values) for values in blocks])
+        if self._under_way:
+            self._under_way[-1][0].sum_and_return()
+        self._under_way.append((sent, flat, future))
+        if bucket.is_last():
+            sent.sum_and_return()
+            for earlier, whole, done in self._under_way:
+                earlier.finish()
+                done.set_result(whole)
+            self._under_way.clear()
+        return future

@@ -117,7 +117,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         model=model,
         bare_model=bare,
         accelerator=accelerator,
-        optimizer=GatedOptimizer(torch_optimizer, config.schedule, all_steps, accelerator.scaler),
+        optimizer=GatedOptimizer(torch_optimizer, config.schedule, all_steps, accelerator.scaler, saved is None),
         plan=plan,
         batches=batches,
         gradients=gradients,
