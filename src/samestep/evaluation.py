@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -9,7 +11,7 @@ from accelerate import Accelerator
 from samestep.batches import Rows, on_device
 from samestep.config import Converge
 from samestep.errors import UsageError
-from samestep.exact import cuts, ordered_total
+from samestep.exact import cuts, gather, ordered_total
 from samestep.seeding import seed_all
 from samestep.task import Task
 
@@ -34,15 +36,23 @@ class Evaluator:
         rank = accelerator.process_index
         self._share = range(share[rank], share[rank + 1])
 
-    def __call__(self, model: torch.nn.Module) -> dict[str, float]:
-        """The metrics, by name, of a model as it stands; the model is left in training mode."""
+    def __call__(self, model: torch.nn.Module, flag: Callable[[], int]) -> dict[str, float] | None:
+        """The metrics, by name, of a model as it stands; the model is left in training mode.
+
+        Args:
+            flag: asked on every rank before each of its micro-batches; if it is set on any, all leave together with None.
+        """
         model.eval()
         names: list[str] = []
         sums: list[torch.Tensor] = []
         with torch.no_grad():
-            for index in self._share:
-                names, values = self._measure(model, index)
-                sums.append(values)
+            for turn in range(-(-self._num_batches // self._accelerator.num_processes)):
+                if int(gather(torch.tensor([flag()], dtype=torch.uint8)).max()):
+                    model.train()
+                    return None
+                if turn < len(self._share):
+                    names, values = self._measure(model, self._share[turn])
+                    sums.append(values)
         model.train()
         names = names or self._names(model)
         device = self._accelerator.device
@@ -81,13 +91,41 @@ class Convergence:
         """Count one evaluation; `metrics` has names with `eval_` before them."""
         if self._settings is None:
             return False
-        name = "eval_" + self._settings.metric.removeprefix("eval_")
-        if name not in metrics:
-            known = ", ".join(key.removeprefix("eval_") for key in metrics)
-            raise UsageError(f"converge.metric: found {self._settings.metric!r}; evaluation gives {known}")
-        value = metrics[name] if self._settings.goal == "min" else -metrics[name]
+        found = _metric(metrics, self._settings.metric, "converge.metric")
+        value = found if self._settings.goal == "min" else -found
         if self.best is None or value < self.best - self._settings.min_delta:
             self.best, self.waited = value, 0
         else:
             self.waited += 1
         return self.waited >= self._settings.patience
+
+
+class Best:
+    """Says when an evaluation is the best so far by one metric.
+
+    Args:
+        setting: `METRIC`, of which less is better, or `METRIC:max`.
+        value, step: the best so far, of an earlier start.
+    """
+
+    def __init__(self, setting: str | None, value: float | None = None, step: int | None = None) -> None:
+        self._metric, _, self._goal = (setting or "").partition(":")
+        self.value, self.step = value, step
+
+    def improved(self, step: int, metrics: dict[str, float]) -> bool:
+        """Count the evaluation after `step` steps; `metrics` has names with `eval_` before them."""
+        if not self._metric:
+            return False
+        value = _metric(metrics, self._metric, "checkpoint.best") * (-1 if self._goal == "max" else 1)
+        if self.value is not None and value >= self.value:
+            return False
+        self.value, self.step = value, step
+        return True
+
+
+def _metric(metrics: dict[str, float], wanted: str, key: str) -> float:
+    name = "eval_" + wanted.removeprefix("eval_")
+    if name not in metrics:
+        known = ", ".join(known.removeprefix("eval_") for known in metrics)
+        raise UsageError(f"{key}: found {wanted!r}; evaluation gives {known}")
+    return metrics[name]

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
 
 from samestep.audit import NoAudit
 from samestep.batches import Batches, MicroBatch, Plan
+from samestep.checkpoint import NullSaver, Saver
 from samestep.config import Config
-from samestep.control import StopFlag, decided_by_main
+from samestep.control import StopFlag, Watchdog, decided_by_main
 from samestep.errors import Stopped
-from samestep.evaluation import Convergence, Evaluator
+from samestep.evaluation import Best, Convergence, Evaluator
 from samestep.exact import OrderedSum, Statistics, StepExchange
 from samestep.optim import GatedOptimizer, divide_and_clip
 from samestep.seeding import seed_all
@@ -45,20 +47,29 @@ class Training:
     audit: NoAudit
     evaluator: Evaluator | None
     convergence: Convergence
+    best: Best
     reports: Reports
     tracker: Tracker | NullTracker
     stop: StopFlag
-    save: Callable[[int], None]
+    saver: Saver | NullSaver
+    watch: Watchdog
     first_step: int
     num_steps: int
-    saved_at: float = field(default_factory=time.monotonic)
+    finished: int  # steps whose weights the model holds
+    owes_evaluation: bool  # a stop came in the middle of the one that belongs to `first_step`
 
     @contextlib.contextmanager
     def micro_batch(self, step: int, micro: MicroBatch) -> Iterator[None]:
         """A forward and backward whose random numbers and buffers depend on (seed, step, micro-batch) and no more."""
         seed_all(self.config.seed, step, micro.index, device=self.accelerator.device)
         with self.gradients.micro_batch(micro.index), self.statistics.micro_batch(micro.index, micro.num_rows > 0):
+            self.watch.at("computing")
             yield
+        self.watch.at("reading data")
+
+    def asked_to_stop(self) -> int:
+        """A signal that asks for a stop, on this rank, or the time limit's being near; 0 otherwise."""
+        return self.stop.asked(2 * (self.saver.longest_s + self.watch.slow_step_s))
 
     def first_scale(self, weight: torch.Tensor | float) -> None:
         """Before a run's first backward in fp16: fit the scale to sums over a step, of which micro-batch 0 shows the size."""
@@ -66,25 +77,40 @@ class Training:
             self.optimizer.fit_scale(decided_by_main(lambda: float(weight)) * self.config.micro_batches)
 
     def evaluate(self, step: int) -> bool:
-        """Evaluate after `step` finished steps; True if the run has converged."""
+        """Evaluate after `step` finished steps; True if the run has converged. Raises Stopped when asked to stop."""
         if self.evaluator is None:
             return False
-        metrics = {f"eval_{name}": value for name, value in self.evaluator(self.bare_model).items()}
+        self.owes_evaluation = True
+        found = self.evaluator(self.bare_model, self.evaluation_goes_on)
+        if found is None:
+            self.save_and_stop(step)
+        self.owes_evaluation = False
+        metrics = {f"eval_{name}": value for name, value in found.items()}
         epoch = (step - 1) // self.plan.steps_per_epoch + 1
         self.tracker.evaluated({"step": step, "epoch": epoch, "time": time.time(), **metrics})
-        return self.convergence.reached(metrics)
+        converged = self.convergence.reached(metrics)
+        if self.best.improved(step, metrics):
+            self.saver.save(step)
+        return converged
 
-    def save_is_due(self, step: int) -> bool:
-        settings = self.config.checkpoint
-        by_clock = settings.minutes is not None and time.monotonic() - self.saved_at > settings.minutes * 60
-        return by_clock or (settings.every is not None and step % settings.every == 0)
+    def evaluation_goes_on(self) -> int:
+        """Called between its micro-batches, for the flag that all ranks share."""
+        self.watch.at("evaluating")
+        return self.asked_to_stop()
+
+    def save_and_stop(self, step: int) -> NoReturn:
+        self.saver.save_now(step, patience_s=20.0)
+        raise Stopped(f"stopped at step {step} of {self.num_steps}, saved")
 
 
 def train(run: Training) -> int:
     """Train to the end, or until the run has converged; returns the steps finished. Raises Stopped when asked to stop."""
     every = run.config.evaluate.every
     run.model.train()
+    if run.owes_evaluation and run.first_step < run.num_steps and run.evaluate(run.first_step):
+        return run.first_step
     for step in range(run.first_step, run.num_steps):
+        run.watch.step(step)
         run.optimizer.zero_grad()
         run.audit.begin(step)
         run.statistics.begin()
@@ -98,16 +124,17 @@ def train(run: Training) -> int:
                 run.accelerator.backward(run.gradients.connect(loss, counts))
             sums.append((loss, weight) if counts else (torch.zeros_like(loss), weight * 0))
 
-        total = run.exchange.total(sums, run.gradients.used, run.stop.signal)
+        run.watch.meeting()
+        total = run.exchange.total(sums, run.gradients.used, run.asked_to_stop())
         run.audit.compare(step, sums)
         grads = run.gradients.finish(total.used)
+        run.statistics.finish(run.plan.counted(step))
         run.optimizer.unscale()
         norm = divide_and_clip(grads, total.weight, run.config.clip)
         rate = run.optimizer.step(step, finite=torch.isfinite(total.loss + norm))
-        run.statistics.finish(run.plan.counted(step))
+        run.finished = finished = step + 1
         run.reports.post(step, total.loss, total.weight, norm, rate, grads)
 
-        finished = step + 1
         if every and finished % every == 0 and finished < run.num_steps:
             run.reports.flush()
             if run.evaluate(finished):
@@ -115,12 +142,10 @@ def train(run: Training) -> int:
                 return finished
         if total.flag and finished < run.num_steps:
             run.reports.flush()
-            run.save(finished)
-            raise Stopped(f"stopped at step {finished} of {run.num_steps}, saved")
-        if run.save_is_due(finished):
+            run.save_and_stop(finished)
+        if run.saver.is_due(finished):
             run.reports.flush()
-            run.save(finished)
-            run.saved_at = time.monotonic()
+            run.saver.save(finished)
     run.reports.flush()
     run.evaluate(run.num_steps)
     return run.num_steps

@@ -121,6 +121,7 @@ class GatedOptimizer:
         self.inner = optimizer
         self.scaler = scaler
         self._is_fresh = fresh
+        self.is_stepping = False  # an error while this holds may leave the weights between two steps
         self._schedule, self._num_steps = schedule, num_steps
         self._base = [float(group["lr"]) for group in optimizer.param_groups]
         self._plain_step = _plain_step(optimizer) if scaler is None else optimizer.step
@@ -154,6 +155,7 @@ class GatedOptimizer:
 
     def step(self, step: int, finite: torch.Tensor) -> float:
         """Step at the rate of `step` (from 0) if `finite`, a boolean scalar, holds. Returns the first group's rate."""
+        self.is_stepping = True
         factor = rate_factor(self._schedule, step, self._num_steps)
         for group, base in zip(self.inner.param_groups, self._base, strict=True):
             group["lr"] = base * factor
@@ -165,4 +167,5 @@ class GatedOptimizer:
             self._step()
         elif finite:  # one wait for the device; on a CPU there is nothing to wait for
             self._step()
+        self.is_stepping = False
         return self._base[0] * factor

@@ -9,11 +9,12 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from samestep.errors import UsageError
+from samestep.errors import TrainingError, UsageError
 
 _WAIT_FOR_OWNER_S = 60.0
 
@@ -47,6 +48,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
+        self._writing = threading.Lock()  # state.json is read and written by a saving thread too
+        self._start: int | None = None
         self._made_here = False
 
     @classmethod
@@ -89,6 +92,10 @@ class RunFolder:
         return self.path / "logs"
 
     @property
+    def starts(self) -> Path:
+        return self.path / "starts"
+
+    @property
     def wandb(self) -> Path:
         return self.path / "wandb"
 
@@ -116,9 +123,39 @@ class RunFolder:
 
     def write_state(self, **changes: Any) -> dict[str, Any]:
         """Lay changes over state.json. Only the owner calls this while a run is alive."""
-        state = {**self.read_state(), **changes, "time": time.time()}
-        write_atomically(self.state, json.dumps(state, indent=1) + "\n")
+        with self._writing:
+            self.refuse_if_succeeded()
+            state = {**self.read_state(), **changes, "time": time.time()}
+            write_atomically(self.state, json.dumps(state, indent=1) + "\n")
         return state
+
+    def next_start(self) -> int:
+        """The number that the next start of this run will have, from 1."""
+        return max((int(path.stem) for path in self.starts.glob("*.json") if path.stem.isdigit()), default=0) + 1
+
+    def begin_start(self, number: int, facts: dict[str, Any]) -> None:
+        """Take a start's number. Raises TrainingError if another process has taken it."""
+        self.starts.mkdir(exist_ok=True)
+        try:
+            with (self.starts / f"{number:04d}.json").open("x") as file:
+                file.write(json.dumps(facts, indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError:
+            raise TrainingError(f"{self.path}: another process has begun start {number} of this run; this one ends") from None
+        sync_folder(self.starts)
+        self.continue_start(number)
+
+    def continue_start(self, number: int) -> None:
+        """Write from here on as part of start `number`, which another rank of it has begun."""
+        self._start = number
+
+    def refuse_if_succeeded(self) -> None:
+        """Raise TrainingError if a later start owns the run: a node that was cut off may still have its disk."""
+        if self._start is not None and (self.starts / f"{self._start + 1:04d}.json").exists():
+            raise TrainingError(
+                f"{self.path}: start {self._start + 1} has taken this run over; start {self._start} writes no more"
+            )
 
     def take(self, host: str) -> None:
         """Become the run's owner, waiting for a dying one; the kernel gives a dead owner's lock back.

@@ -31,6 +31,8 @@ class Runtime:
     launched: bool  # by torchrun or accelerate launch, which end the ranks that outlive a failed one
     host: str
     job: str | None  # the SLURM job, as JOBID or ARRAYID_TASK
+    ends_at: float | None = None  # when the job's time is over, in Unix seconds
+    store: tuple[str, int] | None = None  # the launcher's, which outlives any rank
 
     @property
     def is_main(self) -> bool:
@@ -50,6 +52,8 @@ def read_runtime() -> Runtime:
         launched="TORCHELASTIC_RUN_ID" in env,
         host=socket.gethostname(),
         job=f"{array}_{index}" if array and index else env.get("SLURM_JOB_ID"),
+        ends_at=float(env["SLURM_JOB_END_TIME"]) if env.get("SLURM_JOB_END_TIME", "").isdigit() else None,
+        store=(env.get("MASTER_ADDR", "127.0.0.1"), int(env["MASTER_PORT"])) if env.get("MASTER_PORT", "").isdigit() else None,
     )
 
 

@@ -63,7 +63,10 @@ def test_the_resolved_text_loads_as_the_same_config(good: Path, tmp_path: Path) 
         (["leaves=3"], "leaves: found 3; write a divisor of 4: 1, 2, 4"),
         (["precision=fp8"], "precision: found 'fp8'; write 'no', 'bf16' or 'fp16'"),
         (["optimizer.lr=-1"], "optimizer.lr: found -1; write greater than 0"),
-        (["init=other"], "init: found other, and this version cannot do that yet; leave it out"),
+        (
+            ["checkpoint.best=loss:most"],
+            "checkpoint.best: found 'loss:most'; write METRIC, of which less is better, or METRIC:max",
+        ),
         (["steps"], "steps: found no key=value; write steps=VALUE"),
     ],
 )

@@ -90,5 +90,14 @@ def test_rows_of_every_tracked_step(workplace: Workplace) -> None:
 def test_rows_after_the_checkpoint_are_cut(tmp_path: Path, torn: str) -> None:
     folder = RunFolder(tmp_path)
     folder.metrics.write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3)) + torn)
-    cut_back(folder, 2)
+    cut_back(folder, 2, [])
     assert folder.metrics.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_row_that_its_writer_died_before_comes_from_the_checkpoint(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 2.0}\n')
+    latest = [{"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 9.0}, {"step": 3, "loss": 3.0}]
+    cut_back(folder, 3, latest)
+    rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    assert rows == [{"step": 1, "loss": 1.0}, *latest]

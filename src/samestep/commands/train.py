@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import bdb
-import json
 import shlex
-import socket
 import time
 import traceback
 from pathlib import Path
 
-from samestep.config import load_config
+from samestep.config import Config, load_config
 from samestep.errors import SamestepError, Stopped, UsageError
-from samestep.run_folder import RunFolder, write_atomically
+from samestep.run_folder import RunFolder
 from samestep.runtime import (
     Runtime,
     end_with_parent,
-    error_file,
     prepare_environment,
     read_runtime,
     refuse_another_world_size,
@@ -34,15 +31,15 @@ def train(config_path: str, run: str | None, overrides: tuple[str, ...]) -> None
     folder = RunFolder.named(config.runs, run or default_name(config_path, runtime))
 
     from samestep.control import StopFlag, leave_together  # torch is imported once everything typed has been checked
-    from samestep.session import run_training
+    from samestep.session import record_failure, run_training
 
-    stop = StopFlag()
+    stop = StopFlag(runtime.ends_at)
     stop.install()
     try:
         run_training(config, sources, folder, runtime, stop)
         leave_together()
     except UsageError as error:
-        _record(folder, runtime, "\n".join(error.lines), error)
+        record_failure(folder, runtime, "\n".join(error.lines), error)
         raise
     except Stopped as stopped:
         reason = f"{stopped}; the same line with --run {shlex.quote(folder.name)} goes on"
@@ -51,15 +48,15 @@ def train(config_path: str, run: str | None, overrides: tuple[str, ...]) -> None
         leave_together()
         raise Stopped(reason) from None
     except (KeyboardInterrupt, bdb.BdbQuit):
-        _record(folder, runtime, "stopped at once by hand; the last checkpoint is whole", None)
+        record_failure(folder, runtime, "stopped at once by hand; the last checkpoint is whole")
         raise KeyboardInterrupt from None
     except Exception as error:
         operation, found, _ = str(error).partition(" does not have a deterministic implementation")
         if found:
             refusal = _without_a_kernel(operation)
-            _record(folder, runtime, str(refusal), error)
+            record_failure(folder, runtime, str(refusal), error)
             raise refusal from None
-        raise SamestepError(_failed(folder, runtime, error)) from None
+        raise SamestepError(_failed(folder, runtime, error, config)) from None
     finally:
         stop.remove()
 
@@ -78,15 +75,27 @@ def _without_a_kernel(operation: str) -> UsageError:
     )
 
 
-def _failed(folder: RunFolder, runtime: Runtime, error: Exception) -> str:
+def _failed(folder: RunFolder, runtime: Runtime, error: Exception, config: Config) -> str:
     """Put a fault into one paragraph, with rank and host first, and the whole of it into this rank's log."""
     text = str(error) if isinstance(error, SamestepError) else f"{type(error).__name__}: {error}"
     where = _place_in_user_code(error) if not isinstance(error, SamestepError) else ""
+    from samestep.session import record_failure
+
+    if "out of memory" in text.lower():
+        where += f"; {_smaller(config)}"
     paragraph = f"rank {runtime.rank} on {runtime.host}: {text}{where} (log: {folder.log(runtime.rank)})"
-    _record(folder, runtime, paragraph, error)
+    record_failure(folder, runtime, paragraph, error)
     if runtime.is_main and folder.state.exists():
         folder.write_state(status="failed", reason=paragraph)
     return paragraph
+
+
+def _smaller(config: Config) -> str:
+    """What to write when the memory does not suffice."""
+    micro = config.micro_batch_size
+    sizes = [str(size) for size in range(micro // 2, 0, -1) if config.global_batch_size % size == 0][:3]
+    tries = [f"micro_batch_size={' or '.join(sizes)}"] if sizes else []
+    return f"try {', '.join([*tries, 'leaves=1 to add up in place', 'precision=bf16'])} in a new run: each is part of the maths"
 
 
 def _place_in_user_code(error: Exception) -> str:
@@ -94,23 +103,3 @@ def _place_in_user_code(error: Exception) -> str:
     outside = [frame for frame in frames if "site-packages" not in frame.filename and "/samestep/" not in frame.filename]
     frame = (outside or frames)[-1]
     return f", at {frame.filename}:{frame.lineno} in {frame.name}"
-
-
-def _record(folder: RunFolder, runtime: Runtime, paragraph: str, error: BaseException | None) -> None:
-    """Leave this rank's last words where the launcher and local.sh look for them."""
-    words = {"rank": runtime.rank, "host": socket.gethostname(), "time": time.time(), "paragraph": paragraph}
-    words["victim"] = error is not None and _is_victim(error)
-    if folder.logs.is_dir():
-        write_atomically(folder.failure(runtime.rank), json.dumps(words))
-        with folder.log(runtime.rank).open("a") as log:
-            log.write("".join(traceback.format_exception(error)) if error else paragraph + "\n")
-    place = error_file()
-    if place is not None:
-        message = {"message": paragraph, "extraInfo": {"py_callstack": paragraph, "timestamp": str(int(time.time()))}}
-        place.write_text(json.dumps({"message": message}))
-
-
-def _is_victim(error: BaseException) -> bool:
-    """Whether this rank failed only because a peer had: its collective found the other end gone."""
-    text = f"{type(error).__name__} {error}"
-    return any(sign in text for sign in ("Connection closed by peer", "Connection reset", "DistBackendError", "Broken pipe"))

@@ -2,6 +2,6 @@
 
 from samestep.config.reading import load_config, to_text
 from samestep.config.resume import changes_on_resume, code_versions
-from samestep.config.schema import Config, Converge, Schedule
+from samestep.config.schema import Checkpoint, Config, Converge, Schedule
 
-__all__ = ["Config", "Converge", "Schedule", "changes_on_resume", "code_versions", "load_config", "to_text"]
+__all__ = ["Checkpoint", "Config", "Converge", "Schedule", "changes_on_resume", "code_versions", "load_config", "to_text"]

@@ -125,9 +125,12 @@ class Config(_Strict):
                 f"global_batch_size: found {self.global_batch_size}, which is no multiple of micro_batch_size "
                 f"({self.micro_batch_size}); write {_near_multiple(self.global_batch_size, self.micro_batch_size)}"
             )
-        for name, value in (("init", self.init), ("profile", self.profile), ("checkpoint.best", self.checkpoint.best)):
-            if value is not None:
-                raise ValueError(f"{name}: found {value}, and this version cannot do that yet; leave it out")
+        if self.profile is not None:
+            raise ValueError("profile: this version cannot do that yet; leave it out")
+        if self.checkpoint.best and self.checkpoint.best.partition(":")[2] not in ("", "min", "max"):
+            raise ValueError(
+                f"checkpoint.best: found {self.checkpoint.best!r}; write METRIC, of which less is better, or METRIC:max"
+            )
         if self.leaves is not None and self.micro_batches % self.leaves:
             fits = [str(n) for n in range(1, self.micro_batches + 1) if self.micro_batches % n == 0]
             raise ValueError(f"leaves: found {self.leaves}; write a divisor of {self.micro_batches}: {', '.join(fits)}")

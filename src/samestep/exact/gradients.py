@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -84,6 +84,7 @@ class OrderedSum:
         self.watch_first = False  # keep a fingerprint of the share's first micro-batch, for the audit
         self.first_fingerprint = torch.zeros(len(self._parameters), dtype=torch.int64, device=self._parameters[0].device)
         self._last_leaf = Block(share[rank + 1] - 1, 0)
+        self.meeting: Callable[[], None] = lambda: None  # called when all that is left of a step is to meet the other ranks
         self.exchange: BucketExchange | None = None
         if self._ddp is not None:
             self._prepare_ddp(rank)
@@ -97,7 +98,13 @@ class OrderedSum:
         device = self._parameters[0].device
         self.exchange = BucketExchange(self.num_leaves, rank, self.world_size, device, self._fold_last_leaf, self._group)
         exchange = self.exchange
-        self._ddp.register_comm_hook(None, lambda state, bucket: exchange(bucket))
+
+        def hook(bucket: Any) -> torch.futures.Future[torch.Tensor]:
+            if bucket.is_last():
+                self.meeting()
+            return exchange(bucket)
+
+        self._ddp.register_comm_hook(None, lambda state, bucket: hook(bucket))
 
     @contextlib.contextmanager
     def micro_batch(self, index: int) -> Iterator[None]:
@@ -202,6 +209,8 @@ class FastSum(OrderedSum):
         assert self._ddp is not None
 
         def all_reduce(bucket: Any) -> torch.futures.Future[torch.Tensor]:
+            if bucket.is_last():
+                self.meeting()
             self._note_used([self._place[p] for p in bucket.parameters()], [p.grad for p in bucket.parameters()])
             work = dist.all_reduce(bucket.buffer(), group=self._group, async_op=True)
             return work.get_future().then(lambda future: future.value()[0])  # type: ignore[no-any-return]

@@ -55,9 +55,17 @@ class Statistics:
                 (kind if floating else self._counters).append(_Buffer(module, name, f"{path}.{name}".lstrip(".")))
         self._sum: Sum[torch.Tensor] = Sum(torch.Tensor.add_)
         self._leaf: torch.Tensor | None = None
+        self._is_begun = False
+
+    def roll_back(self) -> None:
+        """Give up the step that was begun, if one was: the buffers are as the step before left them."""
+        if self._is_begun:
+            for buffer in (*self._averaged, *self._counters):
+                buffer.now.copy_(buffer.start)
 
     def begin(self) -> None:
         """Start a step: remember what every micro-batch starts from."""
+        self._is_begun = True
         for buffer in (*self._averaged, *self._counters):
             buffer.start.copy_(buffer.now)
 
@@ -89,6 +97,7 @@ class Statistics:
     def finish(self, counted: int) -> None:
         """End a step: every rank gets the average over the `counted` micro-batches that held rows."""
         if not self._averaged:
+            self._is_begun = False
             return
         mine = torch.stack([values for _, values in self._sum.blocks])
         self._sum.blocks.clear()
@@ -103,3 +112,4 @@ class Statistics:
         sizes = [buffer.now.numel() for buffer in self._averaged]
         for buffer, value in zip(self._averaged, average.split(sizes), strict=True):
             buffer.now.copy_(value.view_as(buffer.now))
+        self._is_begun = False

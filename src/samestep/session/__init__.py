@@ -1,6 +1,7 @@
 """Builds the parts of a run from its config, in order, trains, and takes them down."""
 
 from samestep.session.build import Plans, build, make_accelerator
+from samestep.session.failure import record_failure
 from samestep.session.run import run_training
 
-__all__ = ["Plans", "build", "make_accelerator", "run_training"]
+__all__ = ["Plans", "build", "make_accelerator", "record_failure", "run_training"]

@@ -5,25 +5,28 @@ from __future__ import annotations
 import datetime
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from samestep.audit import Auditor, NoAudit
 from samestep.batches import Batches, Plan, Rows
-from samestep.checkpoint import Saved, restore
+from samestep.checkpoint import Checkpoints, NullSaver, Saved, read, restore
 from samestep.compiling import compile_blocks
 from samestep.config import Config
-from samestep.control import StopFlag, first_on_each_machine
+from samestep.control import StopFlag, Watchdog, first_on_each_machine
 from samestep.errors import UsageError
-from samestep.evaluation import Convergence, Evaluator
+from samestep.evaluation import Best, Convergence, Evaluator
 from samestep.exact import FastSum, OrderedSum, Statistics, StepExchange
 from samestep.loop import Training
 from samestep.optim import GatedOptimizer, build_optimizer, leave_dynamo_out
 from samestep.order import Order
+from samestep.run_folder import RunFolder
 from samestep.runtime import Runtime
 from samestep.seeding import seed_all
 from samestep.task import Task
@@ -66,6 +69,7 @@ class Plans:
     saved: Saved | None  # the checkpoint to go on from
     peers: list[str]  # each rank's host and device, for the audit's words
     num_steps: int | None = None  # to stop before the config's end
+    watch: Watchdog = field(default_factory=Watchdog.off)
 
 
 def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | NullTracker]) -> Training:
@@ -91,6 +95,8 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     torch_optimizer = build_optimizer(config, task, bare)
     if saved is not None:
         restore(saved, bare, torch_optimizer, accelerator.scaler)
+    elif config.init:
+        _begin_from(config.init, bare)
     if config.compile:
         compile_blocks(bare)
     model = _wrapped(bare, accelerator)
@@ -102,6 +108,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     num_steps = plans.num_steps or all_steps
     first_step = saved.step if saved else 0
     gradients = (OrderedSum if config.reduce == "exact" else FastSum)(model, config.micro_batches, config.leaves)
+    gradients.meeting = plans.watch.meeting
     num_parameters = sum(parameter.requires_grad for parameter in bare.parameters())
     rows = Rows(train_rows, task, config.seed, float_dtype)
     batches = Batches(rows, plan, gradients.share, device, config.seed, first_step, num_steps, config.workers)
@@ -126,13 +133,32 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         audit=Auditor(config, task, model, accelerator, gradients, plan, batches, plans.peers) if config.audit else NoAudit(),
         evaluator=evaluator,
         convergence=Convergence(config.converge, values.get("best"), values.get("waited", 0)),
+        best=Best(config.checkpoint.best, values.get("best_metric"), values.get("best_step")),
         reports=Reports(tracker, config, plan.steps_per_epoch, num_steps),
         tracker=tracker,
         stop=plans.stop,
-        save=lambda step: None,
+        saver=NullSaver(),
+        watch=plans.watch,
         first_step=first_step,
         num_steps=num_steps,
+        finished=first_step,
+        owes_evaluation=values.get("owes_evaluation", False),
     )
+
+
+def _begin_from(init: str, model: torch.nn.Module) -> None:
+    """Lay the weights of a run, or of a safetensors file, over a new model."""
+    if Path(init).is_file():
+        try:
+            weights = safetensors.torch.load_file(init)
+        except safetensors.SafetensorError as error:
+            raise UsageError(f"init: {init} is no safetensors file ({error}); write a run or weights.safetensors") from None
+        restore(Saved(0, weights, {}, {"ties": {}}), model)
+        return
+    path, _, _ = Checkpoints(RunFolder.found(init), keep=1).newest()
+    if path is None:
+        raise UsageError(f"init: the run {init} has no checkpoint; write a run that has, or a safetensors file")
+    restore(read(path), model)
 
 
 def _wrapped(bare: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import random
 import string
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from samestep import config as configuration
-from samestep.checkpoint import Checkpoints, capture, read, weights_hash
+from samestep.checkpoint import Checkpoints, Saved, Saver, capture, read, weights_hash
 from samestep.config import Config
-from samestep.control import StopFlag, agreed, decided_by_main, everyones
-from samestep.errors import UsageError
+from samestep.control import Board, StopFlag, Watchdog, agreed, decided_by_main, everyones, make_board, survivor
+from samestep.errors import SamestepError, UsageError
 from samestep.exact import check_world_size
 from samestep.kind import device_kind, differences
 from samestep.loop import Training, train
 from samestep.run_folder import RunFolder, write_atomically
 from samestep.runtime import Runtime
 from samestep.session.build import Plans, build, make_accelerator
+from samestep.session.failure import record_failure
 from samestep.task import load_task
 from samestep.tracking import NullTracker, Tracker, cut_back
+
+_PATIENCE_AT_THE_END_S = 600.0  # for a disk that is full when all the work is done
+_PATIENCE_AFTER_A_FAULT_S = 20.0  # torchrun kills what is left after 30
 
 
 @dataclass
@@ -32,6 +39,7 @@ class Start:
     fresh: bool
     checkpoint: Path | None
     resumed_from: int
+    number: int  # of this start, from 1
     wandb_id: str
     notes: list[str]
 
@@ -64,17 +72,37 @@ def run_training(config: Config, sources: dict[str, str], folder: RunFolder, run
             if not runtime.is_main:
                 return NullTracker()
             _begin(config, sources, folder, runtime, start, kind)
-            cut_back(folder, start.resumed_from)
+            cut_back(folder, start.resumed_from, saved.values["rows"] if saved else [])
             return Tracker(config, folder, start.wandb_id, num_steps, start.resumed_from, task.unit)
 
-        run = build(config, Plans(task, accelerator, runtime, stop, saved, peers), make_tracker)
-        try:
+        folder.continue_start(start.number)
+        board = make_board(runtime.store, runtime.world_size, start.number)
+
+        def accuse(paragraph: str, guilty: bool) -> None:
+            record_failure(folder, runtime, paragraph, victim=not guilty)
+            print(f"samestep: {paragraph}", file=sys.stderr, flush=True)
             if runtime.is_main:
-                run.save = _Saver(run, folder, kind)
+                folder.write_state(status="failed", reason=paragraph)
+
+        watch = Watchdog(config.watchdog, runtime.rank, runtime.host, board, folder.log(runtime.rank), accuse)
+        run = build(config, Plans(task, accelerator, runtime, stop, saved, peers, watch=watch), make_tracker)
+        saver = _make_saver(run, folder, kind)
+        if runtime.is_main:
+            run.saver = saver
+        watch.start()
+        try:
             finished = train(run)
-            run.save(finished)
+            watch.stop()
+            run.saver.save_now(finished, _PATIENCE_AT_THE_END_S)
             shown = show(run) if runtime.is_main else ""
+        except Exception as error:
+            watch.stop()
+            if not isinstance(error, SamestepError):
+                _save_what_is_finished(run, saver, runtime, board)
+            raise
         finally:
+            watch.stop()
+            run.saver.wait()
             run.tracker.close()
         if runtime.is_main:
             digest = weights_hash(run.bare_model)
@@ -127,9 +155,14 @@ def _open_run(config: Config, folder: RunFolder, runtime: Runtime) -> Start:
             if refused:
                 raise UsageError(*refused)
             if state.get("status") == "done" and (config.steps, config.epochs) == (before.steps, before.epochs):
-                return Start(True, False, None, state["step"], state["wandb"], notes)
+                return Start(True, False, None, state["step"], 0, state["wandb"], notes)
         checkpoint, step, passed_over = Checkpoints(folder, config.checkpoint.keep).newest()
-        return Start(False, not state, checkpoint, step, state.get("wandb") or _new_id(), notes + passed_over)
+        before_now, now = state.get("code", {}), configuration.code_versions(config)
+        changed = [name for name in now if state and before_now.get(name) != now[name]]
+        if changed:
+            notes.append(f"WARNING: the code has changed since the last start ({', '.join(changed)}); the bits may part")
+        wandb_id = state.get("wandb") or _new_id()
+        return Start(False, not state, checkpoint, step, folder.next_start(), wandb_id, notes + passed_over)
     except BaseException:
         folder.release()
         raise
@@ -144,6 +177,8 @@ def _begin(
 ) -> None:
     """Everything has been checked: from here on there is a run, and state.json says so."""
     folder.create()
+    facts = {"host": runtime.host, "pid": os.getpid(), "job": runtime.job, "world_size": runtime.world_size}
+    folder.begin_start(start.number, {**facts, "resumed_from": start.resumed_from, "time": time.time()})
     write_atomically(folder.config, configuration.to_text(config, sources))
     restarts = 0 if start.fresh else folder.read_state().get("restarts", 0) + 1
     folder.write_state(
@@ -162,20 +197,40 @@ def _begin(
     )
 
 
-class _Saver:
-    """Saves a run as it stands after a step; rank 0's alone, and no collective is in it."""
+def _make_saver(run: Training, folder: RunFolder, kind: dict[str, str]) -> Saver:
+    def take(step: int, into: Saved | None) -> Saved:
+        values = {
+            "best": run.convergence.best,
+            "waited": run.convergence.waited,
+            "best_metric": run.best.value,
+            "best_step": run.best.step,
+            "owes_evaluation": run.owes_evaluation,
+            "rows": list(run.tracker.recent),
+            "kind": kind,
+        }
+        return capture(step, run.bare_model, run.optimizer.inner, run.optimizer.scaler, values, into)
 
-    def __init__(self, run: Training, folder: RunFolder, kind: dict[str, str]) -> None:
-        self._run, self._folder, self._kind = run, folder, kind
-        self._checkpoints = Checkpoints(folder, run.config.checkpoint.keep)
+    def saved(state: Saved) -> None:
+        rows = [row for row in state.values["rows"] if "loss" in row]
+        folder.write_state(step=state.step, loss=rows[-1]["loss"] if rows else None)
 
-    def __call__(self, step: int) -> None:
-        run = self._run
-        values = {"best": run.convergence.best, "waited": run.convergence.waited, "kind": self._kind}
-        saved = capture(step, run.bare_model, run.optimizer.inner, run.optimizer.scaler, values)
-        try:
-            self._checkpoints.save(saved)
-        except OSError as error:
-            run.tracker.line(f"WARNING: step {step} could not be saved ({error}); training goes on, and tries again")
+    checkpoints = Checkpoints(folder, run.config.checkpoint.keep)
+    return Saver(
+        run.config.checkpoint, checkpoints, take, saved, run.tracker.line if run.accelerator.is_main_process else print
+    )
+
+
+def _save_what_is_finished(run: Training, saver: Saver, runtime: Runtime, board: Board) -> None:
+    """After an error: save the last finished step, by one of the ranks that live and hold it. No collective is in it."""
+    if run.optimizer.is_stepping:
+        return
+    try:
+        run.reports.flush()
+        if runtime.world_size > 1 and not survivor(board, runtime.rank, run.finished):
             return
-        self._folder.write_state(step=step, loss=run.tracker.last.get("loss"))
+        if run.finished > run.first_step:
+            run.statistics.roll_back()
+            saver.save_now(run.finished, _PATIENCE_AFTER_A_FAULT_S)
+            print(f"rank {runtime.rank} has saved step {run.finished}: no finished step is lost", flush=True)
+    except SamestepError as error:  # the fault itself is said later
+        print(f"step {run.finished} could not be saved after the fault: {error}", flush=True)

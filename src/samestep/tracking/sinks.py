@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import netrc
 import os
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any
 from urllib.parse import urlparse
 
 from samestep.config import Config
@@ -17,34 +19,62 @@ from samestep.run_folder import RunFolder, write_atomically
 Row = dict[str, Any]
 
 
-def cut_back(folder: RunFolder, step: int) -> None:
-    """Leave out the rows after a step: a killed run had gone further than its checkpoint, and will get there again."""
-    if not folder.metrics.exists():
-        return
-    kept = []
-    for line in folder.metrics.read_text().splitlines():
+def cut_back(folder: RunFolder, step: int, latest: list[Row]) -> None:
+    """Leave out the rows after a step: a killed run had gone further than its checkpoint, and will get there again.
+
+    Args:
+        latest: the checkpoint's own last rows; those that the file lacks are added, for whoever was to write them died.
+    """
+    lines = folder.metrics.read_text().splitlines() if folder.metrics.exists() else []
+    kept, present = [], set()
+    for line in lines:
         try:
             row = json.loads(line)
         except ValueError:  # the last line of a killed process may be half a line
             continue
         if row["step"] <= step:
             kept.append(line + "\n")
+            present.add((row["step"], "loss" in row))
+    kept += [json.dumps(row) + "\n" for row in latest if (row["step"], "loss" in row) not in present]
+    if not lines and not kept:
+        return
     write_atomically(folder.metrics, "".join(kept))
 
 
 class Metrics:
-    """metrics.jsonl: one row for each tracked step, written whole and at once."""
+    """metrics.jsonl: one row for each tracked step, written whole and at once; what finds no room waits for the next row."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._file: TextIO = folder.metrics.open("a", buffering=1)
+    def __init__(self, folder: RunFolder, warn: Callable[[str], None]) -> None:
+        self._handle = os.open(folder.metrics, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._size = os.fstat(self._handle).st_size
+        self._waiting: list[bytes] = []
+        self._warn, self._has_warned = warn, False
 
     def log(self, row: Row) -> None:
-        self._file.write(json.dumps(row) + "\n")
+        self._waiting.append(json.dumps(row).encode() + b"\n")
+        data = b"".join(self._waiting)
+        try:
+            written = os.write(self._handle, data)
+            if written < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            os.ftruncate(self._handle, self._size)  # half a row of this process's own
+            if not self._has_warned:
+                self._warn(f"WARNING: metrics.jsonl could not be written ({error.strerror}); its rows wait for room")
+            self._has_warned = True
+            return
+        self._size += len(data)
+        self._waiting.clear()
+        self._has_warned = False
 
     def close(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        if self._waiting:
+            self._warn(
+                f"WARNING: metrics.jsonl lacks its last {len(self._waiting)} rows; the next checkpoint carries some of them"
+            )
+        with contextlib.suppress(OSError):
+            os.fsync(self._handle)
+        os.close(self._handle)
 
 
 class Wandb:

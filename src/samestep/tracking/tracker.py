@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import sys
 import time
 
@@ -11,13 +12,15 @@ from samestep.config import Config
 from samestep.run_folder import RunFolder
 from samestep.tracking.sinks import Metrics, Row, Wandb
 
+RECENT_ROWS = 8  # kept in every checkpoint, for the case that rank 0 dies between a step and its row
+
 
 class Tracker:
     """What rank 0 records and shows. The other ranks have a `NullTracker`, so that nobody asks who they are."""
 
     def __init__(self, config: Config, folder: RunFolder, run_id: str, num_steps: int, first_step: int, unit: str) -> None:
         self._unit, self._num_steps, self._first_step = unit, num_steps, first_step
-        self._sinks: list[Metrics | Wandb] = [Metrics(folder)]
+        self._sinks: list[Metrics | Wandb] = [Metrics(folder, self.line)]
         if config.track.wandb != "off":
             self._sinks.append(Wandb(config, folder, run_id, self.line))
         self._bar = (
@@ -28,6 +31,7 @@ class Tracker:
         self._begun = self._shown = time.monotonic()
         self._counted = 0.0
         self.last: Row = {}
+        self.recent: collections.deque[Row] = collections.deque(maxlen=RECENT_ROWS)
 
     def line(self, text: str) -> None:
         """Print a line above the bar."""
@@ -39,6 +43,7 @@ class Tracker:
         for sink in self._sinks:
             sink.log(row)
         self.last.update(row)
+        self.recent.append(row)
         self._counted += weight
         self._show(row)
 
@@ -46,6 +51,7 @@ class Tracker:
         for sink in self._sinks:
             sink.log(row)
         self.last.update(row)
+        self.recent.append(row)
         self.line(f"step {row['step']}  " + "  ".join(f"{key} {value:.4f}" for key, value in row.items() if key[:5] == "eval_"))
 
     def _show(self, row: Row) -> None:
@@ -73,17 +79,18 @@ class Tracker:
 class NullTracker:
     """Records and shows nothing."""
 
-    last: Row
-
     def __init__(self) -> None:
-        self.last = {}
+        self.last: Row = {}
+        self.recent: collections.deque[Row] = collections.deque(maxlen=RECENT_ROWS)
 
     def line(self, text: str) -> None: ...
 
     def step(self, row: Row, weight: float) -> None:
         self.last.update(row)
+        self.recent.append(row)
 
     def evaluated(self, row: Row) -> None:
         self.last.update(row)
+        self.recent.append(row)
 
     def close(self) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import TypeVar
@@ -19,13 +20,24 @@ class StopFlag:
     """Signals set a flag and do nothing else; the flag travels with the step and all ranks act on it together.
 
     The second Ctrl-C stops at once.
+
+    Args:
+        ends_at: when the job's time is over, in Unix seconds.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-    def __init__(self) -> None:
+    def __init__(self, ends_at: float | None = None) -> None:
         self.signal: int = 0
+        # Time left is read once and counted on the monotonic clock: the other one may be set meanwhile.
+        self._ends_at = None if ends_at is None else time.monotonic() + ends_at - time.time()
         self._before: dict[int, object] = {}
+
+    def asked(self, needed_s: float) -> int:
+        """The signal that asks for a stop; the clock counts as one when no more than `needed_s` seconds are left."""
+        if not self.signal and self._ends_at is not None and self._ends_at - time.monotonic() <= needed_s:
+            return signal.SIGALRM
+        return self.signal
 
     def install(self) -> None:
         for number in self.SIGNALS:

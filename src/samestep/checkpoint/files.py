@@ -1,0 +1,203 @@
+"""Checkpoints on disk: written aside, made durable, renamed, read back from the disk; only then does an older one go."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import xxhash
+
+from samestep.checkpoint.state import Saved
+from samestep.errors import TrainingError
+from samestep.run_folder import RunFolder, sync_folder
+
+_FORMAT = 1
+_PART_BYTES = 1 << 24
+_ROOM_FOR_THE_REST_BYTES = 1 << 20
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+}  # fmt: skip
+
+
+class Checkpoints:
+    """The checkpoints of a run folder.
+
+    Args:
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: RunFolder, keep: int) -> None:
+        self._run, self._folder, self._keep = folder, folder.checkpoints, keep
+
+    def save(self, saved: Saved) -> Path:
+        """Write, sync, rename, read back from the disk; only then does an older one go, and never the best by its metric.
+
+        Returns the checkpoint's folder. Raises OSError if there is no room or no permission, and nothing is lost then.
+        """
+        final = self._folder / f"step-{saved.step:08d}"
+        if final.exists():
+            try:
+                verify(final)
+                return final
+            except TrainingError:
+                shutil.rmtree(final)  # what could not be loaded is written again
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._refuse_a_full_disk(saved.num_bytes + _ROOM_FOR_THE_REST_BYTES)
+        for left_over in self._folder.glob(".step-*.tmp"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        temporary = self._folder / f".step-{saved.step:08d}.{os.getpid()}.tmp"
+        temporary.mkdir()
+        try:
+            self._write(saved, temporary)
+            self._run.refuse_if_succeeded()
+            temporary.rename(final)
+            sync_folder(self._folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        verify(final, from_disk=True)
+        for old in self.all()[self._keep :]:
+            if old.name != f"step-{saved.values.get('best_step') or 0:08d}":
+                shutil.rmtree(old, ignore_errors=True)
+        return final
+
+    def _write(self, saved: Saved, folder: Path) -> None:
+        if saved.arrived is not None:
+            saved.arrived.synchronize()
+        files = {
+            "weights.safetensors": _write_tensors(folder / "weights.safetensors", saved.weights),
+            "optimizer.safetensors": _write_tensors(folder / "optimizer.safetensors", saved.optimizer),
+            "values.json": _write(folder / "values.json", [json.dumps(saved.values).encode()]),
+        }
+        manifest: dict[str, Any] = {"format": _FORMAT, "step": saved.step, "torch": torch.__version__, "files": files}
+        manifest["checksum"] = _text_checksum(manifest)
+        _write(folder / "manifest.json", [json.dumps(manifest, sort_keys=True, indent=1).encode(), b"\n"])
+        sync_folder(folder)
+
+    def _refuse_a_full_disk(self, needed_bytes: int) -> None:
+        free_bytes = shutil.disk_usage(self._folder).free
+        if free_bytes < needed_bytes:
+            words = f"{needed_bytes / 1e6:,.0f} MB are needed and {free_bytes / 1e6:,.0f} MB are free"
+            raise OSError(errno.ENOSPC, words, str(self._folder))
+
+    def all(self) -> list[Path]:
+        """The checkpoints that were renamed into place, newest first."""
+        return sorted(self._folder.glob("step-*"), reverse=True)
+
+    def newest(self) -> tuple[Path | None, int, list[str]]:
+        """The newest checkpoint that verifies, its step, and why each newer one was passed over."""
+        passed_over: list[str] = []
+        for path in self.all():
+            try:
+                return path, verify(path), passed_over
+            except TrainingError as error:
+                passed_over.append(f"passed over {error}")
+        return None, 0, passed_over
+
+
+def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> str:
+    """Write tensors in the safetensors format, from where they lie, and return the file's checksum.
+
+    (The library copies every tensor first, and holds Python's lock meanwhile, which would hold up the step.)
+    """
+    header: dict[str, Any] = {}
+    offset = 0
+    for name, tensor in tensors.items():
+        end = offset + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    data = (tensor.reshape(-1).view(torch.uint8).numpy().data for tensor in tensors.values() if tensor.numel())
+    return _write(path, (part for parts in ([len(text).to_bytes(8, "little"), text], data) for part in parts))
+
+
+def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+    """Write a file and make it durable; returns its checksum."""
+    digest = xxhash.xxh3_128()
+    with path.open("wb", buffering=0) as file:
+        for piece in pieces:
+            view = memoryview(piece)
+            while view:
+                part = view[:_PART_BYTES]
+                written = file.write(part)
+                digest.update(part[:written])
+                view = view[written:]
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def read(path: Path) -> Saved:
+    """Verify and load one checkpoint; TrainingError says what is wrong with it. Nothing in it is ever executed."""
+    manifest = _manifest(path)
+    found = {}
+    for name, expected in manifest["files"].items():
+        try:
+            found[name] = (path / name).read_bytes()
+        except OSError as error:
+            raise _not_whole(path, error) from None
+        if xxhash.xxh3_128_hexdigest(found[name]) != expected:
+            raise TrainingError(f"{path}: {name} is damaged")
+    try:
+        return Saved(
+            int(manifest["step"]),
+            safetensors.torch.load(found["weights.safetensors"]),
+            safetensors.torch.load(found["optimizer.safetensors"]),
+            json.loads(found["values.json"]),
+        )
+    except (ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise _not_whole(path, error) from None
+
+
+def verify(path: Path, from_disk: bool = False) -> int:
+    """The step of a checkpoint that is whole; TrainingError says what is wrong with it.
+
+    Args:
+        from_disk: read what the disk holds, not what the page cache still has of it.
+    """
+    manifest = _manifest(path)
+    for name, expected in manifest["files"].items():
+        try:
+            found = _checksum(path / name, from_disk)
+        except OSError as error:
+            raise _not_whole(path, error) from None
+        if found != expected:
+            raise TrainingError(f"{path}: {name} is damaged")
+    return int(manifest["step"])
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text())
+        checksum = manifest.pop("checksum")
+        whole = _text_checksum(manifest) == checksum and int(manifest["step"]) >= 0 and manifest["files"].keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _not_whole(path, error) from None
+    if not whole:
+        raise TrainingError(f"{path}: the manifest is damaged")
+    return manifest
+
+
+def _not_whole(path: Path, error: Exception) -> TrainingError:
+    return TrainingError(f"{path}: not a whole checkpoint ({type(error).__name__}: {error})")
+
+
+def _text_checksum(manifest: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
+
+
+def _checksum(path: Path, from_disk: bool) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        if from_disk and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # synced pages are clean, and can be dropped
+        while part := file.read(_PART_BYTES):
+            digest.update(part)
+    return digest.hexdigest()

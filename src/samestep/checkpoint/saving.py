@@ -1,0 +1,144 @@
+"""When a run is saved, and how the step goes on meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from samestep.checkpoint.files import Checkpoints
+from samestep.checkpoint.state import Saved
+from samestep.config import Checkpoint
+from samestep.errors import TrainingError
+
+_RETRY_S = 10.0
+_LAUNCHERS_PATIENCE_S = 25.0
+
+
+class Saver:
+    """Saves a run as it stands, in a thread beside the training: a step is held only while the state is copied.
+
+    What the disk refuses (no room, no permission) is said loudly and tried again; the last good checkpoint stays.
+
+    Args:
+        capture: copies the state after a step, into the memory of an earlier copy where one is given.
+        saved: called with the step of each checkpoint that is safely on disk, in the thread.
+        say: prints a line.
+    """
+
+    def __init__(
+        self,
+        settings: Checkpoint,
+        checkpoints: Checkpoints,
+        capture: Callable[[int, Saved | None], Saved],
+        saved: Callable[[Saved], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._settings, self._checkpoints = settings, checkpoints
+        self._capture, self._on_saved, self._say = capture, saved, say
+        self._thread: threading.Thread | None = None
+        self._memory: Saved | None = None
+        self._last_try = time.monotonic()
+        self._refused: str | None = None
+        self._is_owed = False
+        self._copied_step: int | None = None
+        self.newest: int | None = None
+        self.longest_s = 2.0  # until one has been measured
+
+    def is_due(self, step: int) -> bool:
+        """Whether to save after `step` finished steps, by number, by clock, or because the last try was refused.
+
+        While the save before is still being written the answer is no, and a save by number is owed: no step waits for it.
+        """
+        since = time.monotonic() - self._last_try
+        by_number = self._settings.every is not None and step % self._settings.every == 0
+        self._is_owed = self._is_owed or (by_number and self._copied_step != step)
+        if self._thread is not None and self._thread.is_alive():
+            return False
+        by_clock = self._settings.minutes is not None and since > self._settings.minutes * 60
+        return by_clock or self._is_owed or (self._refused is not None and since > _RETRY_S)
+
+    def save(self, step: int) -> None:
+        """Save after `step` finished steps, in the background. The save before this one ends first."""
+        self.wait()
+        if self.newest == step:
+            return
+        self._is_owed = False
+        self._last_try, self._copied_step = time.monotonic(), step
+        self._memory = self._capture(step, self._memory)
+        self._thread = threading.Thread(target=self._write, args=(self._memory,), name="saving")
+        self._thread.start()
+        if not self._settings.background:
+            self.wait()
+
+    def save_now(self, step: int, patience_s: float) -> None:
+        """Save after `step` finished steps and return when it is on disk; a refusal is tried again for `patience_s`.
+
+        Raises TrainingError if it was given up.
+        """
+        until = time.monotonic() + patience_s
+        self.save(step)
+        self.wait()
+        while self._refused is not None:
+            if time.monotonic() > until:
+                raise TrainingError(
+                    f"step {step} could not be saved ({self._refused}); the newest checkpoint is {self._standing()}"
+                )
+            time.sleep(1.0)
+            self.save(step)
+            self.wait()
+
+    def wait(self) -> None:
+        """Until no save is under way."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _standing(self) -> str:
+        return f"step {self.newest}" if self.newest is not None else "the one before this start, if any"
+
+    def _write(self, saved: Saved) -> None:
+        begun = time.monotonic()
+        try:
+            self._checkpoints.save(saved)
+            self.newest = saved.step
+            self._on_saved(saved)
+        except (OSError, TrainingError) as error:
+            reason = (
+                f"{error.strerror}: {Path(error.filename).name}"
+                if isinstance(error, OSError) and error.filename
+                else str(error)
+            )
+            if reason != self._refused:
+                self._say(
+                    f"WARNING: step {saved.step} could not be saved ({reason}); training goes on and saving is tried again; "
+                    f"the newest checkpoint is {self._standing()}"
+                )
+            self._refused = reason
+            return
+        if self._refused is not None:
+            self._say(f"step {saved.step} is saved: there is room again")
+            self._refused = None
+        took_s = time.monotonic() - begun
+        if took_s > _LAUNCHERS_PATIENCE_S and self.longest_s <= _LAUNCHERS_PATIENCE_S:
+            self._say(
+                f"WARNING: saving took {took_s:.0f} s, and torchrun kills its processes 30 s after SIGTERM; to stop this run, "
+                "send SIGUSR1 to its processes, or be content with the checkpoint before"
+            )
+        self.longest_s = max(self.longest_s, took_s)
+
+
+class NullSaver:
+    """Saves nothing: another rank does."""
+
+    longest_s = 0.0
+
+    def is_due(self, step: int) -> bool:
+        return False
+
+    def save(self, step: int) -> None: ...
+
+    def save_now(self, step: int, patience_s: float) -> None: ...
+
+    def wait(self) -> None: ...

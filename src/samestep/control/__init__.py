@@ -1,0 +1,20 @@
+"""Stop flags, what ranks agree on, and the watch over a step that hangs."""
+
+from samestep.control.agreement import StopFlag, agreed, decided_by_main, everyones, first_on_each_machine, leave_together
+from samestep.control.board import Board, NoBoard, is_victim, make_board, survivor
+from samestep.control.watchdog import Watchdog
+
+__all__ = [
+    "Board",
+    "NoBoard",
+    "StopFlag",
+    "Watchdog",
+    "agreed",
+    "decided_by_main",
+    "everyones",
+    "first_on_each_machine",
+    "is_victim",
+    "leave_together",
+    "make_board",
+    "survivor",
+]

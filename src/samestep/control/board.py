@@ -1,0 +1,94 @@
+"""A board that every rank can write on without a collective: what it needs is the launcher's store, not the other ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import time
+from typing import Protocol
+
+import torch.distributed as dist
+
+_PATIENCE = datetime.timedelta(seconds=5)
+_ALIVE_S = 2.0
+_SIGNS = (
+    "Connection closed by peer",
+    "Connection reset",
+    "Connection refused",
+    "DistBackendError",
+    "Broken pipe",
+    "Timed out waiting",
+    "Read timeout",
+    "Socket Timeout",
+)
+
+
+class Board(Protocol):
+    """Short texts by rank, for those who ask."""
+
+    def write(self, topic: str, rank: int, text: str) -> None: ...
+
+    def read(self, topic: str) -> dict[int, str]: ...
+
+
+class NoBoard:
+    """The board of a process without peers."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, dict[int, str]] = {}
+
+    def write(self, topic: str, rank: int, text: str) -> None:
+        self._texts.setdefault(topic, {})[rank] = text
+
+    def read(self, topic: str) -> dict[int, str]:
+        return self._texts.get(topic, {})
+
+
+class StoreBoard:
+    """The board in the launcher's store, over a client of its own: a wait on a shared one would hold up the others."""
+
+    def __init__(self, host: str, port: int, world_size: int, start: int) -> None:
+        self._store = dist.TCPStore(  # type: ignore[attr-defined]
+            host, port, is_master=False, timeout=_PATIENCE, wait_for_workers=False
+        )
+        self._world_size, self._prefix = world_size, f"samestep/{start}"
+
+    def write(self, topic: str, rank: int, text: str) -> None:
+        with contextlib.suppress(RuntimeError):  # a silent store is a verdict of its own: nobody is read there
+            self._store.set(f"{self._prefix}/{topic}/{rank}", text)
+
+    def read(self, topic: str) -> dict[int, str]:
+        found: dict[int, str] = {}
+        with contextlib.suppress(RuntimeError):
+            for rank in range(self._world_size):
+                key = f"{self._prefix}/{topic}/{rank}"
+                if self._store.check([key]):
+                    found[rank] = self._store.get(key).decode()
+        return found
+
+
+def make_board(address: tuple[str, int] | None, world_size: int, start: int) -> Board:
+    """The board of a start, given where the launcher's store is; a private one where there is none."""
+    if address is None or world_size == 1:
+        return NoBoard()
+    try:
+        return StoreBoard(*address, world_size, start)
+    except RuntimeError:
+        return NoBoard()
+
+
+def is_victim(error: BaseException) -> bool:
+    """Whether this rank failed only because a peer had: its collective found the other end gone."""
+    text = f"{type(error).__name__} {error}"
+    return any(sign in text for sign in _SIGNS)
+
+
+def survivor(board: Board, rank: int, finished: int) -> bool:
+    """Whether this rank is the one to save: the lowest of those alive that have finished the most steps.
+
+    No collective is in it, for a peer is dead: each rank that lives writes its steps on the board, and reads it later.
+    """
+    board.write("finished", rank, str(finished))
+    time.sleep(_ALIVE_S)
+    alive = {other: int(text) for other, text in board.read("finished").items()} or {rank: finished}
+    return min(alive, key=lambda other: (-alive[other], other)) == rank

@@ -1,0 +1,159 @@
+"""The watch over a step that hangs: it says where every rank stands, names the culprit, and ends the process."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import faulthandler
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from samestep.control.board import Board, NoBoard
+
+_BEAT_S = 1.0
+_FIRST_STEP = 10  # the first may compile, build caches and open files
+_SLOWEST_OF_MEDIAN = 20
+_MEETING = "meeting the other ranks"
+_DEBUGGERS = ("bdb.py", "pdb.py", "pydevd.py")
+
+
+class Watchdog:
+    """Fires when nothing has moved for longer than max(`limit_s`, 20 × the median step), ten times that in the first step.
+
+    Each rank writes a beat on the board every second: step, what it is doing, since when. A rank whose beats have ended is
+    stopped or lost; else those that do not wait for the others are the ones that all wait for.
+
+    Args:
+        limit_s: 0 switches it off.
+        accuse: called with a paragraph that names the culprit, and whether it is this rank, before the process ends.
+    """
+
+    def __init__(
+        self, limit_s: float, rank: int, host: str, board: Board, log: Path, accuse: Callable[[str, bool], None]
+    ) -> None:
+        self._limit_s, self._rank, self._host, self._board, self._log = limit_s, rank, host, board, log
+        self._accuse = accuse
+        self._beats = 0
+        self._step, self._phase, self._since = 0, "starting", time.monotonic()
+        self._step_began: float | None = None
+        self._steps_s: collections.deque[float] = collections.deque(maxlen=200)
+        self._main = threading.main_thread().ident
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    def off(cls) -> Watchdog:
+        """One that watches nothing."""
+        return cls(0, 0, "", NoBoard(), Path(os.devnull), lambda paragraph, guilty: None)
+
+    def start(self) -> None:
+        if self._limit_s:
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+            faulthandler.cancel_dump_traceback_later()
+
+    def step(self, step: int) -> None:
+        """Step `step` (from 0) begins."""
+        now = time.monotonic()
+        if self._step_began is not None:
+            self._steps_s.append(now - self._step_began)
+        self._step, self._step_began = step, now
+        self.at("reading data")
+
+    def at(self, phase: str) -> None:
+        """This rank has got as far as `phase` now."""
+        self._phase, self._since = phase, time.monotonic()
+
+    def meeting(self) -> None:
+        """From here on this rank waits for the others."""
+        self.at(_MEETING)
+
+    @property
+    def slow_step_s(self) -> float:
+        """The 99th percentile of the steps' times, without the first; 0 before there are any."""
+        known = sorted(list(self._steps_s)[1:])
+        return known[int(len(known) * 0.99)] if known else 0.0
+
+    def _patience_s(self) -> float:
+        if not self._steps_s:
+            return self._limit_s * _FIRST_STEP
+        return max(self._limit_s, _SLOWEST_OF_MEDIAN * statistics.median(self._steps_s))
+
+    def _watch(self) -> None:
+        with self._log.open("a") as log:
+            while not self._ended.wait(_BEAT_S):
+                self._beat()
+                patience_s = self._patience_s()
+                if self._debugged():
+                    self._since = time.monotonic()
+                    faulthandler.cancel_dump_traceback_later()
+                    continue
+                # Should something hold Python's lock, this thread stops too, and only the one in C is left.
+                faulthandler.dump_traceback_later(2 * patience_s + 10, exit=True, file=log)
+                if time.monotonic() - self._since > patience_s:
+                    faulthandler.dump_traceback(file=log, all_threads=True)
+                    self._fire(patience_s)
+
+    def _beat(self) -> None:
+        self._beats += 1
+        words = {
+            "step": self._step + 1,
+            "phase": self._phase,
+            "host": self._host,
+            "for_s": round(time.monotonic() - self._since),
+            "beat": self._beats,
+        }
+        self._board.write("beat", self._rank, json.dumps(words))
+
+    def _debugged(self) -> bool:
+        """Whether somebody stands in a debugger: then nothing hangs."""
+        frame: FrameType | None = sys._current_frames().get(self._main or 0)
+        while frame is not None:
+            if frame.f_code.co_filename.endswith(_DEBUGGERS):
+                return True
+            frame = frame.f_back
+        return False
+
+    def _fire(self, patience_s: float) -> None:
+        before = self._board.read("beat")
+        time.sleep(2.5 * _BEAT_S)
+        self._beat()
+        table = {rank: json.loads(text) for rank, text in self._board.read("beat").items()}
+        frozen = [rank for rank in table if rank != self._rank and before.get(rank) == self._board.read("beat").get(rank)]
+        late = [rank for rank in table if table[rank]["phase"] != _MEETING and rank not in frozen]
+        behind = min((table[rank]["step"] for rank in late), default=0)
+        culprits = frozen or [rank for rank in late if table[rank]["step"] == behind] or [self._rank]
+        words = []
+        for rank in culprits:
+            at = table.get(rank, {"step": self._step + 1, "phase": self._phase, "host": self._host})
+            doing = "does not answer any more, last seen" if rank in frozen else "has been"
+            words.append(f"rank {rank} on {at['host']} {doing} {at['phase']} in step {at['step']}")
+        lines = [
+            f"  rank {rank} on {at['host']}: step {at['step']}, {at['phase']} for {at['for_s']} s"
+            + (" (silent)" if rank in frozen else "")
+            for rank, at in sorted(table.items())
+        ]
+        self._accuse(
+            "\n".join(
+                [
+                    f"{'; '.join(words)}: nothing has moved for {patience_s:.0f} s. Every thread's stack is in {self._log}",
+                    *lines,
+                ]
+            ),
+            self._rank in culprits,
+        )
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        os._exit(1)

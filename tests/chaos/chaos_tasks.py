@@ -1,0 +1,64 @@
+"""Tasks to kill: steps slow enough to hit, an evaluation, BatchNorm and dropout; and some that hang or die by themselves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from samestep import Task
+
+
+class Slow(Task):
+    pause_s: float = 0.004
+
+    def data(self, split: str) -> datasets.Dataset:
+        rng = np.random.default_rng(split == "train")
+        return datasets.Dataset.from_dict({"x": rng.normal(size=(150, 6)).astype(np.float32).tolist()})
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Dropout(0.2), nn.Linear(16, 1))
+
+    def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        time.sleep(self.pause_s)
+        x = batch["x"]
+        return F.mse_loss(model(x).squeeze(-1), x.sum(dim=1), reduction="sum"), torch.tensor(len(x))
+
+    def show(self, model: nn.Module) -> str:
+        return ""
+
+
+class Faulty(Slow):
+    """Does `fault` in step `at` (from 1) of the process that holds the last micro-batch, once: `mark` says it has been done."""
+
+    fault: str
+    at: int
+    mark: str
+    calls_before: int  # of `loss` in that process, before the fault
+
+    _calls: int = 0
+
+    def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        self._calls += 1
+        if os.environ.get("RANK", "0") == "1" and self._calls == self.calls_before and not Path(self.mark).exists():
+            Path(self.mark).touch()
+            if self.fault == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif self.fault == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif self.fault == "raise":
+                raise ValueError("planted")
+        return super().loss(model, batch)
+
+    def transform(self, row: dict[str, object], rng: np.random.Generator) -> dict[str, object]:
+        if self.fault == "endless" and os.environ.get("RANK", "0") == "1" and self._calls == self.calls_before:
+            while True:
+                time.sleep(0.01)
+        return row
