@@ -36,12 +36,11 @@ class Slow(Task):
 
 
 class Faulty(Slow):
-    """Does `fault` in step `at` (from 1) of the process that holds the last micro-batch, once: `mark` says it has been done."""
+    """Rank 1 does `fault`, once: `mark` says that it has been done."""
 
     fault: str
-    at: int
     mark: str
-    calls_before: int  # of `loss` in that process, before the fault
+    calls_before: int  # of `loss` in that process: the fault is in this one
 
     _calls: int = 0
 

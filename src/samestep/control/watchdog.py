@@ -36,10 +36,17 @@ class Watchdog:
     """
 
     def __init__(
-        self, limit_s: float, rank: int, host: str, board: Board, log: Path, accuse: Callable[[str, bool], None]
+        self,
+        limit_s: float,
+        rank: int,
+        world_size: int,
+        host: str,
+        board: Board,
+        log: Path,
+        accuse: Callable[[str, bool], None],
     ) -> None:
         self._limit_s, self._rank, self._host, self._board, self._log = limit_s, rank, host, board, log
-        self._accuse = accuse
+        self._world_size, self._accuse = world_size, accuse
         self._beats = 0
         self._step, self._phase, self._since = 0, "starting", time.monotonic()
         self._step_began: float | None = None
@@ -51,10 +58,12 @@ class Watchdog:
     @classmethod
     def off(cls) -> Watchdog:
         """One that watches nothing."""
-        return cls(0, 0, "", NoBoard(), Path(os.devnull), lambda paragraph, guilty: None)
+        return cls(0, 0, 1, "", NoBoard(), Path(os.devnull), lambda paragraph, guilty: None)
 
     def start(self) -> None:
         if self._limit_s:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            self._beat()
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
 
@@ -131,13 +140,19 @@ class Watchdog:
         time.sleep(2.5 * _BEAT_S)
         self._beat()
         table = {rank: json.loads(text) for rank, text in self._board.read("beat").items()}
-        frozen = [rank for rank in table if rank != self._rank and before.get(rank) == self._board.read("beat").get(rank)]
+        unheard = {"step": 0, "phase": "starting", "host": "a host that was never heard of", "for_s": 0}
+        table = {rank: table.get(rank, unheard) for rank in range(self._world_size)}
+        frozen = [
+            rank
+            for rank, at in table.items()
+            if rank != self._rank and ("beat" not in at or json.loads(before.get(rank, "{}")).get("beat") == at["beat"])
+        ]
         late = [rank for rank in table if table[rank]["phase"] != _MEETING and rank not in frozen]
         behind = min((table[rank]["step"] for rank in late), default=0)
         culprits = frozen or [rank for rank in late if table[rank]["step"] == behind] or [self._rank]
         words = []
         for rank in culprits:
-            at = table.get(rank, {"step": self._step + 1, "phase": self._phase, "host": self._host})
+            at = table[rank]
             doing = "does not answer any more, last seen" if rank in frozen else "has been"
             words.append(f"rank {rank} on {at['host']} {doing} {at['phase']} in step {at['step']}")
         lines = [

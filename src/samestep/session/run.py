@@ -84,7 +84,9 @@ def run_training(config: Config, sources: dict[str, str], folder: RunFolder, run
             if runtime.is_main:
                 folder.write_state(status="failed", reason=paragraph)
 
-        watch = Watchdog(config.watchdog, runtime.rank, runtime.host, board, folder.log(runtime.rank), accuse)
+        watch = Watchdog(
+            config.watchdog, runtime.rank, runtime.world_size, runtime.host, board, folder.log(runtime.rank), accuse
+        )
         run = build(config, Plans(task, accelerator, runtime, stop, saved, peers, watch=watch), make_tracker)
         saver = _make_saver(run, folder, kind)
         if runtime.is_main:

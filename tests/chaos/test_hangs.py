@@ -1,0 +1,86 @@
+"""A rank that hangs or dies is named in seconds, and no finished step is lost while another rank lives."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from test_kills import check_traces
+
+from conftest import Finished, Workplace
+
+TASKS = Path(__file__).parent / "chaos_tasks.py"
+
+
+def config(workplace: Workplace, fault: str, step: int, more: str = "") -> None:
+    """A run of 40 steps whose rank 1 of 2 does `fault` in its first micro-batch of `step`, once; no checkpoint is due."""
+    workplace.write(
+        "case.yaml",
+        f"task: {TASKS}:Faulty\nwith: {{fault: {fault}, mark: {workplace.path}/mark, calls_before: {2 * step - 1}}}\n"
+        "global_batch_size: 32\nmicro_batch_size: 8\nsteps: 40\noptimizer: {name: adamw, lr: 1e-2}\n"
+        f"watchdog: 4\nevaluate: {{every: 13}}\ntrack: {{every: 1, wandb: 'off'}}\n{more}",
+    )
+
+
+def paragraphs(workplace: Workplace, run: str) -> list[str]:
+    found = [json.loads(path.read_text()) for path in (workplace.path / "runs" / run / "logs").glob("*.failure.json")]
+    return [failure["paragraph"] for failure in found]
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("stop", "does not answer any more, last seen "),
+        ("endless", "has been reading data in step 12"),
+    ],
+)
+def test_a_rank_that_hangs_is_named_within_the_watchdogs_time(workplace: Workplace, fault: str, words: str) -> None:
+    config(workplace, fault, 12, "workers: 0\n")
+    begun = time.monotonic()
+    done = workplace.train("case.yaml", "--run", "hung", processes=2)
+    took_s = time.monotonic() - begun
+    assert done.code == 1
+    assert "rank 1 on" in done.err
+    assert words in done.err
+    assert "rank 0 on" in done.err  # the table of where each rank stands
+    assert any(words in text for text in paragraphs(workplace, "hung"))
+    if fault == "endless":
+        assert "in transform" in (workplace.path / "runs/hung/logs/rank-0001.log").read_text()
+    assert took_s < 60  # start, 4 s and a little, and torchrun's 30 s for a process that does not listen
+
+
+@pytest.mark.parametrize("fault", ["die", "raise"])
+def test_one_ranks_death_loses_no_finished_step(workplace: Workplace, fault: str) -> None:
+    config(workplace, fault, 12)
+    (workplace.path / "mark").touch()
+    whole = workplace.train("case.yaml", "--run", "whole")
+    (workplace.path / "mark").unlink()
+    died = workplace.train("case.yaml", "--run", "killed", processes=2)
+    assert died.code == 1
+    assert "has saved step 11: no finished step is lost" in died.out
+    again: Finished = workplace.train("case.yaml", "--run", "killed", processes=2)
+    assert "resumed from step 11" in again.out
+    assert again.weights == whole.weights
+    check_traces(workplace, "killed", "whole")
+
+
+def test_a_fault_in_one_process_loses_no_finished_step(workplace: Workplace) -> None:
+    config(workplace, "raise", 12)
+    workplace.env["RANK"] = "1"  # read by the task alone: a process without a launcher has no other ranks
+    del workplace.env["RANK"]
+    workplace.write("broken.py", (TASKS.read_text()).replace('os.environ.get("RANK", "0") == "1" and', ""))
+    text = (
+        (workplace.path / "case.yaml")
+        .read_text()
+        .replace(str(TASKS), "broken.py")
+        .replace("calls_before: 23", "calls_before: 47")
+    )
+    workplace.write("case.yaml", text)
+    done = workplace.train("case.yaml", "--run", "one")
+    assert done.code == 1
+    assert "planted" in done.err
+    again = workplace.train("case.yaml", "--run", "one")
+    assert "resumed from step 11" in again.out
+    assert again.code == 0
