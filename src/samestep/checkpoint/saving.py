@@ -102,8 +102,8 @@ class Saver:
         begun = time.monotonic()
         try:
             self._checkpoints.save(saved)
-            self.newest = saved.step
             self._on_saved(saved)
+            self.newest = saved.step  # last: a refusal by state.json is tried again too
         except (OSError, TrainingError) as error:
             reason = (
                 f"{error.strerror}: {Path(error.filename).name}"
