@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 from pathlib import Path
 
@@ -133,23 +135,42 @@ def outcome(folder: Path, launcher_code: int) -> None:
 
 def main() -> None:
     """Run a command line, and turn each error into its lines and its exit code."""
+    code = 0
     try:
         cli.main(standalone_mode=False)
+    except SystemExit as leaving:
+        code = int(leaving.code or 0)
     except UsageError as error:
+        code = error.exit_code
         if _speaks():
             for line in error.lines:
                 click.echo(f"samestep: {line}", err=True)
-        sys.exit(error.exit_code)
     except SamestepError as error:
-        if error.exit_code == 1 or _speaks():
+        code = error.exit_code
+        if code == 1 or _speaks():
             click.echo(f"samestep: {error}", err=True)
-        sys.exit(error.exit_code)
     except click.ClickException as error:
+        code = 2
         error.show()
-        sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
+        code = 1
         click.echo("samestep: stopped at once", err=True)
-        sys.exit(1)
+    _leave(code)
+
+
+def _leave(code: int) -> None:
+    """End the process; one of several ranks ends without the interpreter's teardown.
+
+    A thread of gloo may let go of its last tensor only then: it wants Python's lock, and C++ aborts the process.
+    """
+    from samestep.runtime import read_runtime
+
+    if read_runtime().world_size > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _speaks() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -93,12 +94,22 @@ def _start(config_path: str, overrides: list[str], runs: Path, name: str, size: 
     folder = RunFolder(runs / name)
     if done.returncode:
         failures = folder.failures()
-        last = failures[0]["paragraph"] if failures else done.stderr.strip().rpartition("\n")[2]
+        last = failures[0]["paragraph"] if failures else _last_words(done.stderr)
         if done.returncode == UsageError.exit_code:
             raise UsageError(*(line.removeprefix("samestep: ") for line in done.stderr.splitlines()))
         raise TrainingError(f"on {name} processes the run failed: {last}")
     rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     return _Run(name, size, [row for row in rows if "loss" in row], folder.read_state()["weights"])
+
+
+def _last_words(stderr: str) -> str:
+    """What a run said before it ended without a record of why; torchrun frames that, and ends with a line of its own."""
+    root = re.search(r"Root Cause.*?rank +: (\d+).*?traceback : (.*?)\n=+", stderr, re.DOTALL)
+    said = [
+        line for line in re.split(r"^[WE]\d{4} ", stderr, maxsplit=1, flags=re.MULTILINE)[0].splitlines() if line.strip("* ")
+    ]
+    blamed = [f"rank {root[1]}: {root[2].strip()}"] if root else []
+    return "; ".join(said[-3:] + blamed)
 
 
 def _parting(reference: _Run, run: _Run) -> _Parting | None:
