@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import sys
 from pathlib import Path
@@ -131,6 +132,27 @@ def outcome(folder: Path, launcher_code: int) -> None:
     if words:
         click.echo(words, err=True)
     sys.exit(code)
+
+
+@cli.command(hidden=True)
+@click.argument("config")
+@click.option("--run", metavar="NAME")
+@click.option("--sweep", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("overrides", nargs=-1)
+def job(config: str, run: str | None, sweep: Path | None, overrides: tuple[str, ...]) -> None:
+    """For slurm/*.sbatch: run a SLURM job to its end."""
+    from samestep.commands import job as command
+
+    command.job(config, run, sweep, overrides)
+
+
+@cli.command(hidden=True)
+@click.argument("plan")
+def node(plan: str) -> None:
+    """For a SLURM job's script: one node's part of it."""
+    from samestep.commands import node as command
+
+    sys.exit(command.node(json.loads(plan)))
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from samestep import runtime
 from samestep.errors import UsageError
+from samestep.runtime import ranks as runtime
 
 
 def cards(monkeypatch: pytest.MonkeyPatch, names: dict[str, str]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from samestep.control.board import Board, NoBoard
+from samestep.control.lost import break_collectives
 
 _BEAT_S = 1.0
 _FIRST_STEP = 10  # the first may compile, build caches and open files
@@ -33,6 +34,8 @@ class Watchdog:
     Args:
         limit_s: 0 switches it off.
         accuse: called with a paragraph that names the culprit, and whether it is this rank, before the process ends.
+        verdict: a file that appears when the job has lost a node: what waits for it must not wait any longer.
+        store_port: of the launcher's store, which is spared then.
     """
 
     def __init__(
@@ -44,9 +47,12 @@ class Watchdog:
         board: Board,
         log: Path,
         accuse: Callable[[str, bool], None],
+        verdict: Path | None = None,
+        store_port: int | None = None,
     ) -> None:
         self._limit_s, self._rank, self._host, self._board, self._log = limit_s, rank, host, board, log
         self._world_size, self._accuse = world_size, accuse
+        self._verdict, self._store_port = verdict, store_port
         self._beats = 0
         self._step, self._phase, self._since = 0, "starting", time.monotonic()
         self._step_began: float | None = None
@@ -61,7 +67,7 @@ class Watchdog:
         return cls(0, 0, 1, "", NoBoard(), Path(os.devnull), lambda paragraph, guilty: None)
 
     def start(self) -> None:
-        if self._limit_s:
+        if self._limit_s or self._verdict:
             self._log.parent.mkdir(parents=True, exist_ok=True)
             self._beat()
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -104,8 +110,11 @@ class Watchdog:
         with self._log.open("a") as log:
             while not self._ended.wait(_BEAT_S):
                 self._beat()
+                if self._verdict is not None and self._verdict.exists():
+                    break_collectives(self._store_port)
+                    return
                 patience_s = self._patience_s()
-                if self._debugged():
+                if self._debugged() or not self._limit_s:
                     self._since = time.monotonic()
                     faulthandler.cancel_dump_traceback_later()
                     continue

@@ -85,7 +85,15 @@ def run_training(config: Config, sources: dict[str, str], folder: RunFolder, run
                 folder.write_state(status="failed", reason=paragraph)
 
         watch = Watchdog(
-            config.watchdog, runtime.rank, runtime.world_size, runtime.host, board, folder.log(runtime.rank), accuse
+            config.watchdog,
+            runtime.rank,
+            runtime.world_size,
+            runtime.host,
+            board,
+            folder.log(runtime.rank),
+            accuse,
+            verdict=runtime.verdict,
+            store_port=runtime.store[1] if runtime.store else None,
         )
         run = build(config, Plans(task, accelerator, runtime, stop, saved, peers, watch=watch), make_tracker)
         saver = _make_saver(run, folder, kind)
@@ -194,6 +202,7 @@ def _begin(
         wandb=start.wandb_id,
         host=runtime.host,
         job=runtime.job,
+        left_out=list(runtime.left_out),
         kind=kind,
         code=configuration.code_versions(config),
     )

@@ -1,4 +1,4 @@
-"""Where this process runs: the only reader of rank, launcher and scheduler variables."""
+"""One process's place among the ranks, and what torch and its backends read of the environment."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ class Runtime:
     job: str | None  # the SLURM job, as JOBID or ARRAYID_TASK
     ends_at: float | None = None  # when the job's time is over, in Unix seconds
     store: tuple[str, int] | None = None  # the launcher's, which outlives any rank
+    verdict: Path | None = None  # the file that appears when the job has lost a node
+    left_out: tuple[str, ...] = ()  # nodes that this job does without
 
     @property
     def is_main(self) -> bool:
@@ -53,6 +55,8 @@ def read_runtime() -> Runtime:
         host=socket.gethostname(),
         job=f"{array}_{index}" if array and index else env.get("SLURM_JOB_ID"),
         ends_at=float(env["SLURM_JOB_END_TIME"]) if env.get("SLURM_JOB_END_TIME", "").isdigit() else None,
+        verdict=Path(env["SAMESTEP_VERDICT"]) if "SAMESTEP_VERDICT" in env else None,
+        left_out=tuple(env.get("SAMESTEP_LEFT_OUT", "").split()),
         store=(env.get("MASTER_ADDR", "127.0.0.1"), int(env["MASTER_PORT"])) if env.get("MASTER_PORT", "").isdigit() else None,
     )
 
@@ -100,7 +104,7 @@ def _processes_asked_of_accelerate() -> int | None:
 
 
 def end_with_parent() -> None:
-    """Let the kernel kill this process when its launcher dies: torch starts ranks in sessions of their own."""
+    """Let the kernel kill this process when its parent dies: torch starts ranks in sessions of their own."""
     if sys.platform != "linux":
         return
     parent = os.getppid()

@@ -1,0 +1,91 @@
+"""One node's part of a SLURM job: its launcher, watched from a process that no rank can hold up."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from samestep.link import Line
+from samestep.runtime import earlier_ranks, end_with_parent, this_node, visible_gpus
+
+_EARLIER_RANKS_S = 30.0
+_SHARED_FOLDER_S = 10.0  # network file systems show a new file late
+
+
+def node(plan: dict[str, Any]) -> int:
+    """Run this node's ranks as `plan` says, and report to the job's script. Returns the launcher's exit code."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the ranks have it too: they save, and then this ends
+    name, step = this_node()
+    line = Line.to(plan["address"], plan["control_port"])
+    line.send(node=name, token=plan["token"], step=step)
+    refusal = _refusal(plan, name)
+    if refusal:
+        line.send(refused=refusal, ended=2)
+        return 2
+    _end_earlier_ranks(line)
+    with tempfile.TemporaryDirectory(prefix="samestep-") as folder:
+        code = _launch(plan, name, line, Path(folder) / "lost")
+    line.send(ended=code)
+    return code
+
+
+def _refusal(plan: dict[str, Any], name: str) -> str:
+    if list(sys.version_info[:3]) != plan["python"]:
+        there = ".".join(map(str, plan["python"]))
+        return f"{name}: found Python {'.'.join(map(str, sys.version_info[:3]))}, and {there} on the first node; make them one"
+    until = time.monotonic() + _SHARED_FOLDER_S
+    proof = Path(plan["proof"])
+    while True:
+        with contextlib.suppress(OSError):
+            if proof.read_text() == plan["token"]:
+                return ""
+        if time.monotonic() > until:
+            return f"{name}: {proof.parent} is not the folder that the first node has there; write runs=A_SHARED_FOLDER"
+        time.sleep(0.2)
+
+
+def _end_earlier_ranks(line: Line) -> None:
+    """Wait until an earlier start's ranks are gone from here, and end those that stay."""
+    until = time.monotonic() + _EARLIER_RANKS_S
+    while left := earlier_ranks():
+        if time.monotonic() > until:
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        line.beat()
+        time.sleep(0.2)
+
+
+def _launch(plan: dict[str, Any], name: str, line: Line, verdict: Path) -> int:
+    nodes, local = plan["nodes"], visible_gpus() or plan["processes"][name]
+    train = ["-m", "samestep", "train", plan["config"], "--run", plan["run"], *plan["overrides"]]
+    if len(nodes) > 1 or local > 1:
+        # Every value that matters is here: no default config of the user's own. The last division makes `local` of it.
+        options = ["--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", str(len(nodes))]
+        options += ["--machine_rank", str(nodes.index(name)), "--num_processes", str(local * len(nodes))]
+        options += ["--main_process_ip", plan["address"], "--main_process_port", str(plan["port"])]
+        train = ["-m", "accelerate.commands.launch", *options, *train]
+    env = {**os.environ, "SAMESTEP_VERDICT": str(verdict), "SAMESTEP_LEFT_OUT": " ".join(plan["left_out"])}
+    launcher = subprocess.Popen([sys.executable, *train], env=env, preexec_fn=end_with_parent)
+    while (code := launcher.poll()) is None:
+        for words in line.receive():
+            if "lost" in words:
+                aside = verdict.with_suffix(".part")
+                aside.write_text(json.dumps(words["lost"]))
+                aside.rename(verdict)
+        line.beat()
+        if line.is_silent:  # this node is the one that is cut off, or the job is over: another start may own the run
+            launcher.kill()
+            return 1
+        time.sleep(0.2)
+    return code

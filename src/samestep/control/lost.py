@@ -1,0 +1,25 @@
+"""When a node is lost its silence looks like patience: the ranks that live must be torn out of the collective they wait in."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+import psutil
+import torch.distributed as dist
+
+
+def break_collectives(store_port: int | None) -> None:
+    """Make every collective under way raise in the thread that waits for it. The launcher's store stays within reach.
+
+    NCCL can abort; gloo (seen with torch 2.13) goes on waiting then, and notices nothing but its connections' end.
+    """
+    with contextlib.suppress(Exception):
+        if dist.get_backend() == "nccl":
+            dist.group.WORLD.abort()  # type: ignore[union-attr]
+    for connection in psutil.Process().net_connections("tcp"):
+        ends = [end for end in (connection.laddr, connection.raddr) if end]
+        if len(ends) == 2 and store_port not in (ends[0].port, ends[1].port) and not ends[1].ip.startswith("127."):
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fd)) as peer:
+                peer.shutdown(socket.SHUT_RDWR)

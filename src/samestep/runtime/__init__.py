@@ -1,0 +1,30 @@
+"""Where this process runs: the only reader of rank, launcher and scheduler variables."""
+
+from samestep.runtime.ranks import (
+    Runtime,
+    end_with_parent,
+    error_file,
+    network_interface,
+    prepare_environment,
+    processes_here,
+    read_runtime,
+    refuse_another_world_size,
+    visible_gpus,
+)
+from samestep.runtime.slurm import Job, earlier_ranks, read_job, this_node
+
+__all__ = [
+    "Job",
+    "Runtime",
+    "earlier_ranks",
+    "end_with_parent",
+    "error_file",
+    "network_interface",
+    "prepare_environment",
+    "processes_here",
+    "read_job",
+    "read_runtime",
+    "refuse_another_world_size",
+    "this_node",
+    "visible_gpus",
+]

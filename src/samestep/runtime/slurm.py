@@ -1,0 +1,134 @@
+"""The SLURM job around this process: its nodes, its sizes, its end, and what may be asked of the controller."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from samestep.errors import UsageError
+
+_CONTROLLER_PATIENCE_S = 30.0
+# What the job's own options would make of a step that is to have one launcher a node and all that the job has there.
+_PER_TASK = re.compile(
+    r"SLURM_(NTASKS|NPROCS|TASKS_PER_NODE|NTASKS_PER_\w+|CPUS_PER_TASK|CPUS_PER_GPU|TRES_PER_TASK|GPUS_PER_TASK|GPU_BIND|CPU_BIND\w*|"
+    r"NNODES|NODELIST|JOB_NUM_NODES|DISTRIBUTION|THREADS_PER_CORE|EXACT)$"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as its batch script sees it."""
+
+    id: str
+    nodes: tuple[str, ...]
+    node: str  # the batch script's own
+    processes: dict[str, int]  # of a node without GPUs
+    array_index: int | None
+
+    @property
+    def ends_at(self) -> float | None:
+        """When its time is over, in Unix seconds; None without a limit. 22.05 has it in no variable."""
+        found = os.environ.get("SLURM_JOB_END_TIME", "")
+        if found.isdigit():
+            return float(found)
+        with contextlib.suppress(ValueError):
+            return time.mktime(time.strptime(self.shown("EndTime"), "%Y-%m-%dT%H:%M:%S"))
+        return None
+
+    def shown(self, field: str) -> str:
+        """A field of the controller's record of the job; empty when it doesn't answer."""
+        found = re.search(rf"(?:^|\s){field}=(\S*)", ask("scontrol", "show", "job", self.id))
+        return found[1] if found else ""
+
+    def requeue(self) -> str:
+        """Put the job back into the queue, which ends this process too. Returns why that was refused."""
+        return ask("scontrol", "requeue", self.id)
+
+    def step(self, nodes: list[str], shell: str, words: list[str], extra: dict[str, str]) -> subprocess.Popen[bytes]:
+        """Run a line of bash once on each of `nodes`, with everything there that is the job's."""
+        env = {key: value for key, value in os.environ.items() if not _PER_TASK.match(key)} | extra
+        options = [f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1", f"--nodelist={','.join(nodes)}"]
+        options += ["--overlap", "--whole", "--no-kill", "--kill-on-bad-exit=0", "--cpu-bind=none", "--quiet"]
+        return subprocess.Popen(["srun", *options, "bash", "-c", shell, *words], env=env)
+
+    def cancel_step(self, step: str) -> None:
+        ask("scancel", "--signal=KILL", f"{os.environ['SLURM_JOB_ID']}.{step}")
+
+    def address(self, nodes: list[str]) -> str:
+        """This node's address as the others reach it; its own name may mean 127.0.1.1."""
+        for other in nodes:
+            if other != self.node:
+                found = re.search(r"NodeAddr=(\S+)", ask("scontrol", "show", "node", other))
+                with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                    probe.connect(
+                        (socket.gethostbyname(found[1] if found else other), 9)
+                    )  # sends nothing: it only picks a route
+                    return str(probe.getsockname()[0])
+        return "127.0.0.1"
+
+
+def ask(*words: str) -> str:
+    """What a command of SLURM's says, on both streams; empty when it can't be asked."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_CONTROLLER_PATIENCE_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return (done.stdout + done.stderr).strip()
+
+
+def read_job() -> Job:
+    """The job whose batch script this process belongs to. Raises UsageError outside of one."""
+    env = os.environ
+    if "SLURM_JOB_ID" not in env or shutil.which("srun") is None:
+        raise UsageError("job: found no SLURM job around this process; write sbatch slurm/train.sbatch CONFIG")
+    nodes = tuple(ask("scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]).split())
+    tasks = _counts(env.get("SLURM_TASKS_PER_NODE", "1"), len(nodes))
+    per_task = int(env.get("SLURM_CPUS_PER_TASK", 1))
+    array, index = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
+    return Job(
+        id=f"{array}_{index}" if array and index else env["SLURM_JOB_ID"],
+        nodes=nodes,
+        node=env.get("SLURMD_NODENAME") or nodes[0],
+        processes={node: number * per_task for node, number in zip(nodes, tasks, strict=True)},
+        array_index=int(index) if index else None,
+    )
+
+
+def _counts(text: str, nodes: int) -> list[int]:
+    """SLURM's way of writing a number for each node: 2(x3),1."""
+    counts: list[int] = []
+    for part in text.split(","):
+        number, _, times = part.rstrip(")").partition("(x")
+        counts += [int(number)] * int(times or 1)
+    return (counts + counts[-1:] * nodes)[:nodes]
+
+
+def this_node() -> tuple[str, str]:
+    """The node's name and the step's number, for a process that srun started."""
+    return os.environ["SLURMD_NODENAME"], os.environ["SLURM_STEP_ID"]
+
+
+def earlier_ranks() -> list[psutil.Process]:
+    """Processes that an earlier start of this job left on this node."""
+    job, step = os.environ["SLURM_JOB_ID"], os.environ["SLURM_STEP_ID"]
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            env = process.environ()
+            if env.get("SLURM_JOB_ID") == job and env.get("SLURM_STEP_ID", step) != step and "SAMESTEP_VERDICT" in env:
+                found.append(process)
+    return found
+
+
+def code_root() -> Path:
+    """Where this samestep's own files are."""
+    return Path(__file__).resolve().parents[1]

@@ -1,0 +1,184 @@
+"""A real SLURM cluster on one machine: each node has a network, a host name, processes and mounts of its own.
+
+By hand: `python tests/slurm/cluster.py up FOLDER`, then `export SLURM_CONF=FOLDER/slurm.conf`; `… down FOLDER` ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "mungekey", "ip", "nsenter", "unshare")
+NODES = ("n1", "n2", "n3", "n4")
+_PREFIX, _BRIDGE = "10.77.0", "samestep0"
+
+CONFIG = """
+ClusterName=test
+SlurmctldHost={host}({prefix}.254)
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+MailProg=/bin/true
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+ReturnToService=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdTimeout={slurmd_timeout}
+KillWait=10
+MinJobAge=3600
+SchedulerParameters=sched_interval=2,bf_interval=2
+JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+GresTypes=gpu
+PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP PriorityTier=1 GraceTime=10
+PartitionName=urgent Nodes=ALL MaxTime=60 State=UP PriorityTier=10
+"""
+
+
+def missing() -> list[str]:
+    """What this machine lacks; nothing if a cluster can be started."""
+    lacking = [program for program in PROGRAMS if shutil.which(program) is None]
+    return lacking + ([] if os.geteuid() == 0 else ["root"])
+
+
+class Cluster:
+    """Starts in `up`; whatever happens then, `down` leaves no process, namespace, link or file behind."""
+
+    def __init__(self, folder: Path, slurmd_timeout: int = 60) -> None:
+        self.folder, self._slurmd_timeout = folder, slurmd_timeout
+        self.config = folder / "slurm.conf"
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {**os.environ, "SLURM_CONF": str(self.config)}
+
+    def up(self) -> None:
+        self.down()
+        (self.folder / "state").mkdir(parents=True)
+        self.folder.chmod(0o755)
+        lines = CONFIG.format(
+            host=socket.gethostname(), prefix=_PREFIX, folder=self.folder, slurmd_timeout=self._slurmd_timeout
+        ).splitlines()
+        for number, node in enumerate(NODES, 1):
+            address = f"NodeName={node} NodeAddr={_PREFIX}.{number}"
+            lines.append(f"{address} CPUs=2 CoresPerSocket=2 RealMemory=16000 Gres=gpu:2 State=UNKNOWN")
+        self.config.write_text("\n".join(sorted(lines, key=lambda line: line.startswith("Partition"))) + "\n")
+        for number in range(2):  # what SLURM takes for GPUs
+            os.mknod(self.folder / f"gpu{number}", 0o666 | 0o020000, os.makedev(1, 3))
+        (self.folder / "gres.conf").write_text(f"Name=gpu Count=2 File={self.folder}/gpu[0-1]\n")
+        hosts = ["127.0.0.1 localhost", *(f"{_PREFIX}.{number} {node}" for number, node in enumerate(NODES, 1))]
+        (self.folder / "hosts").write_text("\n".join(hosts) + "\n")
+        _run("mungekey", "--create", "--keyfile", str(self.folder / "munge.key"))
+        files = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munge.pid", "log-file": "munge.log"}
+        files["seed-file"] = "munge.seed"
+        _run("munged", "--force", *(f"--{option}={self.folder}/{name}" for option, name in files.items()))
+        _run("ip", "link", "add", _BRIDGE, "type", "bridge")
+        _run("ip", "addr", "add", f"{_PREFIX}.254/24", "dev", _BRIDGE)
+        _run("ip", "link", "set", _BRIDGE, "up")
+        _run("slurmctld", "-c", "-f", str(self.config))
+        for number, node in enumerate(NODES, 1):
+            _run("ip", "netns", "add", f"samestep-{node}")
+            _run("ip", "link", "add", f"ss-{node}", "type", "veth", "peer", "name", "eth0", "netns", f"samestep-{node}")
+            _run("ip", "link", "set", f"ss-{node}", "master", _BRIDGE, "up")
+            _run("ip", "-n", f"samestep-{node}", "addr", "add", f"{_PREFIX}.{number}/24", "dev", "eth0")
+            _run("ip", "-n", f"samestep-{node}", "link", "set", "eth0", "up")
+            _run("ip", "-n", f"samestep-{node}", "link", "set", "lo", "up")
+            self.revive(node)
+        self.wait_idle()
+
+    def wait_idle(self, seconds: float = 90) -> None:
+        """Until every node is there and does nothing."""
+        until = time.monotonic() + seconds
+        while self.ask("sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D").strip() != str(len(NODES)):
+            if time.monotonic() > until:
+                raise TimeoutError(self.ask("sinfo", "-N", "-l") + self.ask("squeue"))
+            time.sleep(0.3)
+
+    def ask(self, *words: str) -> str:
+        done = subprocess.run(words, env=self.env, capture_output=True, text=True, timeout=60, check=False)
+        return done.stdout + done.stderr
+
+    def revive(self, node: str) -> None:
+        """Start a node that is down."""
+        (self.folder / f"spool-{node}").mkdir(exist_ok=True)
+        inside = (
+            f"mount --bind {self.folder}/hosts /etc/hosts; hostname {node}; "
+            f"exec slurmd -D -f {self.config} -N {node} >>{self.folder}/slurmd-{node}.out 2>&1"
+        )
+        isolated = ["unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-c", inside]
+        process = subprocess.Popen(
+            ["nsenter", f"--net=/run/netns/samestep-{node}", *isolated],
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._running[node] = process
+        (self.folder / f"{node}.pid").write_text(str(process.pid))
+
+    def kill(self, node: str) -> None:
+        """A node's slurmd and all its processes die."""
+        file = self.folder / f"{node}.pid"
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError, IndexError):
+            os.kill(self._init(node), signal.SIGKILL)  # its parent ends with it
+        if node in self._running:
+            self._running.pop(node).wait()
+        file.unlink(missing_ok=True)
+
+    def cut(self, node: str) -> None:
+        """A node lives, and nobody can reach it."""
+        _run("ip", "link", "set", f"ss-{node}", "down")
+
+    def heal(self, node: str) -> None:
+        _run("ip", "link", "set", f"ss-{node}", "up")
+
+    def mount_in(self, node: str, *words: str) -> None:
+        """Run a command where `node` has its mounts."""
+        _run("nsenter", f"--mount=/proc/{self._init(node)}/ns/mnt", *words)
+
+    def _init(self, node: str) -> int:
+        """The first process in a node, with whose death all of it dies."""
+        parent = (self.folder / f"{node}.pid").read_text()
+        return int(subprocess.run(["pgrep", "-P", parent], capture_output=True, text=True, check=False).stdout.split()[0])
+
+    def down(self) -> None:
+        for name in ("slurmctld.pid", "munge.pid"):
+            with contextlib.suppress(OSError, ValueError):
+                pid = int((self.folder / name).read_text())
+                os.kill(pid, signal.SIGTERM)
+                for _ in range(100):
+                    os.kill(pid, 0)
+                    time.sleep(0.1)
+        for node in NODES:
+            self.kill(node)
+            subprocess.run(["ip", "link", "del", f"ss-{node}"], capture_output=True, check=False)
+            subprocess.run(["ip", "netns", "del", f"samestep-{node}"], capture_output=True, check=False)
+        subprocess.run(["ip", "link", "del", _BRIDGE], capture_output=True, check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _run(*words: str) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)}: {done.stderr or done.stdout}")
+
+
+if __name__ == "__main__":
+    getattr(Cluster(Path(sys.argv[2])), sys.argv[1])(*sys.argv[3:])
