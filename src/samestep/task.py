@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from samestep.errors import UsageError, nearest, validation_lines
+from samestep.kept import as_kept, kept_code
 
 if TYPE_CHECKING:
     import datasets
@@ -121,15 +122,16 @@ def _is_task(value: object) -> bool:
 
 def _module(place: str) -> ModuleType:
     if not place.endswith(".py"):
-        if str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
+        for folder in filter(None, (Path.cwd(), kept_code())):
+            if str(folder) not in sys.path:
+                sys.path.insert(0, str(folder))
         try:
             return importlib.import_module(place)
         except ModuleNotFoundError as error:
             if error.name and (place == error.name or place.startswith(error.name + ".")):
                 raise UsageError(f"task: found no module {place}; write module:Class or path/to/file.py:Class") from None
             raise UsageError(f"task: {place} imports {error.name}, which is not installed here") from None
-    path = Path(place)
+    path = as_kept(place)
     if not path.is_file():
         raise UsageError(f"task: found no file {place}; write path/to/file.py:Class")
     if str(path.parent.resolve()) not in sys.path:  # the file's neighbours are importable, as when it is run itself

@@ -17,7 +17,7 @@ from samestep.config import Config, load_config
 
 SOURCE = ROOT / "src" / "samestep"
 ROWS = [
-    ["errors", "mixing"],
+    ["errors", "mixing", "kept"],
     ["order", "config", "runtime", "run_folder", "task", "seeding"],
     ["exact", "control", "batches", "optim", "kind", "compiling", "link"],
     ["checkpoint", "tracking", "tasks", "evaluation", "audit"],

@@ -88,15 +88,13 @@ def _start(
     folder.path.parent.mkdir(parents=True, exist_ok=True)
     proof = folder.path.parent.resolve() / f".samestep-{here.id}"
     proof.write_text(hub.token)
-    ends_at = here.ends_at
     plan: dict[str, Any] = {
         "address": here.address(nodes), "port": _free_port(), "control_port": hub.port, "token": hub.token,
         "nodes": nodes, "processes": here.processes, "left_out": left_out, "proof": str(proof),
         "python": list(sys.version_info[:3]), "config": config_path, "run": folder.name, "overrides": overrides,
     }  # fmt: skip
     words = [sys.executable, os.environ.get("SAMESTEP_BEFORE", ""), json.dumps(plan)]
-    extra = {"SLURM_JOB_END_TIME": str(int(ends_at))} if ends_at else {}
-    step = here.step(nodes, _ON_NODE, ["samestep", *words], extra)
+    step = here.step(nodes, _ON_NODE, ["samestep", *words])
     try:
         return _Ended(*_watch(here, hub, step, nodes))
     finally:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from samestep.config.schema import Config
 from samestep.errors import UsageError, nearest, validation_lines
+from samestep.kept import as_kept
 
 
 class _Loader(yaml.SafeLoader):
@@ -68,8 +69,7 @@ def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
     UsageError has one line for each mistake.
     """
     file = Path(path)
-    if file.is_dir():
-        file = file / "config.yaml"
+    file = as_kept(file / "config.yaml" if file.is_dir() else file)
     if not file.is_file():
         beside = sorted(p.name for p in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
         close = nearest(file.name, beside)

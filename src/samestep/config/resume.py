@@ -7,6 +7,7 @@ from pathlib import Path
 import xxhash
 
 from samestep.config.schema import Config
+from samestep.kept import as_kept
 
 
 def code_versions(config: Config) -> dict[str, str]:
@@ -16,9 +17,9 @@ def code_versions(config: Config) -> dict[str, str]:
     for file in sorted(own.rglob("*.py")):
         digest.update(file.read_bytes())
     found = {"samestep": digest.hexdigest()}
-    place = Path(config.task.rpartition(":")[0])
-    if place.is_file():
-        found[str(place)] = xxhash.xxh3_64_hexdigest(place.read_bytes())
+    place = config.task.rpartition(":")[0]
+    if as_kept(place).is_file():
+        found[place] = xxhash.xxh3_64_hexdigest(as_kept(place).read_bytes())
     return found
 
 

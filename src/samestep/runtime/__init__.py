@@ -11,14 +11,18 @@ from samestep.runtime.ranks import (
     refuse_another_world_size,
     visible_gpus,
 )
-from samestep.runtime.slurm import Job, earlier_ranks, read_job, this_node
+from samestep.runtime.slurm import Job, JobState, code_root, earlier_ranks, find_slurm, jobs_now, read_job, this_node
 
 __all__ = [
     "Job",
+    "JobState",
     "Runtime",
+    "code_root",
     "earlier_ranks",
     "end_with_parent",
     "error_file",
+    "find_slurm",
+    "jobs_now",
     "network_interface",
     "prepare_environment",
     "processes_here",

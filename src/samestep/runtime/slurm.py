@@ -53,9 +53,11 @@ class Job:
         """Put the job back into the queue, which ends this process too. Returns why that was refused."""
         return ask("scontrol", "requeue", self.id)
 
-    def step(self, nodes: list[str], shell: str, words: list[str], extra: dict[str, str]) -> subprocess.Popen[bytes]:
+    def step(self, nodes: list[str], shell: str, words: list[str]) -> subprocess.Popen[bytes]:
         """Run a line of bash once on each of `nodes`, with everything there that is the job's."""
-        env = {key: value for key, value in os.environ.items() if not _PER_TASK.match(key)} | extra
+        env = {key: value for key, value in os.environ.items() if not _PER_TASK.match(key)}
+        if self.ends_at is not None:
+            env["SLURM_JOB_END_TIME"] = str(int(self.ends_at))
         options = [f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1", f"--nodelist={','.join(nodes)}"]
         options += ["--overlap", "--whole", "--no-kill", "--kill-on-bad-exit=0", "--cpu-bind=none", "--quiet"]
         return subprocess.Popen(["srun", *options, "bash", "-c", shell, *words], env=env)
@@ -83,6 +85,44 @@ def ask(*words: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return (done.stdout + done.stderr).strip()
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job as the controller, or its accounting, knows it."""
+
+    id: str
+    state: str
+    reason: str
+    nodes: str
+
+    @property
+    def is_alive(self) -> bool:
+        return self.state in ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPENDED", "STOPPED")
+
+
+def jobs_now(ids: list[str]) -> dict[str, JobState]:
+    """What squeue, and for ended jobs sacct, say of these jobs; empty where there is no SLURM."""
+    if not ids or shutil.which("squeue") is None:
+        return {}
+    found = {}
+    for line in ask("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N").splitlines():
+        parts = line.split("|")
+        if len(parts) == 4 and parts[0] in ids:
+            found[parts[0]] = JobState(*parts)
+    left = [job for job in ids if job not in found]
+    if left and shutil.which("sacct") is not None:
+        for line in ask("sacct", "-X", "-n", "-P", "-j", ",".join(left), "-o", "JobID,State,Reason,NodeList").splitlines():
+            parts = line.split("|")
+            if len(parts) == 4 and parts[0] in left:
+                found[parts[0]] = JobState(parts[0], parts[1].split()[0], parts[2], parts[3])
+    return found
+
+
+def find_slurm() -> None:
+    """Raise UsageError on a machine from which nothing can be submitted."""
+    if shutil.which("sbatch") is None:
+        raise UsageError("sbatch: found no SLURM on this machine; write bash launch/local.sh CONFIG to train here")
 
 
 def read_job() -> Job:

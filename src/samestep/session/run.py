@@ -71,7 +71,7 @@ def run_training(config: Config, sources: dict[str, str], folder: RunFolder, run
         def make_tracker(num_steps: int) -> Tracker | NullTracker:
             if not runtime.is_main:
                 return NullTracker()
-            _begin(config, sources, folder, runtime, start, kind)
+            _begin(config, sources, folder, runtime, start, kind, num_steps)
             cut_back(folder, start.resumed_from, saved.values["rows"] if saved else [])
             return Tracker(config, folder, start.wandb_id, num_steps, start.resumed_from, task.unit)
 
@@ -183,7 +183,13 @@ def _new_id() -> str:
 
 
 def _begin(
-    config: Config, sources: dict[str, str], folder: RunFolder, runtime: Runtime, start: Start, kind: dict[str, str]
+    config: Config,
+    sources: dict[str, str],
+    folder: RunFolder,
+    runtime: Runtime,
+    start: Start,
+    kind: dict[str, str],
+    num_steps: int,
 ) -> None:
     """Everything has been checked: from here on there is a run, and state.json says so."""
     folder.create()
@@ -195,6 +201,7 @@ def _begin(
         status="running",
         reason="",
         step=start.resumed_from,
+        num_steps=num_steps,
         world_size=runtime.world_size,
         restarts=restarts,
         weights=None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import click
 
 from samestep import __version__
+from samestep.cli.scripts import add_scripts
 from samestep.errors import SamestepError, UsageError
 
 
@@ -29,6 +29,8 @@ def cli() -> None:
       samestep verify configs/stdlib.yaml --processes 1,2       are one process and two the same bits?
       samestep diff RUN_A RUN_B                                 where two runs part
       samestep replay RUN --step 100 --break                    that step again, in a debugger
+      samestep submit configs/stdlib.yaml --time=1:00:00        on a SLURM cluster
+      samestep status                                           how every run stands
     """
 
 
@@ -108,51 +110,73 @@ def replay(run: str, step: int, stop_before: bool) -> None:
     command.replay(run, step, stop_before)
 
 
-@cli.command(hidden=True)
+@cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("config")
-@click.option("--run", metavar="NAME")
-@click.option("--processes", type=click.IntRange(min=1))
-@click.argument("overrides", nargs=-1)
-def plan(config: str, run: str | None, processes: int | None, overrides: tuple[str, ...]) -> None:
-    """For launch/local.sh: check a config, and print the run's name and the number of processes as shell words."""
-    from samestep.commands import plan as command
+@click.option("--run", metavar="NAME", help="A new name starts a run, a known one goes on with it.")
+@click.option(
+    "--sweep", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A run for each line or grid point."
+)
+@click.option(
+    "--chain", type=click.IntRange(min=1), default=1, metavar="N", help="N jobs in a row, where requeueing is forbidden."
+)
+@click.option("--dry-run", is_flag=True, help="Print the script and the line, and queue nothing.")
+@click.argument("words", nargs=-1, metavar="[SBATCH OPTION | KEY=VALUE]...", type=click.UNPROCESSED)
+def submit(config: str, run: str | None, sweep: Path | None, chain: int, dry_run: bool, words: tuple[str, ...]) -> None:
+    """Check CONFIG, keep the code as it is now, and queue the run on SLURM. Any option of sbatch's is passed on.
 
-    click.echo(command.plan(config, run, processes, overrides))
+    \b
+    Examples:
+      samestep submit configs/gpt2-124m.yaml --nodes=2 --gpus-per-node=8 --time=8:00:00
+      samestep submit mine.yaml --time=1:00:00 --cpus-per-task=4 --partition=short optimizer.lr=3e-3
+      samestep submit mine.yaml --time=1:00:00 --sweep grid.yaml
+      samestep submit mine.yaml --time=1:00:00 --dry-run
+    """
+    from samestep.commands import submit as command
 
-
-@cli.command(hidden=True)
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("launcher_code", type=int)
-def outcome(folder: Path, launcher_code: int) -> None:
-    """For launch/local.sh: say how a run ended, and exit with what that means."""
-    from samestep.commands import plan as command
-    from samestep.run_folder import RunFolder
-
-    code, words = command.outcome(RunFolder(folder), launcher_code)
-    if words:
-        click.echo(words, err=True)
-    sys.exit(code)
-
-
-@cli.command(hidden=True)
-@click.argument("config")
-@click.option("--run", metavar="NAME")
-@click.option("--sweep", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("overrides", nargs=-1)
-def job(config: str, run: str | None, sweep: Path | None, overrides: tuple[str, ...]) -> None:
-    """For slurm/*.sbatch: run a SLURM job to its end."""
-    from samestep.commands import job as command
-
-    command.job(config, run, sweep, overrides)
+    click.echo(command.submit(config, words, run, sweep, chain, dry_run))
 
 
-@cli.command(hidden=True)
-@click.argument("plan")
-def node(plan: str) -> None:
-    """For a SLURM job's script: one node's part of it."""
-    from samestep.commands import node as command
+@cli.command()
+@click.argument("run", required=False)
+@click.option("--runs", default="runs", show_default=True, help="The folder of run folders.")
+@click.option("--follow", is_flag=True, help="Show it again every two seconds, until Ctrl-C or the run's end.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def status(run: str | None, runs: str, follow: bool, as_json: bool) -> None:
+    """One line for RUN, or for each run: state, step, loss, rate, time left, job, nodes, restarts, last checkpoint.
 
-    sys.exit(command.node(json.loads(plan)))
+    \b
+    Examples:
+      samestep status
+      samestep status first --follow
+    """
+    from samestep.commands import status as command
+
+    for text in command.shown(run, runs, follow, as_json):
+        if follow and sys.stdout.isatty():
+            click.clear()
+        click.echo(text)
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--rank", type=click.IntRange(min=0), help="This rank's own log: stacks and tracebacks.")
+@click.option("--runs", default="runs", show_default=True, help="The folder of run folders.")
+@click.option("--follow", is_flag=True, help="Go on with what is written from now on, until Ctrl-C.")
+def logs(run: str, rank: int | None, runs: str, follow: bool) -> None:
+    """What RUN's job printed, or one rank's log.
+
+    \b
+    Examples:
+      samestep logs first
+      samestep logs first --rank 3 --follow
+    """
+    from samestep.commands import status as command
+
+    for line in command.log_lines(command.one_run(run, runs), rank, follow):
+        click.echo(line, nl=False)
+
+
+add_scripts(cli)
 
 
 def main() -> None:

@@ -1,0 +1,61 @@
+"""Commands that launch/ and slurm/ type, and people do not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+
+def add_scripts(group: click.Group) -> None:
+    for command in (plan, outcome, job, node):
+        group.add_command(command)
+
+
+@click.command(hidden=True)
+@click.argument("config")
+@click.option("--run", metavar="NAME")
+@click.option("--processes", type=click.IntRange(min=1))
+@click.argument("overrides", nargs=-1)
+def plan(config: str, run: str | None, processes: int | None, overrides: tuple[str, ...]) -> None:
+    """For launch/local.sh: check a config, and print the run's name and the number of processes as shell words."""
+    from samestep.commands import plan as command
+
+    click.echo(command.plan(config, run, processes, overrides))
+
+
+@click.command(hidden=True)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("launcher_code", type=int)
+def outcome(folder: Path, launcher_code: int) -> None:
+    """For launch/local.sh: say how a run ended, and exit with what that means."""
+    from samestep.commands import plan as command
+    from samestep.run_folder import RunFolder
+
+    code, words = command.outcome(RunFolder(folder), launcher_code)
+    if words:
+        click.echo(words, err=True)
+    sys.exit(code)
+
+
+@click.command(hidden=True)
+@click.argument("config")
+@click.option("--run", metavar="NAME")
+@click.option("--sweep", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("overrides", nargs=-1)
+def job(config: str, run: str | None, sweep: Path | None, overrides: tuple[str, ...]) -> None:
+    """For slurm/*.sbatch: run a SLURM job to its end."""
+    from samestep.commands import job as command
+
+    command.job(config, run, sweep, overrides)
+
+
+@click.command(hidden=True)
+@click.argument("plan")
+def node(plan: str) -> None:
+    """For a SLURM job's script: one node's part of it."""
+    from samestep.commands import node as command
+
+    sys.exit(command.node(json.loads(plan)))

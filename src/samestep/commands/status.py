@@ -1,0 +1,184 @@
+"""`samestep status` and `samestep logs`: how the runs stand, from their folders and, where there is one, the scheduler."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from samestep.errors import UsageError
+from samestep.run_folder import RunFolder
+from samestep.runtime import JobState, jobs_now
+
+_COLUMNS = ("run", "state", "step", "loss", "steps/s", "left", "job", "nodes", "restarts", "saved")
+_LAST_ROWS = 50
+_TAIL_BYTES = 65_536
+
+
+def runs_in(runs: str) -> list[RunFolder]:
+    """Every run under a folder, the newest first. UsageError if there is none."""
+    found = [RunFolder(path) for path in Path(runs).glob("*") if (path / "state.json").exists() or _submitted(path)]
+    if not found:
+        raise UsageError(f"{runs}: found no run there; samestep train CONFIG makes one, or write --runs FOLDER")
+    return sorted(found, key=lambda folder: -folder.path.stat().st_mtime)
+
+
+def one_run(run: str, runs: str) -> RunFolder:
+    """A run by path or name, also one that only waits in the queue."""
+    for path in (Path(run), Path(runs) / run):
+        if _submitted(path):
+            return RunFolder(path)
+    return RunFolder.found(run, runs)
+
+
+def _submitted(path: Path) -> list[str]:
+    try:
+        jobs: list[str] = json.loads((path / "submitted.json").read_text())["jobs"]
+    except (OSError, ValueError):
+        return []
+    return jobs
+
+
+def facts(folders: list[RunFolder]) -> list[dict[str, Any]]:
+    """What is known of each run; `left` and `saved` in seconds, None where unknown."""
+    states = {folder.path: folder.read_state() for folder in folders}
+    jobs = {path: [str(state["job"])] if state.get("job") else _submitted(path) for path, state in states.items()}
+    known = jobs_now([job for found in jobs.values() for job in found])
+    return [
+        _facts(folder, states[folder.path], [known[job] for job in jobs[folder.path] if job in known]) for folder in folders
+    ]
+
+
+def _facts(folder: RunFolder, state: dict[str, Any], jobs: list[JobState]) -> dict[str, Any]:
+    rows = _last_rows(folder)
+    step = max([int(state.get("step") or 0), *(row["step"] for row in rows)])
+    total, rate = state.get("num_steps"), _rate(rows)
+    status = str(state.get("status", "queued"))
+    job = next((job for job in jobs if job.is_alive), jobs[-1] if jobs else None)
+    if status == "running" and not _lives(folder, state, job):
+        status = "died"
+    if status in ("stopped", "failed", "died") and job is not None and job.is_alive:
+        status = "queued" if job.state == "PENDING" else "starting"
+    losses = [row["loss"] for row in rows if "loss" in row]
+    newest = max((path.stat().st_mtime for path in folder.checkpoints.glob("step-*")), default=None)
+    return {
+        "run": folder.name,
+        "state": status,
+        "step": step,
+        "steps": total,
+        "loss": losses[-1] if losses else None,
+        "rate": rate,
+        "left": (total - step) / rate if status == "running" and total and rate else None,
+        "job": job.id if job else None,
+        "job_state": job.state if job else None,
+        "why": job.reason if job and job.state == "PENDING" else None,
+        "nodes": (job.nodes if job else "") or state.get("host"),
+        "left_out": state.get("left_out") or [],
+        "restarts": state.get("restarts", 0),
+        "saved": time.time() - newest if newest else None,
+        "reason": state.get("reason") or None,
+    }
+
+
+def _last_rows(folder: RunFolder) -> list[dict[str, Any]]:
+    try:
+        with folder.metrics.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = collections.deque(file.read().splitlines(), maxlen=_LAST_ROWS)
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # the first may begin in its middle, the last may not be whole yet
+            continue
+    return rows
+
+
+def _rate(rows: list[dict[str, Any]]) -> float | None:
+    steps = [row for row in rows if "loss" in row]
+    took_s = steps[-1]["time"] - steps[0]["time"] if len(steps) > 1 else 0
+    return (steps[-1]["step"] - steps[0]["step"]) / took_s if took_s > 0 else None
+
+
+def _lives(folder: RunFolder, state: dict[str, Any], job: JobState | None) -> bool:
+    """Whether a run that calls itself running may be."""
+    if job is not None:
+        return job.is_alive
+    starts = sorted(folder.starts.glob("*.json"))
+    if not starts or state.get("host") != socket.gethostname():
+        return True  # elsewhere: not to be known from here
+    return psutil.pid_exists(int(json.loads(starts[-1].read_text())["pid"]))
+
+
+def shown(run: str | None, runs: str, follow: bool, as_json: bool) -> Iterator[str]:
+    """What `samestep status` prints; with `follow`, again every two seconds until nothing goes on any more."""
+    while True:
+        found = facts([one_run(run, runs)] if run else runs_in(runs))
+        reasons = [one["reason"] for one in found if run and one["reason"]]
+        yield json.dumps(found, indent=1) if as_json else "\n".join([table(found), *reasons])
+        if not follow or all(one["state"] in ("done", "failed", "died") for one in found):
+            return
+        time.sleep(2)
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """One line a run under a line of titles."""
+    lines = [_COLUMNS, *(_line(run) for run in found)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(_COLUMNS))]
+    return "\n".join("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _line(run: dict[str, Any]) -> tuple[str, ...]:
+    job = "-" if run["job"] is None else f"{run['job']} {run['job_state'].lower()}" + (f" ({run['why']})" if run["why"] else "")
+    nodes = (run["nodes"] or "-") + (f" without {','.join(run['left_out'])}" if run["left_out"] else "")
+    return (
+        run["run"],
+        run["state"],
+        f"{run['step']}/{run['steps'] or '?'}",
+        "-" if run["loss"] is None else f"{run['loss']:.4f}",
+        "-" if run["rate"] is None else f"{run['rate']:.1f}",
+        _duration(run["left"]),
+        job,
+        nodes,
+        str(run["restarts"]),
+        "-" if run["saved"] is None else f"{_duration(run['saved'])} ago",
+    )
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def log_lines(folder: RunFolder, rank: int | None, follow: bool) -> Iterator[str]:
+    """The lines of a rank's log, or of the newest job's output; with `follow`, those to come too."""
+    outputs = sorted(folder.path.glob("job-*.txt"), key=lambda path: path.stat().st_mtime)
+    if rank is None and not outputs:
+        rank = 0
+    path = folder.log(rank) if rank is not None else outputs[-1]
+    if not path.exists():
+        ranks = sorted(int(log.stem.rpartition("-")[2]) for log in folder.logs.glob("rank-*.log"))
+        there = f"write --rank N, N one of {', '.join(map(str, ranks))}" if ranks else "nothing has been logged yet"
+        raise UsageError(f"{path}: found no such log; {there}")
+    with path.open(errors="replace") as file:
+        while True:
+            line = file.readline()
+            if line:
+                yield line
+            elif not follow:
+                return
+            else:
+                time.sleep(0.3)
