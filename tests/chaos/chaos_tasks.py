@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+from pydantic import PrivateAttr
 from torch import nn
 from torch.nn import functional as F
 
@@ -61,3 +62,27 @@ class Faulty(Slow):
             while True:
                 time.sleep(0.01)
         return row
+
+
+class Doomed(Slow):
+    """A process ends itself at each of `moments` once; "train 5" is its fifth `loss` in training. `marks` has those done."""
+
+    moments: list[str]
+    marks: str
+    signal: int = signal.SIGKILL
+    width: int = 16
+
+    _calls: dict[str, int] = PrivateAttr(default_factory=dict)
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(6, self.width), nn.BatchNorm1d(self.width), nn.Dropout(0.2), nn.Linear(self.width, 1))
+
+    def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        kind = "train" if model.training else "eval"
+        self._calls[kind] = self._calls.get(kind, 0) + 1
+        for number, moment in enumerate(self.moments):
+            mark = Path(self.marks) / str(number)
+            if moment == f"{kind} {self._calls[kind]}" and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), self.signal)
+        return super().loss(model, batch)

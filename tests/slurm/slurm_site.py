@@ -102,6 +102,7 @@ class Site(Workplace):
             now = self.shown(job, "JobState")
             if now == "PENDING":
                 self.cluster.ask("scontrol", "update", f"job={job}", "StartTime=now")
+                time.sleep(1)
             return now in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
         self.wait(job, ended, seconds)

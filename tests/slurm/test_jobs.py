@@ -38,20 +38,20 @@ def test_other_numbers_of_nodes(site: Site, nodes: int) -> None:
 @pytest.mark.parametrize("fault", ["kill", "cut"])
 def test_a_lost_node_costs_seconds_and_no_bits(site: Site, fault: str) -> None:
     site.case(steps=120)
-    job = site.sbatch("--nodes=3 --cpus-per-task=2")
+    job = site.sbatch("--nodes=3 --cpus-per-task=1")
     run = f"case-{job}"
     site.wait_for_rows(job, 25)
     getattr(site.cluster, fault)("n3")
     began, before = time.monotonic(), site.rows(run)
     site.wait(job, lambda: len(list((site.path / "runs" / run / "starts").glob("*.json"))) == 2, 60)
-    site.wait_for_rows(job, before + 8)
+    site.wait_for_rows(job, before + 3)
     took_s = time.monotonic() - began
     print(f"{fault}: a new step {took_s:.1f} s after the fault")
     assert site.shown(job, "JobState") == "RUNNING"
     out = site.finish(job)
     assert "n3 does not answer any more" in out
     state = site.check(run)
-    assert (state["world_size"], state["restarts"], state["lost_nodes"]) == (4, 1, {"n3": 1})
+    assert (state["world_size"], state["restarts"], state["lost_nodes"]) == (2, 1, {"n3": 1})
     assert site.starts(run)[1]["resumed_from"] >= before - 8  # what was finished is saved by those that live
     assert took_s < 30
 
@@ -157,7 +157,6 @@ def test_an_array_of_four_with_one_crash_and_one_requeue(site: Site) -> None:
     job = site.sbatch("--array=0-3 --cpus-per-task=1 -- --sweep points.txt", script="sweep.sbatch")
     site.wait_for_rows(job, 10, run=f"case-{job}_1")
     site.cluster.ask("scancel", "--signal=USR1", f"{job}_1")
-    site.wait(job, lambda: "PENDING" not in site.cluster.ask("squeue", "-h", "-j", job, "-o", "%T") or True, 1)
     for index in range(4):
         site.finish(f"{job}_{index}")
         state = site.state(f"case-{job}_{index}")

@@ -11,7 +11,7 @@ import click
 
 from samestep import __version__
 from samestep.cli.scripts import add_scripts
-from samestep.errors import SamestepError, UsageError
+from samestep.errors import SamestepError, Stopped, UsageError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -211,7 +211,10 @@ def _leave(code: int) -> None:
     """
     from samestep.runtime import read_runtime
 
-    if read_runtime().world_size > 1:
+    runtime = read_runtime()
+    if code == Stopped.exit_code and runtime.verdict is not None:
+        code = 0  # a job's script reads state.json; torchrun would print a page about it
+    if runtime.world_size > 1:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,0 +1,167 @@
+"""Faults at chosen moments: the first step, an evaluation, a save, the clock; and a start that another has overtaken."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from test_disks import begin, wait_for_rows
+from test_kills import SLOW, check_traces
+
+from conftest import Workplace
+
+TASKS = Path(__file__).parent / "chaos_tasks.py"
+
+
+def doomed(workplace: Workplace, moments: list[str], number: int = signal.SIGKILL, more: str = "") -> str:
+    """Write a config whose processes end themselves at these moments; returns an unbroken run's weights."""
+    marks = workplace.path / "marks"
+    marks.mkdir()
+    fields = f"with: {{moments: {json.dumps(moments)}, marks: {marks}, signal: {int(number)}{more}}}\n"
+    workplace.write("case.yaml", SLOW.replace("Slow\n", f"Doomed\n{fields}"))
+    for place in range(len(moments)):
+        (marks / str(place)).touch()
+    whole = workplace.train("case.yaml", "--run", "whole")
+    assert whole.code == 0, whole.err
+    for mark in marks.iterdir():
+        mark.unlink()
+    return whole.weights
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [["train 1"], ["eval 2"], ["train 75", "train 9"], ["eval 4", "eval 1", "train 3"]],
+    ids=["in the first step", "in an evaluation", "twice in one epoch", "in one evaluation twice, and soon after"],
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_kill_at_a_chosen_moment_changes_nothing(workplace: Workplace, moments: list[str], processes: int) -> None:
+    weights = doomed(workplace, moments)
+    for _ in range(len(moments) * processes + 1):
+        done = workplace.train("case.yaml", "--run", "killed", processes=processes)
+        if done.code == 0:
+            break
+    assert done.weights == weights, done.err
+    assert len(list((workplace.path / "marks").iterdir())) == len(moments)
+    check_traces(workplace, "killed", "whole")
+
+
+def test_a_kill_in_the_middle_of_a_save_changes_nothing(workplace: Workplace) -> None:
+    weights = doomed(workplace, [], more=", width: 400000")
+    caught = 0
+    for _ in range(3):
+        run = begin(workplace)
+        checkpoints = workplace.path / "runs/killed/checkpoints"
+        before = set(checkpoints.glob("step-*"))
+        while run.poll() is None and not list(checkpoints.glob(".*")):
+            time.sleep(0.001)
+        run.kill()
+        run.communicate(timeout=30)
+        caught += set(checkpoints.glob("step-*")) == before and bool(list(checkpoints.glob(".*")))
+    assert caught > 0
+    done = workplace.train("case.yaml", "--run", "killed")
+    assert done.weights == weights
+    check_traces(workplace, "killed", "whole")
+
+
+def test_a_stop_in_an_evaluation_owes_it_to_the_next_start(workplace: Workplace) -> None:
+    weights = doomed(workplace, ["eval 2"], signal.SIGTERM)
+    stopped = workplace.train("case.yaml", "--run", "killed")
+    assert stopped.code == 75
+    assert workplace.state("killed")["step"] == 13
+    assert not [row for row in workplace.metrics("killed") if "eval_loss" in row]
+    assert workplace.train("case.yaml", "--run", "killed").weights == weights
+    check_traces(workplace, "killed", "whole")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_jobs_time_limit_stops_and_saves_before_it_is_reached(workplace: Workplace, processes: int) -> None:
+    workplace.write("case.yaml", SLOW.replace("steps: 90", "steps: 4000"))
+    ends_at = time.time() + 25
+    workplace.env["SLURM_JOB_END_TIME"] = str(int(ends_at))
+    stopped = workplace.train("case.yaml", "--run", "limited", processes=processes)
+    assert time.time() < ends_at
+    assert stopped.code == (75 if processes == 1 else 1)  # torchrun makes 1 of it
+    state = workplace.state("limited")
+    assert state["status"] == "stopped"
+    rows = [row for row in workplace.metrics("limited") if "loss" in row]
+    assert state["step"] == rows[-1]["step"] > 0
+
+
+def test_a_start_that_another_has_overtaken_writes_no_more(workplace: Workplace) -> None:
+    workplace.write("case.yaml", SLOW)
+    run = begin(workplace)
+    wait_for_rows(workplace, 30)
+    folder = workplace.path / "runs/killed"
+    (folder / "starts/0002.json").write_text("{}")  # by a node that does not see this one any more
+    kept = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+    out, _ = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "start 2 has taken this run over; start 1 writes no more" in out
+    left = sorted(path.name for path in (folder / "checkpoints").glob("*"))
+    assert left[-1] <= f"step-{int(kept[-1][-8:]) + 7:08d}"  # one may have been under way
+    assert json.loads((folder / "state.json").read_text())["status"] == "running"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no manifest", "a bit"])
+def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_used(workplace: Workplace, damage: str) -> None:
+    workplace.write("case.yaml", SLOW)
+    whole = workplace.train("case.yaml", "--run", "whole")
+    run = begin(workplace)
+    wait_for_rows(workplace, 40)
+    run.send_signal(signal.SIGKILL)
+    run.communicate(timeout=30)
+    newest = max((workplace.path / "runs/killed/checkpoints").glob("step-*"))
+    file = newest / "weights.safetensors"
+    content = file.read_bytes()
+    if damage == "truncated":
+        file.write_bytes(content[:-10])
+    elif damage == "a bit":
+        file.write_bytes(content[:-3] + bytes([content[-3] ^ 4]) + content[-2:])
+    else:
+        (newest / "manifest.json").unlink()
+    shutil.move(workplace.path / "runs/killed", workplace.path / "runs/killed elsewhere")
+    done = workplace.train("case.yaml", "--run", "killed elsewhere")
+    assert f"passed over runs/killed elsewhere/checkpoints/{newest.name}" in done.out
+    assert f"resumed from step {int(newest.name[-8:]) - 7}" in done.out
+    assert done.weights == whole.weights
+    check_traces(workplace, "killed elsewhere", "whole")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a folder read-only needs root")
+def test_a_folder_that_becomes_read_only_is_said_and_the_run_goes_on(workplace: Workplace) -> None:
+    workplace.write("case.yaml", SLOW.replace("Slow\n", "Slow\nwith: {pause_s: 0.03}\n"))
+    whole = workplace.train("case.yaml", "--run", "whole", "with.pause_s=0.03")
+    run = begin(workplace)
+    wait_for_rows(workplace, 20)
+    folder = str(workplace.path / "runs/killed/checkpoints")
+    if subprocess.run(["mount", "--bind", folder, folder], check=False, capture_output=True).returncode:
+        run.kill()
+        run.communicate(timeout=30)
+        pytest.skip("this machine does not let a folder be mounted")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        wait_for_rows(workplace, 40)
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+    out, _ = run.communicate(timeout=120)
+    assert "could not be saved (Read-only file system" in out
+    assert run.returncode == 0, out
+    assert out.rstrip().endswith(whole.weights)
+    check_traces(workplace, "killed", "whole")
+
+
+def test_replay_of_a_run_that_was_killed_three_times_on_other_world_sizes(workplace: Workplace) -> None:
+    doomed(workplace, ["train 60", "train 25", "train 12"])
+    for processes in (1, 2, 3, 4):
+        workplace.train("case.yaml", "--run", "killed", "track.fingerprint=true", processes=processes)
+    assert workplace.state("killed")["status"] == "done"
+    assert workplace.state("killed")["restarts"] == 3
+    done = workplace.samestep("replay", "killed", "--step", "88")
+    assert done.code == 0, done.out + done.err
+    assert "88" in done.out
