@@ -21,6 +21,10 @@ class TrainingError(SamestepError):
     """A fault in training. Its text is one paragraph that says what happened and what to try."""
 
 
+class Overtaken(TrainingError):
+    """A later start owns the run: this one writes no more."""
+
+
 class UsageError(SamestepError):
     """What was typed or configured is wrong. One line for each mistake: what was found, what to write."""
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from samestep.errors import TrainingError, UsageError
+from samestep.errors import Overtaken, TrainingError, UsageError
 
 _WAIT_FOR_OWNER_S = 60.0
 
@@ -151,11 +151,9 @@ class RunFolder:
         self._start = number
 
     def refuse_if_succeeded(self) -> None:
-        """Raise TrainingError if a later start owns the run: a node that was cut off may still have its disk."""
+        """Raise Overtaken if a later start owns the run: a node that was cut off may still have its disk."""
         if self._start is not None and (self.starts / f"{self._start + 1:04d}.json").exists():
-            raise TrainingError(
-                f"{self.path}: start {self._start + 1} has taken this run over; start {self._start} writes no more"
-            )
+            raise Overtaken(f"{self.path}: start {self._start + 1} has taken this run over; start {self._start} writes no more")
 
     def take(self, host: str) -> None:
         """Become the run's owner, waiting for a dying one; the kernel gives a dead owner's lock back.

@@ -39,7 +39,7 @@ def doomed(workplace: Workplace, moments: list[str], number: int = signal.SIGKIL
     [["train 1"], ["eval 2"], ["train 75", "train 9"], ["eval 4", "eval 1", "train 3"]],
     ids=["in the first step", "in an evaluation", "twice in one epoch", "in one evaluation twice, and soon after"],
 )
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_kill_at_a_chosen_moment_changes_nothing(workplace: Workplace, moments: list[str], processes: int) -> None:
     weights = doomed(workplace, moments)
     for _ in range(len(moments) * processes + 1):

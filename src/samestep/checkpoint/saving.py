@@ -10,7 +10,7 @@ from pathlib import Path
 from samestep.checkpoint.files import Checkpoints
 from samestep.checkpoint.state import Saved
 from samestep.config import Checkpoint
-from samestep.errors import TrainingError
+from samestep.errors import Overtaken, TrainingError
 
 _RETRY_S = 10.0
 _LAUNCHERS_PATIENCE_S = 25.0
@@ -41,6 +41,7 @@ class Saver:
         self._memory: Saved | None = None
         self._last_try = time.monotonic()
         self._refused: str | None = None
+        self._overtaken: Overtaken | None = None
         self._is_owed = False
         self._copied_step: int | None = None
         self.newest: int | None = None
@@ -50,7 +51,10 @@ class Saver:
         """Whether to save after `step` finished steps, by number, by clock, or because the last try was refused.
 
         While the save before is still being written the answer is no, and a save by number is owed: no step waits for it.
+        Raises Overtaken once a later start owns the run.
         """
+        if self._overtaken is not None:
+            raise self._overtaken
         since = time.monotonic() - self._last_try
         by_number = self._settings.every is not None and step % self._settings.every == 0
         self._is_owed = self._is_owed or (by_number and self._copied_step != step)
@@ -60,8 +64,13 @@ class Saver:
         return by_clock or self._is_owed or (self._refused is not None and since > _RETRY_S)
 
     def save(self, step: int) -> None:
-        """Save after `step` finished steps, in the background. The save before this one ends first."""
+        """Save after `step` finished steps, in the background. The save before this one ends first.
+
+        Raises Overtaken once a later start owns the run.
+        """
         self.wait()
+        if self._overtaken is not None:
+            raise self._overtaken
         if self.newest == step:
             return
         self._is_owed = False
@@ -80,7 +89,9 @@ class Saver:
         until = time.monotonic() + patience_s
         self.save(step)
         self.wait()
-        while self._refused is not None:
+        while self._refused is not None or self._overtaken is not None:
+            if self._overtaken is not None:
+                raise self._overtaken
             if time.monotonic() > until:
                 raise TrainingError(
                     f"step {step} could not be saved ({self._refused}); the newest checkpoint is {self._standing()}"
@@ -104,6 +115,9 @@ class Saver:
             self._checkpoints.save(saved)
             self._on_saved(saved)
             self.newest = saved.step  # last: a refusal by state.json is tried again too
+        except Overtaken as error:
+            self._overtaken = error
+            return
         except (OSError, TrainingError) as error:
             reason = (
                 f"{error.strerror}: {Path(error.filename).name}"

@@ -16,9 +16,11 @@ from typing import Any
 import psutil
 
 from samestep.link import Line
-from samestep.runtime import earlier_ranks, end_with_parent, this_node, visible_gpus
+from samestep.runtime import earlier_ranks, end_with_parent, requeue_this_job, this_node, visible_gpus
 
 _EARLIER_RANKS_S = 30.0
+_SCRIPT_S = 60.0  # longer than a living script waits for its other nodes
+_APART_S = 10.0
 _SHARED_FOLDER_S = 10.0  # network file systems show a new file late
 
 
@@ -84,8 +86,10 @@ def _launch(plan: dict[str, Any], name: str, line: Line, verdict: Path) -> int:
                 aside.write_text(json.dumps(words["lost"]))
                 aside.rename(verdict)
         line.beat()
-        if line.is_silent:  # this node is the one that is cut off, or the job is over: another start may own the run
+        if line.is_silent:  # this node is cut off, or the script's own node died: another start may own the run soon
             launcher.kill()
+            time.sleep(_SCRIPT_S + nodes.index(name) * _APART_S)
+            requeue_this_job()  # a script that lives has ended this step by now; under --no-kill nobody else would
             return 1
         time.sleep(0.2)
     return code

@@ -157,6 +157,11 @@ def this_node() -> tuple[str, str]:
     return os.environ["SLURMD_NODENAME"], os.environ["SLURM_STEP_ID"]
 
 
+def requeue_this_job() -> None:
+    """Put the job around this process back into the queue, which ends this process too."""
+    ask("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
+
+
 def earlier_ranks() -> list[psutil.Process]:
     """Processes that an earlier start of this job left on this node."""
     job, step = os.environ["SLURM_JOB_ID"], os.environ["SLURM_STEP_ID"]
