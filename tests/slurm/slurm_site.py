@@ -106,7 +106,8 @@ class Site(Workplace):
             return now in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
         self.wait(job, ended, seconds)
-        assert self.shown(job, "JobState") == state, self.out(job)
+        found = self.shown(job, "JobState")
+        assert found == state, f"{found}\n{self.out(job)}"
         return self.out(job)
 
     def check(self, run: str) -> dict[str, Any]:

@@ -11,7 +11,17 @@ from samestep.runtime.ranks import (
     refuse_another_world_size,
     visible_gpus,
 )
-from samestep.runtime.slurm import Job, JobState, code_root, earlier_ranks, find_slurm, jobs_now, read_job, this_node
+from samestep.runtime.slurm import (
+    Job,
+    JobState,
+    code_root,
+    earlier_ranks,
+    find_slurm,
+    jobs_now,
+    read_job,
+    requeue_this_job,
+    this_node,
+)
 
 __all__ = [
     "Job",
@@ -29,6 +39,7 @@ __all__ = [
     "read_job",
     "read_runtime",
     "refuse_another_world_size",
+    "requeue_this_job",
     "this_node",
     "visible_gpus",
 ]
