@@ -179,10 +179,9 @@ def _requeue(here: Job, reason: str) -> None:
     if _is_leaving(here):
         raise Stopped(f"{reason} (the job is {here.shown('JobState').lower()} already, and is not requeued from here)")
     _say(f"{reason}; requeued")
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the controller's way to end this script
     refused = here.requeue()
     if not refused:
-        time.sleep(60)
+        time.sleep(60)  # until the controller ends this script: one that ends by itself now is counted as failed
     again = shlex.join(["sbatch", "slurm/train.sbatch", *sys.argv[2:]])
     raise Stopped(f"{reason}; a requeue was refused ({refused or 'it did not come'}): write {again} to go on")
 
