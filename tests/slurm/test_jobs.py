@@ -178,3 +178,26 @@ def test_two_jobs_on_one_node_and_a_name_with_spaces_and_quotes(site: Site) -> N
     site.finish(second)
     site.check(f"case-{first}")
     site.check('it\'s a "name" $HOME')
+
+
+@pytest.mark.parametrize(
+    ("hidden", "said"),
+    [
+        (str(ROOT / ".venv"), "n2: found no "),
+        ("runs", "n2: {site}/runs is not the folder that the first node has there; write runs=A_SHARED_FOLDER"),
+    ],
+)
+def test_a_node_that_lacks_a_folder_is_said_and_not_requeued(site: Site, hidden: str, said: str) -> None:
+    site.case()
+    (site.path / "runs").mkdir()
+    folder = str(site.path / hidden)
+    site.cluster.mount_in("n2", "mount", "-t", "tmpfs", "none", folder)
+    try:
+        job = site.sbatch("--nodelist=n1,n2 --nodes=2 --cpus-per-task=1")
+        out = site.finish(job, "FAILED")
+    finally:
+        site.cluster.mount_in("n2", "umount", "-l", folder)
+    assert said.format(site=site.path) in out
+    assert site.shown(job, "ExitCode") == "2:0"
+    assert site.shown(job, "Restarts") == "0"
+    assert not (site.path / "runs" / f"case-{job}" / "state.json").exists()
