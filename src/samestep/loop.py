@@ -55,8 +55,12 @@ class Training:
     watch: Watchdog
     first_step: int
     num_steps: int
-    finished: int  # steps whose weights the model holds
     owes_evaluation: bool  # a stop came in the middle of the one that belongs to `first_step`
+
+    @property
+    def finished(self) -> int:
+        """The steps whose weights the model holds; on a GPU this waits for all that is queued there."""
+        return self.first_step + self.optimizer.counted
 
     @contextlib.contextmanager
     def micro_batch(self, step: int, micro: MicroBatch) -> Iterator[None]:
@@ -125,14 +129,15 @@ def train(run: Training) -> int:
             sums.append((loss, weight) if counts else (torch.zeros_like(loss), weight * 0))
 
         run.watch.meeting()
+        run.statistics.average(run.plan.counted(step))
         total = run.exchange.total(sums, run.gradients.used, run.asked_to_stop())
         run.audit.compare(step, sums)
         grads = run.gradients.finish(total.used)
-        run.statistics.finish(run.plan.counted(step))
+        run.statistics.finish(arrived=torch.isfinite(total.loss))
         run.optimizer.unscale()
         norm = divide_and_clip(grads, total.weight, run.config.clip)
-        rate = run.optimizer.step(step, finite=torch.isfinite(total.loss + norm))
-        run.finished = finished = step + 1
+        rate = run.optimizer.step(step, total.loss, norm)
+        finished = step + 1
         run.reports.post(step, total.loss, total.weight, norm, rate, grads)
 
         if every and finished % every == 0 and finished < run.num_steps:

@@ -125,6 +125,8 @@ class GatedOptimizer:
         self._schedule, self._num_steps = schedule, num_steps
         self._base = [float(group["lr"]) for group in optimizer.param_groups]
         self._plain_step = _plain_step(optimizer) if scaler is None else optimizer.step
+        device = optimizer.param_groups[0]["params"][0].device
+        self._counted = torch.zeros((), dtype=torch.int64, device=device)
         self._on_device = bool(optimizer.defaults.get("fused")) and any(
             parameter.is_cuda for group in optimizer.param_groups for parameter in group["params"]
         )
@@ -153,19 +155,31 @@ class GatedOptimizer:
         if self.scaler is not None:
             self.scaler.unscale_(self.inner)
 
-    def step(self, step: int, finite: torch.Tensor) -> float:
-        """Step at the rate of `step` (from 0) if `finite`, a boolean scalar, holds. Returns the first group's rate."""
+    def step(self, step: int, loss: torch.Tensor, norm: torch.Tensor) -> float:
+        """Step at the rate of `step` (from 0) if both scalars are finite. Returns the first group's rate.
+
+        Under fp16 an infinite norm is an overflow: that step is skipped too, and counts, with a lower scale for the next.
+        """
         self.is_stepping = True
         factor = rate_factor(self._schedule, step, self._num_steps)
         for group, base in zip(self.inner.param_groups, self._base, strict=True):
             group["lr"] = base * factor
+        counts = torch.isfinite(loss if self.scaler is not None else loss + norm)
         if self.scaler is not None:
+            for found_inf in self.scaler._found_inf_per_device(self.inner).values():
+                found_inf.add_(~counts)
             self.scaler.step(self.inner)
             self.scaler.update()
         elif self._on_device:
-            self.inner.found_inf = (~finite).float()  # type: ignore[attr-defined]  # read by the fused kernels
+            self.inner.found_inf = (~counts).float()  # type: ignore[attr-defined]  # read by the fused kernels
             self._step()
-        elif finite:  # one wait for the device; on a CPU there is nothing to wait for
+        elif counts:  # one wait for the device; on a CPU there is nothing to wait for
             self._step()
+        self._counted += counts
         self.is_stepping = False
         return self._base[0] * factor
+
+    @property
+    def counted(self) -> int:
+        """The steps that counted, since this start. On a GPU this waits for all that is queued there."""
+        return int(self._counted)

@@ -96,6 +96,10 @@ class RunFolder:
         return self.path / "starts"
 
     @property
+    def sources(self) -> Path:
+        return self.path / "sources"
+
+    @property
     def wandb(self) -> Path:
         return self.path / "wandb"
 
@@ -109,6 +113,11 @@ class RunFolder:
         """What the failed ranks of the latest start wrote, first the one to blame, then in order of time."""
         found = [json.loads(path.read_text()) for path in self.logs.glob("rank-*.failure.json")]
         return sorted(found, key=lambda failure: (failure["victim"], failure["time"]))
+
+    def forget_failures(self) -> None:
+        """A new start begins: what the ranks of an earlier one died of is its own logs' business."""
+        for path in self.logs.glob("rank-*.failure.json"):
+            path.unlink(missing_ok=True)
 
     def create(self) -> None:
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -145,6 +154,14 @@ class RunFolder:
             raise TrainingError(f"{self.path}: another process has begun start {number} of this run; this one ends") from None
         sync_folder(self.starts)
         self.continue_start(number)
+
+    def claim_save(self) -> bool:
+        """Whether this process is the first of its start to ask: the one that saves when ranks cannot talk to each other."""
+        try:
+            (self.starts / f"{self._start or 0:04d}.saved-by-a-survivor").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
     def continue_start(self, number: int) -> None:
         """Write from here on as part of start `number`, which another rank of it has begun."""

@@ -19,7 +19,7 @@ SOURCE = ROOT / "src" / "samestep"
 ROWS = [
     ["errors", "mixing", "kept"],
     ["order", "config", "runtime", "run_folder", "task", "seeding"],
-    ["exact", "control", "batches", "optim", "kind", "compiling", "link"],
+    ["exact", "control", "batches", "optim", "kind", "compiling", "link", "sources"],
     ["checkpoint", "tracking", "tasks", "evaluation", "audit"],
     ["loop"],
     ["session", "preflight"],

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import pickle
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import xxhash
 from torch import nn
 
-from samestep.checkpoint import Checkpoints, capture, read, restore, weights_hash
+from samestep.checkpoint import Checkpoints, capture, checksum, files, read, read_chosen, restore, weights_hash
 from samestep.errors import TrainingError, UsageError
 from samestep.run_folder import RunFolder
 
@@ -92,10 +97,52 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "executed",))
 
     path = save(tmp_path, 1)
-    (path / "weights.safetensors").write_bytes(pickle.dumps(Hostile()))
+    hostile = pickle.dumps(Hostile())
+    (path / "weights.safetensors").write_bytes(hostile)
     with pytest.raises(TrainingError, match=r"weights\.safetensors is damaged"):
         read(path)
+    manifest = json.loads((path / "manifest.json").read_text())  # by somebody who knows how to write a right checksum
+    del manifest["checksum"]
+    manifest["files"]["weights.safetensors"] = xxhash.xxh3_128_hexdigest(hostile)
+    manifest["checksum"] = xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(TrainingError, match="not a whole checkpoint"):
+        read(path)
     assert not (tmp_path / "executed").exists()
+
+
+def test_the_checkpoint_that_rank_0_chose_is_waited_for_and_no_other_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path, 1)
+    chosen = checksum(path)
+    aside = path.rename(tmp_path / "not shown yet")
+    threading.Timer(0.3, lambda: aside.rename(path)).start()
+    assert read_chosen(path, chosen).step == 1
+    monkeypatch.setattr(files, "_SHOWN_LATE_S", 0.0)
+    with pytest.raises(TrainingError, match="is the run folder shared"):
+        read_chosen(path, "another")
+
+
+def test_a_disk_that_fills_in_the_middle_of_a_save_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = save(tmp_path, 1)
+    write, written = files._write, []
+
+    def full(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+        if path.name == "optimizer.safetensors":
+            path.write_bytes(b"a part")
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        written.append(path.name)
+        return write(path, pieces)
+
+    monkeypatch.setattr(files, "_write", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, 2)
+    assert written == ["weights.safetensors"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [first.name]
+    monkeypatch.undo()
+    save(tmp_path, 2)
+    assert Checkpoints(RunFolder(tmp_path), keep=2).newest()[1] == 2
 
 
 def test_weights_of_another_model_are_refused_in_one_line(tmp_path: Path) -> None:

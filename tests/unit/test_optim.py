@@ -28,13 +28,40 @@ def gated(parameter: torch.nn.Parameter) -> GatedOptimizer:
     return GatedOptimizer(torch.optim.AdamW([parameter], lr=0.1, fused=True), Schedule(), 10, None)
 
 
-def test_a_step_that_is_not_finite_changes_nothing() -> None:
+ONE, NAN, INF = torch.tensor(1.0), torch.tensor(float("nan")), torch.tensor(float("inf"))
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["read by the host", "read by the fused kernel"])
+@pytest.mark.parametrize(("loss", "norm"), [(NAN, ONE), (ONE, INF), (NAN, NAN)])
+def test_a_step_that_is_not_finite_changes_nothing(on_device: bool, loss: torch.Tensor, norm: torch.Tensor) -> None:
+    parameter, untouched = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    optimizer, reference = gated(parameter), gated(untouched)
+    optimizer._on_device = on_device  # as on a GPU, where nobody waits for the host
+    for number, (a_loss, a_norm) in enumerate([(ONE, ONE), (loss, norm), (ONE, ONE)]):
+        parameter.grad = torch.full((3,), 0.5)
+        optimizer.step(number, a_loss, a_norm)
+    for number in range(2):
+        untouched.grad = torch.full((3,), 0.5)
+        reference.step(number, ONE, ONE)
+    assert optimizer.counted == reference.counted == 2
+    assert torch.equal(parameter, untouched)
+
+
+def test_under_fp16_an_overflow_counts_and_a_loss_that_did_not_arrive_does_not() -> None:
     parameter = torch.nn.Parameter(torch.ones(3))
-    optimizer = gated(parameter)
-    parameter.grad = torch.full((3,), float("nan"))
-    optimizer.step(0, finite=torch.tensor(False))
-    assert torch.equal(parameter, torch.ones(3))
-    assert not optimizer.inner.state
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    optimizer = GatedOptimizer(torch.optim.SGD([parameter], lr=1.0), Schedule(), 10, scaler)
+    scales, values = [], []
+    for number, (loss, grad) in enumerate([(ONE, 4.0), (NAN, 4.0), (ONE, float("inf")), (ONE, 1.0)]):
+        scaler.scale(torch.ones(()))
+        parameter.grad = torch.full((3,), grad)
+        optimizer.unscale()
+        optimizer.step(number, loss, parameter.grad.norm())
+        scales.append(scaler.get_scale())
+        values.append(parameter[0].item())
+    assert values == [0.0, 0.0, 0.0, -1.0]
+    assert scales == [4.0, 2.0, 1.0, 1.0]
+    assert optimizer.counted == 3
 
 
 def test_a_step_is_the_optimizers_own_to_the_bit() -> None:
@@ -42,7 +69,7 @@ def test_a_step_is_the_optimizers_own_to_the_bit() -> None:
     optimizer, reference = gated(mine), torch.optim.AdamW([theirs], lr=0.1, fused=True)
     for step in range(5):
         mine.grad, theirs.grad = torch.arange(5.0) - step, torch.arange(5.0) - step
-        optimizer.step(step, finite=torch.tensor(True))
+        optimizer.step(step, ONE, ONE)
         reference.step()
     assert torch.equal(mine, theirs)
 
@@ -53,7 +80,7 @@ def test_hooks_on_the_optimizer_still_run() -> None:
     called = []
     inner.register_step_post_hook(lambda *words: called.append(words))
     parameter.grad = torch.ones(1)
-    GatedOptimizer(inner, Schedule(), 10, None).step(0, finite=torch.tensor(True))
+    GatedOptimizer(inner, Schedule(), 10, None).step(0, ONE, ONE)
     assert len(called) == 1
 
 

@@ -1,7 +1,19 @@
 """Checkpoints: whole or absent, verified before they are used, and knowing nothing of ranks."""
 
-from samestep.checkpoint.files import Checkpoints, read, verify
+from samestep.checkpoint.files import Checkpoints, checksum, read, read_chosen, verify
 from samestep.checkpoint.saving import NullSaver, Saver
 from samestep.checkpoint.state import Saved, capture, restore, weights_hash
 
-__all__ = ["Checkpoints", "NullSaver", "Saved", "Saver", "capture", "read", "restore", "verify", "weights_hash"]
+__all__ = [
+    "Checkpoints",
+    "NullSaver",
+    "Saved",
+    "Saver",
+    "capture",
+    "checksum",
+    "read",
+    "read_chosen",
+    "restore",
+    "verify",
+    "weights_hash",
+]

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from samestep.run_folder import RunFolder, sync_folder
 
 _FORMAT = 1
 _PART_BYTES = 1 << 24
+_SHOWN_LATE_S = 60.0
 _ROOM_FOR_THE_REST_BYTES = 1 << 20
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL",
@@ -132,6 +134,26 @@ def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
                 view = view[written:]
         os.fsync(file.fileno())
     return digest.hexdigest()
+
+
+def checksum(path: Path) -> str:
+    """The checksum of a checkpoint's manifest, and so of all that is in it."""
+    return _text_checksum(_manifest(path))
+
+
+def read_chosen(path: Path, chosen: str) -> Saved:
+    """Load the checkpoint that rank 0 chose, by its checksum; a network file system may show another node's writes late."""
+    until = time.monotonic() + _SHOWN_LATE_S
+    while True:
+        try:
+            if checksum(path) == chosen:
+                return read(path)
+            error = TrainingError(f"{path}: is not the checkpoint that rank 0 reads there; is the run folder shared?")
+        except TrainingError as damaged:
+            error = damaged
+        if time.monotonic() > until:
+            raise error
+        time.sleep(1.0)
 
 
 def read(path: Path) -> Saved:

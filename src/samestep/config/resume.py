@@ -1,27 +1,8 @@
-"""What may change when a run goes on, and what its numbers came from."""
+"""What may change when a run goes on."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import xxhash
-
 from samestep.config.schema import Config
-from samestep.kept import as_kept
-
-
-def code_versions(config: Config) -> dict[str, str]:
-    """A checksum of each source file that a run's numbers come from: samestep's own, and the task's where it is a file."""
-    own = Path(__file__).parent.parent
-    digest = xxhash.xxh3_64()
-    for file in sorted(own.rglob("*.py")):
-        digest.update(file.read_bytes())
-    found = {"samestep": digest.hexdigest()}
-    place = config.task.rpartition(":")[0]
-    if as_kept(place).is_file():
-        found[place] = xxhash.xxh3_64_hexdigest(as_kept(place).read_bytes())
-    return found
-
 
 _FREE_ON_RESUME = {
     "evaluate",

@@ -2,6 +2,7 @@
 
 from samestep.control.agreement import StopFlag, agreed, decided_by_main, everyones, first_on_each_machine, leave_together
 from samestep.control.board import Board, NoBoard, is_victim, make_board, survivor
+from samestep.control.lost import abort_device_collectives
 from samestep.control.watchdog import Watchdog
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "NoBoard",
     "StopFlag",
     "Watchdog",
+    "abort_device_collectives",
     "agreed",
     "decided_by_main",
     "everyones",

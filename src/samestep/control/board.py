@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import torch.distributed as dist
@@ -83,12 +84,17 @@ def is_victim(error: BaseException) -> bool:
     return any(sign in text for sign in _SIGNS)
 
 
-def survivor(board: Board, rank: int, finished: int) -> bool:
+def survivor(board: Board, rank: int, finished: int, claim: Callable[[], bool]) -> bool:
     """Whether this rank is the one to save: the lowest of those alive that have finished the most steps.
 
     No collective is in it, for a peer is dead: each rank that lives writes its steps on the board, and reads it later.
+
+    Args:
+        claim: true for the first caller of all ranks; asked when the board is silent too, its host having died.
     """
     board.write("finished", rank, str(finished))
     time.sleep(_ALIVE_S)
-    alive = {other: int(text) for other, text in board.read("finished").items()} or {rank: finished}
+    alive = {other: int(text) for other, text in board.read("finished").items()}
+    if rank not in alive:
+        return claim()
     return min(alive, key=lambda other: (-alive[other], other)) == rank

@@ -10,14 +10,19 @@ import psutil
 import torch.distributed as dist
 
 
+def abort_device_collectives() -> None:
+    """End what the GPU waits for, if it waits for a peer: else nothing that is queued behind it could be read."""
+    if dist.is_initialized() and "nccl" in dist.get_backend():
+        with contextlib.suppress(RuntimeError):
+            dist.group.WORLD.abort()  # type: ignore[union-attr]
+
+
 def break_collectives(store_port: int | None) -> None:
     """Make every collective under way raise in the thread that waits for it. The launcher's store stays within reach.
 
     NCCL can abort; gloo (seen with torch 2.13) goes on waiting then, and notices nothing but its connections' end.
     """
-    with contextlib.suppress(Exception):
-        if dist.get_backend() == "nccl":
-            dist.group.WORLD.abort()  # type: ignore[union-attr]
+    abort_device_collectives()
     for connection in psutil.Process().net_connections("tcp"):
         ends = [end for end in (connection.laddr, connection.raddr) if end]
         if len(ends) == 2 and store_port not in (ends[0].port, ends[1].port) and not ends[1].ip.startswith("127."):

@@ -55,6 +55,7 @@ class Statistics:
                 (kind if floating else self._counters).append(_Buffer(module, name, f"{path}.{name}".lstrip(".")))
         self._sum: Sum[torch.Tensor] = Sum(torch.Tensor.add_)
         self._leaf: torch.Tensor | None = None
+        self._average: torch.Tensor | None = None
         self._is_begun = False
 
     def roll_back(self) -> None:
@@ -94,10 +95,9 @@ class Statistics:
             self._sum.push(Block(index // self._leaf_size, 0), self._leaf)
             self._leaf = None
 
-    def finish(self, counted: int) -> None:
-        """End a step: every rank gets the average over the `counted` micro-batches that held rows."""
+    def average(self, counted: int) -> None:
+        """Once all micro-batches are through: average over the `counted` of them that held rows, on every rank."""
         if not self._averaged:
-            self._is_begun = False
             return
         mine = torch.stack([values for _, values in self._sum.blocks])
         self._sum.blocks.clear()
@@ -108,8 +108,13 @@ class Statistics:
         for blocks, values in zip(self._plan, gather(mine), strict=True):
             for block, value in zip(blocks, values, strict=False):
                 whole.push(block, value)
-        average = whole.total().div_(counted)
-        sizes = [buffer.now.numel() for buffer in self._averaged]
-        for buffer, value in zip(self._averaged, average.split(sizes), strict=True):
-            buffer.now.copy_(value.view_as(buffer.now))
+        self._average = whole.total().div_(counted)
+
+    def finish(self, arrived: torch.Tensor) -> None:
+        """End a step: the buffers hold the average, or what they held before if `arrived`, a boolean scalar, is false."""
+        if self._average is not None:
+            sizes = [buffer.now.numel() for buffer in self._averaged]
+            for buffer, value in zip(self._averaged, self._average.split(sizes), strict=True):
+                buffer.now.copy_(torch.where(arrived, value.view_as(buffer.now), buffer.start))
+            self._average = None
         self._is_begun = False

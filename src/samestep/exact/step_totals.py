@@ -14,7 +14,10 @@ from samestep.exact.tree import cuts, tree_sum
 
 @dataclass
 class Totals:
-    """A step over all ranks. `loss` is Σ sums / Σ weights and `weight` is Σ weights, float64 scalars on the device."""
+    """A step over all ranks. `loss` is Σ sums / Σ weights and `weight` is Σ weights, float64 scalars on the device.
+
+    It is a step's last collective, so a finite loss also says that all its gradients have arrived.
+    """
 
     loss: torch.Tensor
     weight: torch.Tensor

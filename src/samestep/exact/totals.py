@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,10 +16,15 @@ all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_te
 
 
 def gather(local: torch.Tensor) -> torch.Tensor:
-    """Every rank's tensor, stacked in rank order: (…) to (world_size, …). All ranks pass the same shape and dtype."""
+    """Every rank's tensor, stacked in rank order: (…) to (world_size, …). All ranks pass the same shape and dtype.
+
+    On a GPU floats begin as NaN: after an aborted collective the queued kernels still run, and must see that nothing arrived.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return local[None]
-    everyone = local.new_empty(dist.get_world_size(), *local.shape)
+    shape = (dist.get_world_size(), *local.shape)
+    nothing = math.nan if local.is_floating_point() else 0
+    everyone = local.new_full(shape, nothing) if local.is_cuda else local.new_empty(shape)
     all_gather(everyone.view(-1), local.reshape(-1))
     return everyone
 

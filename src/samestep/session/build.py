@@ -141,7 +141,6 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         watch=plans.watch,
         first_step=first_step,
         num_steps=num_steps,
-        finished=first_step,
         owes_evaluation=values.get("owes_evaluation", False),
     )
 

@@ -1,4 +1,4 @@
-"""What a rank leaves behind when it fails: its last words, where the launcher and local.sh look for them."""
+"""What a rank leaves behind when it fails: its last words, and the last finished step, if it is the one to save that."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import json
 import time
 import traceback
 
-from samestep.control import is_victim
+from samestep.checkpoint import Saver
+from samestep.control import Board, abort_device_collectives, is_victim, survivor
+from samestep.errors import SamestepError
+from samestep.loop import Training
 from samestep.run_folder import RunFolder, write_atomically
 from samestep.runtime import Runtime, error_file
+
+_PATIENCE_AFTER_A_FAULT_S = 20.0  # torchrun kills what is left after 30
 
 
 def record_failure(
@@ -29,3 +34,21 @@ def record_failure(
     if place is not None:
         message = {"message": paragraph, "extraInfo": {"py_callstack": paragraph, "timestamp": str(int(time.time()))}}
         place.write_text(json.dumps({"message": message}))
+
+
+def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtime: Runtime, board: Board) -> None:
+    """After an error: save the last finished step, by one of the ranks that live and hold it. No collective is in it."""
+    if run.optimizer.is_stepping:
+        return
+    abort_device_collectives()
+    finished = run.finished
+    try:
+        run.reports.flush(finished)
+        if runtime.world_size > 1 and not survivor(board, runtime.rank, finished, folder.claim_save):
+            return
+        if finished > run.first_step:
+            run.statistics.roll_back()
+            saver.save_now(finished, _PATIENCE_AFTER_A_FAULT_S)
+            print(f"rank {runtime.rank} has saved step {finished}: no finished step is lost", flush=True)
+    except SamestepError as error:  # the fault itself is said later
+        print(f"step {finished} could not be saved after the fault: {error}", flush=True)

@@ -13,9 +13,17 @@ from pathlib import Path
 import torch
 
 from samestep import config as configuration
-from samestep.checkpoint import Checkpoints, Saved, Saver, capture, read, weights_hash
+from samestep import sources
+from samestep.checkpoint import Checkpoints, Saved, Saver, capture, checksum, read_chosen, weights_hash
 from samestep.config import Config
-from samestep.control import Board, StopFlag, Watchdog, agreed, decided_by_main, everyones, make_board, survivor
+from samestep.control import (
+    StopFlag,
+    Watchdog,
+    agreed,
+    decided_by_main,
+    everyones,
+    make_board,
+)
 from samestep.errors import SamestepError, UsageError
 from samestep.exact import check_world_size
 from samestep.kind import device_kind, differences
@@ -23,12 +31,11 @@ from samestep.loop import Training, train
 from samestep.run_folder import RunFolder, write_atomically
 from samestep.runtime import Runtime
 from samestep.session.build import Plans, build, make_accelerator
-from samestep.session.failure import record_failure
-from samestep.task import load_task
+from samestep.session.failure import record_failure, save_what_is_finished
+from samestep.task import Task, load_task
 from samestep.tracking import NullTracker, Tracker, cut_back
 
 _PATIENCE_AT_THE_END_S = 600.0  # for a disk that is full when all the work is done
-_PATIENCE_AFTER_A_FAULT_S = 20.0  # torchrun kills what is left after 30
 
 
 @dataclass
@@ -38,19 +45,20 @@ class Start:
     done: bool
     fresh: bool
     checkpoint: Path | None
+    checksum: str  # of the checkpoint
     resumed_from: int
     number: int  # of this start, from 1
     wandb_id: str
     notes: list[str]
 
 
-def run_training(config: Config, sources: dict[str, str], folder: RunFolder, runtime: Runtime, stop: StopFlag) -> None:
+def run_training(config: Config, origins: dict[str, str], folder: RunFolder, runtime: Runtime, stop: StopFlag) -> None:
     """Train a run from wherever it stands to its end; `weights HASH` is the last line printed."""
     accelerator = make_accelerator(config)
     check_world_size(runtime.world_size, config.num_leaves)
     folder.path = decided_by_main(lambda: folder.path)  # a name made of the time may differ from rank to rank
     task = agreed(lambda: load_task(config.task, config.fields))
-    start = decided_by_main(lambda: _open_run(config, folder, runtime))
+    start = decided_by_main(lambda: _open_run(config, task, folder, runtime))
     try:
         say = print if runtime.is_main else _say_nothing
         if start.done:
@@ -61,7 +69,7 @@ def run_training(config: Config, sources: dict[str, str], folder: RunFolder, run
         say(f"resumed from step {start.resumed_from}" if start.checkpoint else "fresh", f"({folder.path})", flush=True)
         for note in start.notes:
             say(note, flush=True)
-        saved = read(start.checkpoint) if start.checkpoint else None
+        saved = read_chosen(start.checkpoint, start.checksum) if start.checkpoint else None
         kind = device_kind(accelerator.device)
         peers = _same_kind(config, kind, runtime, str(accelerator.device))
         if saved and runtime.is_main:
@@ -71,7 +79,7 @@ def run_training(config: Config, sources: dict[str, str], folder: RunFolder, run
         def make_tracker(num_steps: int) -> Tracker | NullTracker:
             if not runtime.is_main:
                 return NullTracker()
-            _begin(config, sources, folder, runtime, start, kind, num_steps)
+            _begin(config, origins, task, folder, runtime, start, kind, num_steps)
             cut_back(folder, start.resumed_from, saved.values["rows"] if saved else [])
             return Tracker(config, folder, start.wandb_id, num_steps, start.resumed_from, task.unit)
 
@@ -108,7 +116,7 @@ def run_training(config: Config, sources: dict[str, str], folder: RunFolder, run
         except Exception as error:
             watch.stop()
             if not isinstance(error, SamestepError):
-                _save_what_is_finished(run, saver, runtime, board)
+                save_what_is_finished(run, saver, folder, runtime, board)
             raise
         finally:
             watch.stop()
@@ -153,10 +161,11 @@ def _same_kind(config: Config, kind: dict[str, str], runtime: Runtime, device: s
 def _say_nothing(*words: object, **options: object) -> None: ...
 
 
-def _open_run(config: Config, folder: RunFolder, runtime: Runtime) -> Start:
+def _open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime) -> Start:
     """Take the run folder and find where the run stands; only rank 0 does this."""
     folder.take(runtime.host)
     try:
+        folder.forget_failures()
         state = folder.read_state()
         notes: list[str] = []
         if state and folder.config.exists():
@@ -165,14 +174,14 @@ def _open_run(config: Config, folder: RunFolder, runtime: Runtime) -> Start:
             if refused:
                 raise UsageError(*refused)
             if state.get("status") == "done" and (config.steps, config.epochs) == (before.steps, before.epochs):
-                return Start(True, False, None, state["step"], 0, state["wandb"], notes)
+                return Start(True, False, None, "", state["step"], 0, state["wandb"], notes)
         checkpoint, step, passed_over = Checkpoints(folder, config.checkpoint.keep).newest()
-        before_now, now = state.get("code", {}), configuration.code_versions(config)
-        changed = [name for name in now if state and before_now.get(name) != now[name]]
+        changed = sources.changes(folder, state["code"], task) if state else ""
         if changed:
-            notes.append(f"WARNING: the code has changed since the last start ({', '.join(changed)}); the bits may part")
+            notes.append(f"WARNING: the code has changed since the last start ({changed}); the bits may part")
         wandb_id = state.get("wandb") or _new_id()
-        return Start(False, not state, checkpoint, step, folder.next_start(), wandb_id, notes + passed_over)
+        chosen = checksum(checkpoint) if checkpoint else ""
+        return Start(False, not state, checkpoint, chosen, step, folder.next_start(), wandb_id, notes + passed_over)
     except BaseException:
         folder.release()
         raise
@@ -184,7 +193,8 @@ def _new_id() -> str:
 
 def _begin(
     config: Config,
-    sources: dict[str, str],
+    origins: dict[str, str],
+    task: Task,
     folder: RunFolder,
     runtime: Runtime,
     start: Start,
@@ -195,7 +205,8 @@ def _begin(
     folder.create()
     facts = {"host": runtime.host, "pid": os.getpid(), "job": runtime.job, "world_size": runtime.world_size}
     folder.begin_start(start.number, {**facts, "resumed_from": start.resumed_from, "time": time.time()})
-    write_atomically(folder.config, configuration.to_text(config, sources))
+    write_atomically(folder.config, configuration.to_text(config, origins))
+    sources.keep(folder, task)
     restarts = 0 if start.fresh else folder.read_state().get("restarts", 0) + 1
     folder.write_state(
         status="running",
@@ -211,7 +222,7 @@ def _begin(
         job=runtime.job,
         left_out=list(runtime.left_out),
         kind=kind,
-        code=configuration.code_versions(config),
+        code=sources.versions(task),
     )
 
 
@@ -236,19 +247,3 @@ def _make_saver(run: Training, folder: RunFolder, kind: dict[str, str]) -> Saver
     return Saver(
         run.config.checkpoint, checkpoints, take, saved, run.tracker.line if run.accelerator.is_main_process else print
     )
-
-
-def _save_what_is_finished(run: Training, saver: Saver, runtime: Runtime, board: Board) -> None:
-    """After an error: save the last finished step, by one of the ranks that live and hold it. No collective is in it."""
-    if run.optimizer.is_stepping:
-        return
-    try:
-        run.reports.flush()
-        if runtime.world_size > 1 and not survivor(board, runtime.rank, run.finished):
-            return
-        if run.finished > run.first_step:
-            run.statistics.roll_back()
-            saver.save_now(run.finished, _PATIENCE_AFTER_A_FAULT_S)
-            print(f"rank {runtime.rank} has saved step {run.finished}: no finished step is lost", flush=True)
-    except SamestepError as error:  # the fault itself is said later
-        print(f"step {run.finished} could not be saved after the fault: {error}", flush=True)

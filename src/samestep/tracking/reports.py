@@ -58,9 +58,12 @@ class Reports:
         if len(self._posted) > 1:
             self._read(self._posted.pop(0))
 
-    def flush(self) -> None:
+    def flush(self, finished: int | None = None) -> None:
+        """Read what is on its way; after a fault only what belongs to the first `finished` steps, for the rest never came."""
         while self._posted:
-            self._read(self._posted.pop(0))
+            posted = self._posted.pop(0)
+            if finished is None or posted.step < finished:
+                self._read(posted)
 
     def _read(self, posted: _Posted) -> None:
         if posted.arrived is not None:

@@ -1,0 +1,58 @@
+"""Who saves after a death, and what a step that did not arrive leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from samestep.control import NoBoard, board, survivor
+from samestep.exact import Statistics
+from samestep.run_folder import RunFolder
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(board, "_ALIVE_S", 0.0)
+
+
+def never() -> bool:
+    raise AssertionError("asked though the board could be read")
+
+
+def test_the_lowest_of_those_who_finished_most_saves() -> None:
+    shared = NoBoard()
+    shared.write("finished", 0, "10")
+    shared.write("finished", 3, "11")
+    assert not survivor(shared, 4, 11, never)
+    assert survivor(shared, 2, 11, never)
+    assert not survivor(shared, 1, 10, never)
+
+
+def test_one_alone_saves_when_the_board_has_died_too(tmp_path: Path) -> None:
+    class Silent(NoBoard):
+        def read(self, topic: str) -> dict[int, str]:
+            return {}
+
+    (tmp_path / "starts").mkdir()
+    for start in (1, 2):
+        ranks = [RunFolder(tmp_path) for _ in range(3)]
+        for folder in ranks:
+            folder.continue_start(start)
+        assert [survivor(Silent(), rank, 5, folder.claim_save) for rank, folder in enumerate(ranks)] == [True, False, False]
+
+
+def test_a_step_that_did_not_arrive_leaves_the_running_statistics_as_they_were() -> None:
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm1d(3)
+    statistics = Statistics(norm, micro_batches=2, leaves=2, world_size=1)
+    for arrived in (True, False):
+        before = norm.running_mean.clone()  # type: ignore[union-attr]
+        statistics.begin()
+        for index in range(2):
+            with statistics.micro_batch(index, counts=True):
+                norm(torch.randn(4, 3))
+        statistics.average(counted=2)
+        statistics.finish(torch.tensor(arrived))
+        assert torch.equal(before, norm.running_mean) is not arrived  # type: ignore[arg-type]
