@@ -2,6 +2,6 @@
 
 from samestep.session.build import Plans, build, make_accelerator
 from samestep.session.failure import record_failure
-from samestep.session.run import run_training
+from samestep.session.run import make_saver, run_training
 
-__all__ = ["Plans", "build", "make_accelerator", "record_failure", "run_training"]
+__all__ = ["Plans", "build", "make_accelerator", "make_saver", "record_failure", "run_training"]

@@ -104,7 +104,7 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
             store_port=runtime.store[1] if runtime.store else None,
         )
         run = build(config, Plans(task, accelerator, runtime, stop, saved, peers, watch=watch), make_tracker)
-        saver = _make_saver(run, folder, kind)
+        saver = make_saver(run, folder, kind)
         if runtime.is_main:
             run.saver = saver
         watch.start()
@@ -226,7 +226,7 @@ def _begin(
     )
 
 
-def _make_saver(run: Training, folder: RunFolder, kind: dict[str, str]) -> Saver:
+def make_saver(run: Training, folder: RunFolder, kind: dict[str, str]) -> Saver:
     def take(step: int, into: Saved | None) -> Saved:
         values = {
             "best": run.convergence.best,
