@@ -3,6 +3,7 @@
 # Sourced by the other scripts: sets `root` and `python`. EXTRA=dev adds the tools for development.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$root/.venv/bin/python
+unset PYTHONDONTWRITEBYTECODE # without bytecode on disk every start would compile torch anew, for several seconds
 stamp=$root/.venv/.samestep-${EXTRA:-run}
 wanted=$(cat "$root/constraints.txt" "$root/pyproject.toml" | cksum)
 stamps=("$stamp" "$root/.venv/.samestep-dev") # what serves development serves a run too

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests/slurm"))
+pytest_plugins = ["slurm_site"]  # the one cluster of a session, for whoever asks for it
 
 
 @dataclass

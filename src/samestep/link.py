@@ -89,17 +89,21 @@ class Hub:
         with contextlib.suppress(BlockingIOError):
             self._unknown.append(Line(self._server.accept()[0]))
         for line in list(self._unknown):
-            for words in line.receive():
-                if words.get("token") == self.token:
-                    self.lines[words["node"]], self.step = line, words["step"]
-                    self._unknown.remove(line)
+            first, *more = line.receive() or [{}]
+            if first.get("token") == self.token:
+                self.lines[first["node"]], self.step = line, first["step"]
+                self._unknown.remove(line)
+                self._take(first["node"], more)
         for node, line in self.lines.items():
-            for words in line.receive():
-                if "refused" in words:
-                    self.refusals.append(words["refused"])
-                if "ended" in words:
-                    self.ended[node] = words["ended"]
+            self._take(node, line.receive())
             line.beat()
+
+    def _take(self, node: str, said: list[dict[str, Any]]) -> None:
+        for words in said:
+            if "refused" in words:
+                self.refusals.append(words["refused"])
+            if "ended" in words:
+                self.ended[node] = words["ended"]
 
     def _open(self) -> list[Line]:
         return [line for line in (*self.lines.values(), *self._unknown) if line.is_open]

@@ -151,7 +151,7 @@ class Cluster:
 
     def mount_in(self, node: str, *words: str) -> None:
         """Run a command where `node` has its mounts."""
-        _run("nsenter", f"--mount=/proc/{self._init(node)}/ns/mnt", *words)
+        _run("nsenter", f"--target={self._init(node)}", "--mount", "--pid", *words)
 
     def _init(self, node: str) -> int:
         """The first process in a node, with whose death all of it dies."""

@@ -6,12 +6,11 @@ import itertools
 import time
 
 import pytest
-from slurm_site import Site, cluster, site
+from slurm_site import Site
 
 from conftest import ROOT
 
 pytestmark = pytest.mark.timeout(600)
-__all__ = ["cluster", "site"]
 
 
 @pytest.mark.parametrize(

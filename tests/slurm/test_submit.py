@@ -6,12 +6,11 @@ import json
 import sys
 
 import pytest
-from slurm_site import Site, cluster, site
+from slurm_site import Site
 
 from conftest import ROOT, Finished
 
 pytestmark = pytest.mark.timeout(300)
-__all__ = ["cluster", "site"]
 
 
 def submit(site: Site, *words: str) -> Finished:

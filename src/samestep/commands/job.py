@@ -26,13 +26,16 @@ from samestep.runtime import Job, read_job, read_runtime
 _SAVING_S = 45.0  # for the ranks that live, once a node is lost
 _SRUN_S = 10.0
 _STARTS_WITHOUT_PROGRESS = 2
-_LOSSES_OF_A_NODE = 2
-# A signal for the ranks must not end their launcher; `before` is the site's own, a module system's lines for example.
+_MOST_FAILURES_OF_A_NODE = 2
+# A signal for the ranks must not end their launcher; `before` is the site's own, a module system's lines for example. A node
+# without the Python says so over the line that Python would have opened: srun is silent until all nodes have ended.
 _ON_NODE = (
     "trap '' USR1; "
-    '[[ ! -f $2 ]] || . "$2"; '
-    '[[ -x $1 ]] || { echo "samestep: $SLURMD_NODENAME: found no $1; every node needs it, in a shared folder" >&2; exit 2; }; '
-    'exec "$1" -m samestep node "$3"'
+    'python=$1 before=$2 plan=$3 address=$4 port=$5 token=$6 lacking=$7; [[ ! -f $before ]] || . "$before"; '
+    'if [[ ! -x $python ]]; then exec 3<>"/dev/tcp/$address/$port"; '
+    'printf \'{"node":"%s","token":"%s","step":"%s"}\\n{"refused":"%s: %s","ended":2}\\n\' '
+    '"$SLURMD_NODENAME" "$token" "$SLURM_STEP_ID" "$SLURMD_NODENAME" "$lacking" >&3; exit 2; fi; '
+    'exec "$python" -m samestep node "$plan"'
 )
 
 
@@ -53,22 +56,23 @@ def job(config_path: str, run: str | None, sweep: Path | None, overrides: tuple[
     config, _ = load_config(config_path, overrides)
     folder = RunFolder.named(config.runs, run or default_name(config_path, read_runtime()))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the ranks have it too; what it meant is asked of the controller then
-    left_out = [node for node, times in _losses(folder).items() if times >= _LOSSES_OF_A_NODE and node in here.nodes]
-    if left_out:
-        _say(f"{', '.join(left_out)} failed {_LOSSES_OF_A_NODE} times in this run and is left out")
     lost: list[str] = []
+    told: list[str] = []
     while True:
+        left_out = [node for node in here.nodes if node not in lost and _failures_of(node, folder) >= _MOST_FAILURES_OF_A_NODE]
+        if left_out != told:
+            _say(f"{', '.join(left_out)} failed {_MOST_FAILURES_OF_A_NODE} times in this run and is left out")
+            told = left_out
         nodes = [node for node in here.nodes if node not in (*left_out, *lost)]
-        if here.node not in nodes:
-            raise TrainingError(
-                f"{here.node}, the job's first node, is left out; submit the job again with --exclude={here.node}"
-            )
+        if not nodes:
+            bad = ",".join(here.nodes)
+            raise TrainingError(f"every node of the job is left out ({bad}); submit it again with --exclude={bad}")
         before = _highest(folder)
         ended = _start(here, nodes, config_path, folder, overrides, [*left_out, *lost])
         if ended.refusals or (2 in ended.codes.values() and not folder.state.exists()):
             raise UsageError(*(ended.refusals or [_first_failure(folder)]))
         lost += ended.lost
-        state = _note(folder, before, ended)
+        state = _note(here, folder, before, ended)
         if state.get("status") == "done":
             return
         if state.get("status") == "stopped" and not ended.lost:
@@ -89,12 +93,14 @@ def _start(
     proof = folder.path.parent.resolve() / f".samestep-{here.id}"
     proof.write_text(hub.token)
     plan: dict[str, Any] = {
-        "address": here.address(nodes), "port": _free_port(), "control_port": hub.port, "token": hub.token,
+        "address": here.address(here.node, nodes), "control_port": hub.port, "token": hub.token,
+        "main_address": here.address(nodes[0], nodes), "port": _free_port(),
         "nodes": nodes, "processes": here.processes, "left_out": left_out, "proof": str(proof),
         "python": list(sys.version_info[:3]), "config": config_path, "run": folder.name, "overrides": overrides,
     }  # fmt: skip
+    lacking = json.dumps(f"found no {sys.executable}; every node needs it, in a shared folder")[1:-1]
     words = [sys.executable, os.environ.get("SAMESTEP_BEFORE", ""), json.dumps(plan)]
-    step = here.step(nodes, _ON_NODE, ["samestep", *words])
+    step = here.step(nodes, _ON_NODE, ["samestep", *words, plan["address"], str(hub.port), hub.token, lacking])
     try:
         return _Ended(*_watch(here, hub, step, nodes))
     finally:
@@ -105,7 +111,7 @@ def _start(
 def _watch(here: Job, hub: Hub, step: subprocess.Popen[bytes], nodes: list[str]) -> tuple[dict[str, int], list[str], list[str]]:
     told: list[str] = []
     deadline: float | None = None
-    while not hub.is_over:
+    while not hub.is_over and not hub.refusals:
         hub.listen(0.5)
         lost = hub.lost
         if lost != told:
@@ -121,8 +127,8 @@ def _watch(here: Job, hub: Hub, step: subprocess.Popen[bytes], nodes: list[str])
             break
     ended = dict(hub.ended), hub.lost, list(hub.refusals)
     try:
-        step.wait(0.1 if hub.lost else _SRUN_S)
-    except subprocess.TimeoutExpired:  # it waits for a node that is silent
+        step.wait(0.1 if hub.lost or hub.refusals else _SRUN_S)
+    except subprocess.TimeoutExpired:  # it waits for a node that is silent, or for one that waits for another
         if hub.step is not None:
             here.cancel_step(hub.step)
         step.kill()
@@ -144,24 +150,37 @@ def _highest(folder: RunFolder) -> int:
     return max(steps)
 
 
-def _losses(folder: RunFolder) -> dict[str, int]:
-    found: dict[str, int] = folder.read_state().get("lost_nodes", {})
-    return found
+def _failures_of(node: str, folder: RunFolder) -> int:
+    """How often a node was lost in this run, or was to blame for a crash or a hang."""
+    state = folder.read_state()
+    return sum(int(state.get(key, {}).get(node, 0)) for key in ("lost_nodes", "blamed_nodes"))
 
 
-def _note(folder: RunFolder, before: int, ended: _Ended) -> dict[str, Any]:
+def _note(here: Job, folder: RunFolder, before: int, ended: _Ended) -> dict[str, Any]:
     """Write into state.json what the next start, here or after a requeue, must know. No rank lives now."""
     state = folder.read_state()
     if not state:
         return state
-    losses = _losses(folder)
-    for node in ended.lost:
-        losses[node] = losses.get(node, 0) + 1
-    highest = max(_highest(folder), int(state.get("highest", 0)))
-    is_idle = highest <= max(before, int(state.get("highest", 0))) and not ended.lost
+    known = int(state.get("highest", 0))
+    highest = max(_highest(folder), known)
+    is_idle = highest <= max(before, known) and not ended.lost
     idle = int(state.get("idle_starts", 0)) + 1 if is_idle else 0
     status = state["status"] if state["status"] != "running" else "failed"
-    return folder.write_state(status=status, lost_nodes=losses, highest=highest, idle_starts=idle)
+    lost, blamed = dict(state.get("lost_nodes", {})), dict(state.get("blamed_nodes", {}))
+    for node in ended.lost:
+        lost[node] = lost.get(node, 0) + 1
+    if idle >= _STARTS_WITHOUT_PROGRESS:
+        blamed = {}  # whoever is asked fails at this step: it is the task's fault, and no node's
+    elif status == "failed" and not ended.lost and (one := _blamed(here, folder)):
+        blamed[one] = blamed.get(one, 0) + 1
+    return folder.write_state(status=status, lost_nodes=lost, blamed_nodes=blamed, highest=highest, idle_starts=idle)
+
+
+def _blamed(here: Job, folder: RunFolder) -> str | None:
+    """The one node of several that the last start's failure is to be blamed on, if it is one."""
+    hosts = {host.partition(".")[0] for failure in folder.failures() for host in failure.get("blamed", [])}
+    nodes = [node for node in here.nodes if node.partition(".")[0] in hosts]
+    return nodes[0] if len(nodes) == len(hosts) == 1 < len(here.nodes) else None
 
 
 def _first_failure(folder: RunFolder) -> str:

@@ -33,7 +33,7 @@ class Watchdog:
 
     Args:
         limit_s: 0 switches it off.
-        accuse: called with a paragraph that names the culprit, and whether it is this rank, before the process ends.
+        accuse: called with a paragraph that names the culprits, and their ranks and hosts, before the process ends.
         verdict: a file that appears when the job has lost a node: what waits for it must not wait any longer.
         store_port: of the launcher's store, which is spared then.
     """
@@ -46,7 +46,7 @@ class Watchdog:
         host: str,
         board: Board,
         log: Path,
-        accuse: Callable[[str, bool], None],
+        accuse: Callable[[str, dict[int, str]], None],
         verdict: Path | None = None,
         store_port: int | None = None,
     ) -> None:
@@ -64,7 +64,7 @@ class Watchdog:
     @classmethod
     def off(cls) -> Watchdog:
         """One that watches nothing."""
-        return cls(0, 0, 1, "", NoBoard(), Path(os.devnull), lambda paragraph, guilty: None)
+        return cls(0, 0, 1, "", NoBoard(), Path(os.devnull), lambda paragraph, culprits: None)
 
     def start(self) -> None:
         if self._limit_s or self._verdict:
@@ -176,7 +176,7 @@ class Watchdog:
                     *lines,
                 ]
             ),
-            self._rank in culprits,
+            {rank: str(table[rank]["host"]) for rank in culprits},
         )
         with contextlib.suppress(Exception):
             sys.stdout.flush()

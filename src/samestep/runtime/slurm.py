@@ -65,17 +65,21 @@ class Job:
     def cancel_step(self, step: str) -> None:
         ask("scancel", "--signal=KILL", f"{os.environ['SLURM_JOB_ID']}.{step}")
 
-    def address(self, nodes: list[str]) -> str:
-        """This node's address as the others reach it; its own name may mean 127.0.1.1."""
+    def address(self, node: str, nodes: list[str]) -> str:
+        """A node's address as the others of `nodes` reach it; this node's own name may mean 127.0.1.1."""
+        if node != self.node:
+            return _address(node)
         for other in nodes:
-            if other != self.node:
-                found = re.search(r"NodeAddr=(\S+)", ask("scontrol", "show", "node", other))
+            if other != node:
                 with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                    probe.connect(
-                        (socket.gethostbyname(found[1] if found else other), 9)
-                    )  # sends nothing: it only picks a route
+                    probe.connect((_address(other), 9))  # sends nothing: it only picks a route
                     return str(probe.getsockname()[0])
         return "127.0.0.1"
+
+
+def _address(node: str) -> str:
+    found = re.search(r"NodeAddr=(\S+)", ask("scontrol", "show", "node", node))
+    return socket.gethostbyname(found[1] if found else node)
 
 
 def ask(*words: str) -> str:

@@ -17,15 +17,25 @@ _PATIENCE_AFTER_A_FAULT_S = 20.0  # torchrun kills what is left after 30
 
 
 def record_failure(
-    folder: RunFolder, runtime: Runtime, paragraph: str, error: BaseException | None = None, victim: bool | None = None
+    folder: RunFolder,
+    runtime: Runtime,
+    paragraph: str,
+    error: BaseException | None = None,
+    victim: bool | None = None,
+    blamed: list[str] | None = None,
 ) -> None:
     """Write one paragraph for people and the whole traceback for the rank's log.
 
     Args:
         victim: whether this rank failed only because another had; by default that is read from the error.
+        blamed: the hosts that failed, as far as this rank knows; by default its own, unless it is a victim.
     """
+    if victim is None:
+        victim = error is not None and is_victim(error)
+    if blamed is None:
+        blamed = [] if victim else [runtime.host]
     words = {"rank": runtime.rank, "host": runtime.host, "time": time.time(), "paragraph": paragraph}
-    words["victim"] = victim if victim is not None else error is not None and is_victim(error)
+    words |= {"victim": victim, "blamed": blamed}
     if folder.logs.is_dir():
         write_atomically(folder.failure(runtime.rank), json.dumps(words))
         with folder.log(runtime.rank).open("a") as log:

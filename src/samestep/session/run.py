@@ -86,8 +86,9 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
         folder.continue_start(start.number)
         board = make_board(runtime.store, runtime.world_size, start.number)
 
-        def accuse(paragraph: str, guilty: bool) -> None:
-            record_failure(folder, runtime, paragraph, victim=not guilty)
+        def accuse(paragraph: str, culprits: dict[int, str]) -> None:
+            victim = runtime.rank not in culprits
+            record_failure(folder, runtime, paragraph, victim=victim, blamed=sorted(set(culprits.values())))
             print(f"samestep: {paragraph}", file=sys.stderr, flush=True)
             if runtime.is_main:
                 folder.write_state(status="failed", reason=paragraph)
