@@ -12,6 +12,7 @@ from samestep.batches import Batches, Plan
 from samestep.config import Config
 from samestep.errors import TrainingError
 from samestep.exact import OrderedSum, cuts, fingerprint, gather
+from samestep.kind import beside_a_difference
 from samestep.seeding import seed_all
 from samestep.task import Ratio, Task, checked_ratio
 
@@ -96,4 +97,5 @@ class Auditor(NoAudit):
                 raise TrainingError(
                     f"step {step + 1}: the audit found another {what} of the same micro-batch on {where}. A device computes "
                     "wrongly, or the task draws numbers that are not seeded: samestep verify tells which. No step was taken."
+                    + beside_a_difference(self._accelerator.device)
                 )

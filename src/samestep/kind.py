@@ -21,6 +21,7 @@ def device_kind(device: torch.device) -> dict[str, str]:
             "cuda": str(torch.version.cuda),
             "cudnn": str(torch.backends.cudnn.version()),
             "driver": _driver(),
+            "attention": f"flash {torch.backends.cuda.flash_sdp_enabled()} math {torch.backends.cuda.math_sdp_enabled()}",
             "tf32": f"{torch.backends.cuda.matmul.allow_tf32} {torch.backends.cudnn.allow_tf32}",
         }
     else:
@@ -38,6 +39,14 @@ def differences(before: dict[str, str], now: dict[str, str]) -> list[str]:
     """One line for each property in which two kinds differ."""
     keys = sorted({*before, *now})
     return [f"{key} was {before.get(key)} and is {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
+
+
+def beside_a_difference(device: torch.device) -> str:
+    """What to say beside a difference found here: on a GPU an allocator that had to try again may change a kernel's choice."""
+    if device.type != "cuda":
+        return ""
+    retries = torch.cuda.memory_stats(device).get("num_alloc_retries", 0)
+    return f" (The allocator here was out of memory and tried again {retries} times.)" if retries else ""
 
 
 def _driver() -> str:

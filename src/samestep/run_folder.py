@@ -172,7 +172,7 @@ class RunFolder:
         if self._start is not None and (self.starts / f"{self._start + 1:04d}.json").exists():
             raise Overtaken(f"{self.path}: start {self._start + 1} has taken this run over; start {self._start} writes no more")
 
-    def take(self, host: str) -> None:
+    def take(self, host: str, job: str | None = None) -> None:
         """Become the run's owner, waiting for a dying one; the kernel gives a dead owner's lock back.
 
         A POSIX lock is not inherited by loader processes, and works across machines wherever the file system locks.
@@ -195,7 +195,8 @@ class RunFolder:
                                      "end it, or write another --run NAME") from None  # fmt: skip
                 time.sleep(0.2)
         os.ftruncate(handle, 0)
-        os.pwrite(handle, f"pid {os.getpid()} on {host}".encode(), 0)
+        words = f"pid {os.getpid()} on {host}" + (f" in job {job}" if job else "")
+        os.pwrite(handle, words.encode(), 0)
         self._lock = handle
 
     def release(self) -> None:

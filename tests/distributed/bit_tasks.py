@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from samestep import Task
 
@@ -81,3 +82,23 @@ class Hard(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> Ratio:
         return (model(batch["x"]).squeeze(1) - batch["x"].mean((1, 2, 3))).square().sum(), len(batch["x"])
+
+
+class _Recomputed(nn.Module):
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(9, 17), nn.GELU(), nn.Dropout(0.2))
+        self.head, self.reentrant = nn.Linear(17, 9), reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(checkpoint(self.inner, x.requires_grad_(), use_reentrant=self.reentrant))
+        return out
+
+
+class Recomputed(Augmented):
+    """Activation checkpointing around a part with dropout, whose random numbers must be drawn again as they were."""
+
+    reentrant: bool = False
+
+    def model(self) -> nn.Module:
+        return _Recomputed(self.reentrant)

@@ -34,6 +34,7 @@ CASES: dict[str, tuple[str, list[int]]] = {
     "random-transform": (f"task: {HERE}/bit_tasks.py:Augmented\n{OWN}", [6]),
     "random-transform-workers": (f"task: {HERE}/bit_tasks.py:Augmented\n{OWN}workers: 1\n", [2]),
     "several-buckets": (f"task: {HERE}/bit_tasks.py:Wide\n{OWN}".replace("adamw, lr: 1e-2", "adamw, lr: 1e-4"), [3]),
+    "recomputed": (f"task: {HERE}/bit_tasks.py:Recomputed\n{OWN}", [4]),
     "hard": (f"task: {HERE}/bit_tasks.py:Hard\n{OWN}evaluate: {{every: 17}}\n", [3]),
 }
 COMPILED = TEXT.replace("steps: 50", "steps: 50\ncompile: true")
@@ -61,6 +62,13 @@ def test_the_weights_are_the_same_bits_on_one_process_and_on_others(workplace: W
 def test_compiled_blocks_keep_the_bits(workplace: Workplace) -> None:
     found = {size: weights(workplace, COMPILED, size) for size in (1, 2)}
     assert len(set(found.values())) == 1, found
+
+
+def test_a_backward_within_the_backward_is_refused(workplace: Workplace) -> None:
+    workplace.write("case.yaml", f"task: {HERE}/bit_tasks.py:Recomputed\nwith: {{reentrant: true}}\n{OWN}")
+    done = workplace.train("case.yaml")
+    assert done.code == 2
+    assert "use_reentrant=True; write use_reentrant=False" in done.err
 
 
 def test_the_hash_can_tell_two_runs_apart(workplace: Workplace) -> None:

@@ -179,6 +179,81 @@ def test_two_jobs_on_one_node_and_a_name_with_spaces_and_quotes(site: Site) -> N
     site.check('it\'s a "name" $HOME')
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("options", "world_size"),
+    [
+        ("--nodes=2 --ntasks=3 --nodelist=n1,n2 --distribution=block", 3),
+        ("--nodes=2 --ntasks-per-node=2 --gpus-per-task=1", 4),
+        ("--nodes=2 --ntasks-per-node=1 --gpus-per-task=1 --gpu-bind=single:1", 2),
+        ("--nodes=1 --gres=gpu:1 --exclusive", 1),
+    ],
+)
+def test_other_ways_to_ask_for_devices(site: Site, options: str, world_size: int) -> None:
+    site.case()
+    job = site.sbatch(options)
+    site.finish(job)
+    assert site.check(f"case-{job}")["world_size"] == world_size
+
+
+@pytest.mark.long
+def test_a_checkout_with_spaces_in_its_path_and_a_module_system(site: Site) -> None:
+    site.case()
+    checkout = site.path / "home of a user" / "my samestep"
+    checkout.parent.mkdir()
+    checkout.symlink_to(ROOT)
+    before = site.write("before this.sh", 'echo "modules loaded on $SLURMD_NODENAME"\n')
+    site.env["SAMESTEP_BEFORE"] = str(site.path / before)
+    words = [
+        "sbatch",
+        "--parsable",
+        "--output=out-%j.txt",
+        "--time=5",
+        "--nodes=2",
+        str(checkout / "slurm/train.sbatch"),
+        "case.yaml",
+    ]
+    job = site.command(*words).out.strip()
+    out = site.finish(job)
+    site.check(f"case-{job}")
+    for node in (
+        site.shown(job, "BatchHost"),
+        site.cluster.ask("scontrol", "show", "hostnames", site.shown(job, "NodeList")).split()[1],
+    ):
+        assert f"modules loaded on {node}" in out
+
+
+@pytest.mark.long
+def test_a_node_that_fails_twice_is_left_out(site: Site) -> None:
+    site.case()
+    site.write("sick.py", f"import sys\nsys.path.insert(0, {str(ROOT / 'tests/chaos')!r})\n" + SICK)
+    site.write(
+        "case.yaml", (site.path / "case.yaml").read_text().replace(f"{ROOT}/tests/chaos/chaos_tasks.py:Slow", "sick.py:Sick")
+    )
+    job = site.sbatch("--nodelist=n1,n2,n3 --nodes=3 --cpus-per-task=1")
+    out = site.finish(job)
+    assert "n1 failed 2 times in this run and is left out" in out
+    state = site.check(f"case-{job}")
+    assert state["blamed_nodes"] == {"n1": 2}
+    assert state["left_out"] == ["n1"]  # also where the script itself runs
+
+
+SICK = """
+import socket
+from chaos_tasks import Slow
+
+
+class Sick(Slow):
+    _calls: int = 0
+
+    def loss(self, model, batch):
+        self._calls += 1
+        if socket.gethostname() == "n1" and self._calls == 25:
+            raise RuntimeError("a device of this node fell off the bus")
+        return super().loss(model, batch)
+"""
+
+
 @pytest.mark.parametrize(
     ("hidden", "said"),
     [

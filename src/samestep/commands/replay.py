@@ -12,7 +12,7 @@ from samestep.checkpoint import Checkpoints, read, verify, weights_hash
 from samestep.config import Config, load_config
 from samestep.control import StopFlag
 from samestep.errors import TrainingError, UsageError
-from samestep.kind import device_kind, differences
+from samestep.kind import beside_a_difference, device_kind, differences
 from samestep.loop import Training, train
 from samestep.run_folder import RunFolder
 from samestep.runtime import prepare_environment, read_runtime
@@ -26,9 +26,9 @@ _CHECKED = ("loss", "grad_norm", "fingerprint")
 class _Checker(NullTracker):
     """Compares each tracked row with the recorded one."""
 
-    def __init__(self, recorded: dict[int, dict[str, Any]], comparable: bool) -> None:
+    def __init__(self, recorded: dict[int, dict[str, Any]], comparable: bool, device: torch.device) -> None:
         super().__init__()
-        self._recorded, self._comparable = recorded, comparable
+        self._recorded, self._comparable, self._device = recorded, comparable, device
         self.checked = 0
 
     def step(self, row: dict[str, Any], weight: float) -> None:
@@ -41,7 +41,7 @@ class _Checker(NullTracker):
                 raise TrainingError(
                     f"step {row['step']}: {key} was recorded as {expected[key]} and is {row[key]} here. The record and this "
                     "machine part at this step or since the tracked step before it: a device computed wrongly, or the task "
-                    "draws numbers that are not seeded (samestep verify tells)."
+                    "draws numbers that are not seeded (samestep verify tells)." + beside_a_difference(self._device)
                 )
         self.checked += 1
 
@@ -63,7 +63,7 @@ def replay(run: str, step: int, stop_before: bool) -> None:
     parted = differences(state["kind"], device_kind(accelerator.device))
     for line in parted:
         print(f"not comparable: {line}; the record is shown beside what is computed here, and nothing is checked")
-    checker = _Checker(recorded, comparable=not parted)
+    checker = _Checker(recorded, not parted, accelerator.device)
     earlier = [path for path in Checkpoints(folder, config.checkpoint.keep).all() if _step_of(path) < step]
     saved = next((read(path) for path in earlier if _is_whole(path)), None)
     print(f"replaying from {'step ' + str(saved.step) if saved else 'the start'} to step {step}", flush=True)

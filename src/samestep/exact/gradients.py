@@ -45,6 +45,20 @@ def _add(left: Grads, right: Grads) -> Grads:
     return [a if a is not None else b for a, b in zip(left, right, strict=True)]
 
 
+def _refuse_reentrant(loss: torch.Tensor) -> None:
+    """Raise UsageError if a backward within the backward would come, which fires a parameter's hooks more than once."""
+    seen: set[Any] = set()
+    left = [loss.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            raise UsageError("task: found activation checkpointing with use_reentrant=True; write use_reentrant=False")
+        seen.add(node)
+        left += [following for following, _ in node.next_functions]
+
+
 class OrderedSum:
     """Sums the gradients of a step's micro-batches in one fixed tree, the same bits at every world size.
 
@@ -81,6 +95,7 @@ class OrderedSum:
         self._place: dict[torch.Tensor, int] = {parameter: index for index, parameter in enumerate(self._parameters)}
         self._kept: Sum[Grads] = Sum(_add)
         self._used = [False] * len(self._parameters)
+        self._is_looked_through = False
         self.watch_first = False  # keep a fingerprint of the share's first micro-batch, for the audit
         self.first_fingerprint = torch.zeros(len(self._parameters), dtype=torch.int64, device=self._parameters[0].device)
         self._last_leaf = Block(share[rank + 1] - 1, 0)
@@ -125,6 +140,9 @@ class OrderedSum:
 
     def connect(self, loss: torch.Tensor, counts: bool = True) -> torch.Tensor:
         """What to call backward on: the loss, tied to every parameter; one that does not count gives no gradient."""
+        if not self._is_looked_through:
+            _refuse_reentrant(loss)
+            self._is_looked_through = True
         if counts and self._ddp is None:
             return loss
         connected: torch.Tensor = _Connect.apply(loss, counts, *self._parameters)  # type: ignore[no-untyped-call]

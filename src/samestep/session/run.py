@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import random
-import string
 import sys
-import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from samestep import config as configuration
-from samestep import sources
-from samestep.checkpoint import Checkpoints, Saved, Saver, capture, checksum, read_chosen, weights_hash
+from samestep.checkpoint import Checkpoints, Saved, Saver, capture, read_chosen, weights_hash
 from samestep.config import Config
 from samestep.control import (
     StopFlag,
@@ -28,28 +20,15 @@ from samestep.errors import SamestepError, UsageError
 from samestep.exact import check_world_size
 from samestep.kind import device_kind, differences
 from samestep.loop import Training, train
-from samestep.run_folder import RunFolder, write_atomically
+from samestep.run_folder import RunFolder
 from samestep.runtime import Runtime
 from samestep.session.build import Plans, build, make_accelerator
 from samestep.session.failure import record_failure, save_what_is_finished
-from samestep.task import Task, load_task
+from samestep.session.start import begin, open_run
+from samestep.task import load_task
 from samestep.tracking import NullTracker, Tracker, cut_back
 
 _PATIENCE_AT_THE_END_S = 600.0  # for a disk that is full when all the work is done
-
-
-@dataclass
-class Start:
-    """What rank 0 found in the run folder, the same on every rank."""
-
-    done: bool
-    fresh: bool
-    checkpoint: Path | None
-    checksum: str  # of the checkpoint
-    resumed_from: int
-    number: int  # of this start, from 1
-    wandb_id: str
-    notes: list[str]
 
 
 def run_training(config: Config, origins: dict[str, str], folder: RunFolder, runtime: Runtime, stop: StopFlag) -> None:
@@ -58,7 +37,7 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
     check_world_size(runtime.world_size, config.num_leaves)
     folder.path = decided_by_main(lambda: folder.path)  # a name made of the time may differ from rank to rank
     task = agreed(lambda: load_task(config.task, config.fields))
-    start = decided_by_main(lambda: _open_run(config, task, folder, runtime))
+    start = decided_by_main(lambda: open_run(config, task, folder, runtime))
     try:
         say = print if runtime.is_main else _say_nothing
         if start.done:
@@ -79,7 +58,7 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
         def make_tracker(num_steps: int) -> Tracker | NullTracker:
             if not runtime.is_main:
                 return NullTracker()
-            _begin(config, origins, task, folder, runtime, start, kind, num_steps)
+            begin(config, origins, task, folder, runtime, start, kind, num_steps)
             cut_back(folder, start.resumed_from, saved.values["rows"] if saved else [])
             return Tracker(config, folder, start.wandb_id, num_steps, start.resumed_from, task.unit)
 
@@ -160,71 +139,6 @@ def _same_kind(config: Config, kind: dict[str, str], runtime: Runtime, device: s
 
 
 def _say_nothing(*words: object, **options: object) -> None: ...
-
-
-def _open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime) -> Start:
-    """Take the run folder and find where the run stands; only rank 0 does this."""
-    folder.take(runtime.host)
-    try:
-        folder.forget_failures()
-        state = folder.read_state()
-        notes: list[str] = []
-        if state and folder.config.exists():
-            before, _ = configuration.load_config(folder.config)
-            refused, notes = configuration.changes_on_resume(before, config)
-            if refused:
-                raise UsageError(*refused)
-            if state.get("status") == "done" and (config.steps, config.epochs) == (before.steps, before.epochs):
-                return Start(True, False, None, "", state["step"], 0, state["wandb"], notes)
-        checkpoint, step, passed_over = Checkpoints(folder, config.checkpoint.keep).newest()
-        changed = sources.changes(folder, state["code"], task) if state else ""
-        if changed:
-            notes.append(f"WARNING: the code has changed since the last start ({changed}); the bits may part")
-        wandb_id = state.get("wandb") or _new_id()
-        chosen = checksum(checkpoint) if checkpoint else ""
-        return Start(False, not state, checkpoint, chosen, step, folder.next_start(), wandb_id, notes + passed_over)
-    except BaseException:
-        folder.release()
-        raise
-
-
-def _new_id() -> str:
-    return "".join(random.SystemRandom().choices(string.ascii_lowercase + string.digits, k=8))
-
-
-def _begin(
-    config: Config,
-    origins: dict[str, str],
-    task: Task,
-    folder: RunFolder,
-    runtime: Runtime,
-    start: Start,
-    kind: dict[str, str],
-    num_steps: int,
-) -> None:
-    """Everything has been checked: from here on there is a run, and state.json says so."""
-    folder.create()
-    facts = {"host": runtime.host, "pid": os.getpid(), "job": runtime.job, "world_size": runtime.world_size}
-    folder.begin_start(start.number, {**facts, "resumed_from": start.resumed_from, "time": time.time()})
-    write_atomically(folder.config, configuration.to_text(config, origins))
-    sources.keep(folder, task)
-    restarts = 0 if start.fresh else folder.read_state().get("restarts", 0) + 1
-    folder.write_state(
-        status="running",
-        reason="",
-        step=start.resumed_from,
-        num_steps=num_steps,
-        world_size=runtime.world_size,
-        restarts=restarts,
-        weights=None,
-        loss=folder.read_state().get("loss"),
-        wandb=start.wandb_id,
-        host=runtime.host,
-        job=runtime.job,
-        left_out=list(runtime.left_out),
-        kind=kind,
-        code=sources.versions(task),
-    )
 
 
 def make_saver(run: Training, folder: RunFolder, kind: dict[str, str]) -> Saver:

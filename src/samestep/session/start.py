@@ -1,0 +1,110 @@
+"""Where a run stands when it is opened, and what is written once it begins."""
+
+from __future__ import annotations
+
+import os
+import random
+import string
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from samestep import config as configuration
+from samestep import sources
+from samestep.checkpoint import Checkpoints, checksum
+from samestep.config import Config
+from samestep.errors import UsageError
+from samestep.run_folder import RunFolder, write_atomically
+from samestep.runtime import Runtime, jobs_now
+from samestep.task import Task
+
+
+@dataclass
+class Start:
+    """What rank 0 found in the run folder, the same on every rank."""
+
+    done: bool
+    fresh: bool
+    checkpoint: Path | None
+    checksum: str  # of the checkpoint
+    resumed_from: int
+    number: int  # of this start, from 1
+    wandb_id: str
+    notes: list[str]
+
+
+def open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime) -> Start:
+    """Take the run folder and find where the run stands; only rank 0 does this."""
+    folder.take(runtime.host, runtime.job)
+    try:
+        state = folder.read_state()
+        _refuse_beside_a_job(folder, str(state.get("job") or ""), runtime)
+        folder.forget_failures()
+        notes: list[str] = []
+        if state and folder.config.exists():
+            before, _ = configuration.load_config(folder.config)
+            refused, notes = configuration.changes_on_resume(before, config)
+            if refused:
+                raise UsageError(*refused)
+            if state.get("status") == "done" and (config.steps, config.epochs) == (before.steps, before.epochs):
+                return Start(True, False, None, "", state["step"], 0, state["wandb"], notes)
+        checkpoint, step, passed_over = Checkpoints(folder, config.checkpoint.keep).newest()
+        changed = sources.changes(folder, state["code"], task) if state else ""
+        if changed:
+            notes.append(f"WARNING: the code has changed since the last start ({changed}); the bits may part")
+        wandb_id = state.get("wandb") or _new_id()
+        chosen = checksum(checkpoint) if checkpoint else ""
+        return Start(False, not state, checkpoint, chosen, step, folder.next_start(), wandb_id, notes + passed_over)
+    except BaseException:
+        folder.release()
+        raise
+
+
+def _refuse_beside_a_job(folder: RunFolder, job: str, runtime: Runtime) -> None:
+    """Not every file system has locks: where there is a scheduler, it knows whether another job is at this run."""
+    if job and job != runtime.job:
+        found = jobs_now([job]).get(job)
+        if found is not None and found.state == "RUNNING":
+            raise UsageError(
+                f"{folder.path}: this run belongs to job {job}, which is running on {found.nodes}; write scancel {job}, or "
+                "another --run NAME"
+            )
+
+
+def _new_id() -> str:
+    return "".join(random.SystemRandom().choices(string.ascii_lowercase + string.digits, k=8))
+
+
+def begin(
+    config: Config,
+    origins: dict[str, str],
+    task: Task,
+    folder: RunFolder,
+    runtime: Runtime,
+    start: Start,
+    kind: dict[str, str],
+    num_steps: int,
+) -> None:
+    """Everything has been checked: from here on there is a run, and state.json says so."""
+    folder.create()
+    facts = {"host": runtime.host, "pid": os.getpid(), "job": runtime.job, "world_size": runtime.world_size}
+    folder.begin_start(start.number, {**facts, "resumed_from": start.resumed_from, "time": time.time()})
+    write_atomically(folder.config, configuration.to_text(config, origins))
+    sources.keep(folder, task)
+    restarts = 0 if start.fresh else folder.read_state().get("restarts", 0) + 1
+    folder.write_state(
+        status="running",
+        reason="",
+        step=start.resumed_from,
+        num_steps=num_steps,
+        world_size=runtime.world_size,
+        restarts=restarts,
+        weights=None,
+        loss=folder.read_state().get("loss"),
+        wandb=start.wandb_id,
+        host=runtime.host,
+        job=runtime.job,
+        left_out=list(runtime.left_out),
+        kind=kind,
+        code=sources.versions(task),
+    )
