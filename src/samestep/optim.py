@@ -21,22 +21,27 @@ def build_optimizer(config: Config, task: Task, model: torch.nn.Module) -> torch
     """The task's own optimizer, or the config's over all trainable parameters; UsageError names a wrong argument."""
     if task.overrides("optimizer"):
         return task.optimizer(model, config)
-    optimizer_class = _optimizer_class(config.optimizer.name)
-    arguments = config.optimizer.arguments
-    accepted = [name for name in inspect.signature(optimizer_class).parameters if name != "params"]
-    for name in arguments:
-        if name not in accepted:
-            close = nearest(name, accepted)
-            raise UsageError(
-                f"optimizer.{name}: {optimizer_class.__name__} takes no such argument; "
-                + (f"did you mean {close}?" if close else f"it takes {', '.join(accepted)}")
-            )
+    optimizer_class, arguments = checked_optimizer(config), config.optimizer.arguments
     if optimizer_class.__name__ in _FUSED and not {"fused", "foreach", "differentiable"} & set(arguments):
         arguments["fused"] = True  # one kernel a step
     try:
         return optimizer_class([p for p in model.parameters() if p.requires_grad], **arguments)
     except (TypeError, ValueError) as error:
         raise UsageError(f"optimizer: {optimizer_class.__name__} says {error}") from None
+
+
+def checked_optimizer(config: Config) -> type[torch.optim.Optimizer]:
+    """The class that a config names; UsageError if there is none, or it takes no such argument."""
+    optimizer_class = _optimizer_class(config.optimizer.name)
+    accepted = [name for name in inspect.signature(optimizer_class).parameters if name != "params"]
+    for name in config.optimizer.arguments:
+        if name not in accepted:
+            close = nearest(name, accepted)
+            raise UsageError(
+                f"optimizer.{name}: {optimizer_class.__name__} takes no such argument; "
+                + (f"did you mean {close}?" if close else f"it takes {', '.join(accepted)}")
+            )
+    return optimizer_class
 
 
 def leave_dynamo_out() -> None:

@@ -47,7 +47,7 @@ def test_what_is_submitted_runs_with_the_code_as_it_was(site: Site) -> None:
     [
         (["--nodes=1"], "--time: missing; write --time=HH:MM:SS"),
         (["--nodes=4", "--cpus-per-task=4", "--time=5"], "found 16 processes in all, and a step has 8 leaves"),
-        (["--time=5", "optimizer.nam=x"], "optimizer.nam: unknown key"),
+        (["--time=5", "optimizer.nam=x"], "optimizer.nam: AdamW takes no such argument"),
         (["--time=5", "task=chaos:Nothing"], "task: found no module chaos"),
         (["--time=5", "--partition=nowhere"], "nowhere"),
         (["--time=5", "--nodes=90", "global_batch_size=512"], "sbatch: "),

@@ -49,7 +49,10 @@ def submit(config_path: str, words: tuple[str, ...], run: str | None, sweep: Pat
     mistakes += _too_many(config, options)
     if mistakes:
         raise UsageError(*mistakes)
-    load_task(config.task, config.fields)
+    if not load_task(config.task, config.fields).overrides("optimizer"):
+        from samestep.optim import checked_optimizer  # it imports torch, as the task has by now
+
+        checked_optimizer(config)
     if sweep is not None and not _given(options, "--array", "-a"):
         options.append(f"--array=0-{len(points(sweep)) - 1}")
     kept = folder.path.resolve() / "code"
