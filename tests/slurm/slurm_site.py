@@ -140,5 +140,6 @@ def site(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         if not (cluster.folder / f"{node}.pid").exists():
             cluster.revive(node)
         cluster.heal(node)
+        cluster.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")  # one that was cut off is down until it reports
     cluster.wait_idle()
     shutil.rmtree(tmp_path, ignore_errors=True)

@@ -152,16 +152,40 @@ def test_the_death_of_the_batch_scripts_own_node_starts_the_job_again(site: Site
 @pytest.mark.long
 def test_an_array_of_four_with_one_crash_and_one_requeue(site: Site) -> None:
     site.case(steps=60, pause=0.05)
-    site.write("points.txt", "seed=0\nseed=1\nseed=2\nseed=3\n")
+    marks = site.path / "marks"
+    marks.mkdir()
+    text = (site.path / "case.yaml").read_text()
+    site.write("case.yaml", text.replace(":Slow", ":Doomed").replace("with: {", f"with: {{moments: [], marks: {marks}, "))
+    site.write("points.txt", 'seed=0\nseed=1\nseed=2 with.moments=["train 90"]\nseed=3\n')
     job = site.sbatch("--array=0-3 --cpus-per-task=1 -- --sweep points.txt", script="sweep.sbatch")
     site.wait_for_rows(job, 10, run=f"case-{job}_1")
     site.cluster.ask("scancel", "--signal=USR1", f"{job}_1")
-    for index in range(4):
+    for index, restarts in enumerate([0, 1, 1, 0]):
         site.finish(f"{job}_{index}")
         state = site.state(f"case-{job}_{index}")
         assert state["status"] == "done"
-        assert state["restarts"] == (1 if index == 1 else 0)
-    assert site.state(f"case-{job}_0")["weights"] != site.state(f"case-{job}_2")["weights"]
+        assert state["restarts"] == restarts
+    assert [mark.name for mark in marks.iterdir()] == ["0"]
+    assert site.shown(f"{job}_1", "Restarts") == "1"
+    assert {site.shown(f"{job}_{index}", "Restarts") for index in (0, 2, 3)} == {"0"}
+    assert len({site.state(f"case-{job}_{index}")["weights"] for index in range(4)}) == 4
+
+
+@pytest.mark.long
+def test_a_node_that_came_back_is_used_again_after_a_requeue(site: Site) -> None:
+    site.case(steps=400)
+    job = site.sbatch("--nodelist=n1,n2,n3 --nodes=3 --cpus-per-task=1")
+    run = f"case-{job}"
+    site.wait_for_rows(job, 20)
+    site.cluster.kill("n3")
+    site.wait(job, lambda: len(site.starts(run)) == 2)
+    site.wait_for_rows(job, site.rows(run) + 10)
+    site.cluster.revive("n3")
+    time.sleep(10)
+    site.cluster.ask("scontrol", "requeue", job)
+    site.finish(job)
+    assert site.check(run)["lost_nodes"] == {"n3": 1}
+    assert [start["world_size"] for start in site.starts(run)] == [3, 2, 3]
 
 
 @pytest.mark.long
