@@ -27,16 +27,6 @@ _SAVING_S = 45.0  # for the ranks that live, once a node is lost
 _SRUN_S = 10.0
 _STARTS_WITHOUT_PROGRESS = 2
 _MOST_FAILURES_OF_A_NODE = 2
-# A signal for the ranks must not end their launcher; `before` is the site's own, a module system's lines for example. A node
-# without the Python says so over the line that Python would have opened: srun is silent until all nodes have ended.
-_ON_NODE = (
-    "trap '' USR1; "
-    'python=$1 before=$2 plan=$3 address=$4 port=$5 token=$6 lacking=$7; [[ ! -f $before ]] || . "$before"; '
-    'if [[ ! -x $python ]]; then exec 3<>"/dev/tcp/$address/$port"; '
-    'printf \'{"node":"%s","token":"%s","step":"%s"}\\n{"refused":"%s: %s","ended":2}\\n\' '
-    '"$SLURMD_NODENAME" "$token" "$SLURM_STEP_ID" "$SLURMD_NODENAME" "$lacking" >&3; exit 2; fi; '
-    'exec "$python" -m samestep node "$plan"'
-)
 
 
 @dataclass
@@ -100,7 +90,7 @@ def _start(
     }  # fmt: skip
     lacking = json.dumps(f"found no {sys.executable}; every node needs it, in a shared folder")[1:-1]
     words = [sys.executable, os.environ.get("SAMESTEP_BEFORE", ""), json.dumps(plan)]
-    step = here.step(nodes, _ON_NODE, ["samestep", *words, plan["address"], str(hub.port), hub.token, lacking])
+    step = here.step(nodes, [*words, plan["address"], str(hub.port), hub.token, lacking])
     try:
         return _Ended(*_watch(here, hub, step, nodes))
     finally:

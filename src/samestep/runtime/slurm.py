@@ -23,6 +23,17 @@ _PER_TASK = re.compile(
     r"NNODES|NODELIST|JOB_NUM_NODES|DISTRIBUTION|THREADS_PER_CORE|EXACT)$"
 )
 
+# A signal for the ranks must not end their launcher; `before` is the site's own, a module system's lines for example. A node
+# without the Python says so over the line that Python would have opened: srun is silent until all nodes have ended.
+_ON_NODE = (
+    "trap '' USR1; "
+    'python=$1 before=$2 plan=$3 address=$4 port=$5 token=$6 lacking=$7; [[ ! -f $before ]] || . "$before"; '
+    'if [[ ! -x $python ]]; then exec 3<>"/dev/tcp/$address/$port"; '
+    'printf \'{"node":"%s","token":"%s","step":"%s"}\\n{"refused":"%s: %s","ended":2}\\n\' '
+    '"$SLURMD_NODENAME" "$token" "$SLURM_STEP_ID" "$SLURMD_NODENAME" "$lacking" >&3; exit 2; fi; '
+    'exec "$python" -m samestep node "$plan"'
+)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -53,14 +64,19 @@ class Job:
         """Put the job back into the queue, which ends this process too. Returns why that was refused."""
         return ask("scontrol", "requeue", self.id)
 
-    def step(self, nodes: list[str], shell: str, words: list[str]) -> subprocess.Popen[bytes]:
-        """Run a line of bash once on each of `nodes`, with everything there that is the job's."""
+    def step(self, nodes: list[str], words: list[str]) -> subprocess.Popen[bytes]:
+        """Run `samestep node` once on each of `nodes`, with everything there that is the job's.
+
+        Args:
+            words: the Python, the site's own file, the plan, the address, port and token of the job's end of the line, and
+                what to say of a node that lacks the Python.
+        """
         env = {key: value for key, value in os.environ.items() if not _PER_TASK.match(key)}
         if self.ends_at is not None:
             env["SLURM_JOB_END_TIME"] = str(int(self.ends_at))
         options = [f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1", f"--nodelist={','.join(nodes)}"]
         options += ["--overlap", "--whole", "--no-kill", "--kill-on-bad-exit=0", "--cpu-bind=none", "--quiet"]
-        return subprocess.Popen(["srun", *options, "bash", "-c", shell, *words], env=env)
+        return subprocess.Popen(["srun", *options, "bash", "-c", _ON_NODE, "samestep", *words], env=env)
 
     def cancel_step(self, step: str) -> None:
         ask("scancel", "--signal=KILL", f"{os.environ['SLURM_JOB_ID']}.{step}")
