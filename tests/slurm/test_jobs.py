@@ -129,7 +129,7 @@ def test_preemption_by_a_higher_partition(site: Site) -> None:
 
 @pytest.mark.long
 def test_a_time_limit_of_a_minute_for_a_run_of_three(site: Site) -> None:
-    site.case(steps=900)
+    site.case(steps=900, pause=0.09)
     job = site.sbatch("--nodes=2 --cpus-per-task=2", time_limit=1)
     site.finish(job, seconds=500)
     state = site.check(f"case-{job}")

@@ -44,6 +44,7 @@ class Job:
     node: str  # the batch script's own
     processes: dict[str, int]  # of a node without GPUs
     array_index: int | None
+    gpus: dict[str, int]  # of a node, where they were asked for by the task; else a step gets all that the job has there
 
     @property
     def ends_at(self) -> float | None:
@@ -76,6 +77,8 @@ class Job:
             env["SLURM_JOB_END_TIME"] = str(int(self.ends_at))
         options = [f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1", f"--nodelist={','.join(nodes)}"]
         options += ["--overlap", "--whole", "--no-kill", "--kill-on-bad-exit=0", "--cpu-bind=none", "--quiet"]
+        if self.gpus:  # one launcher would get one task's; srun takes one number for all nodes
+            options.append(f"--gpus-per-node={min(self.gpus[node] for node in nodes)}")
         return subprocess.Popen(["srun", *options, "bash", "-c", _ON_NODE, "samestep", *words], env=env)
 
     def cancel_step(self, step: str) -> None:
@@ -153,6 +156,7 @@ def read_job() -> Job:
     nodes = tuple(ask("scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]).split())
     tasks = _counts(env.get("SLURM_TASKS_PER_NODE", "1"), len(nodes))
     per_task = int(env.get("SLURM_CPUS_PER_TASK", 1))
+    gpus = env.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2]
     array, index = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
     return Job(
         id=f"{array}_{index}" if array and index else env["SLURM_JOB_ID"],
@@ -160,6 +164,7 @@ def read_job() -> Job:
         node=env.get("SLURMD_NODENAME") or nodes[0],
         processes={node: number * per_task for node, number in zip(nodes, tasks, strict=True)},
         array_index=int(index) if index else None,
+        gpus={node: number * int(gpus) for node, number in zip(nodes, tasks, strict=True)} if gpus.isdigit() else {},
     )
 
 
