@@ -49,6 +49,12 @@ def test_a_rank_that_hangs_is_named_within_the_watchdogs_time(workplace: Workpla
     if fault == "endless":
         assert "in transform" in (workplace.path / "runs/hung/logs/rank-0001.log").read_text()
     assert took_s < 60  # start, 4 s and a little, and torchrun's 30 s for a process that does not listen
+    assert "has saved step 11: no finished step is lost" in done.out
+    assert words in str(workplace.state("hung")["reason"])
+    if fault == "stop":  # `mark` says that it has been done
+        again = workplace.train("case.yaml", "--run", "hung", processes=2)
+        assert "resumed from step 11" in again.out
+        assert again.code == 0
 
 
 @pytest.mark.parametrize("fault", ["die", "raise"])

@@ -15,19 +15,17 @@ from samestep.run_folder import RunFolder
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(board, "_ALIVE_S", 0.0)
-
-
-def never() -> bool:
-    raise AssertionError("asked though the board could be read")
+    monkeypatch.setattr(board, "_CUT_OFF_S", 0.0)
 
 
 def test_the_lowest_of_those_who_finished_most_saves() -> None:
     shared = NoBoard()
     shared.write("finished", 0, "10")
     shared.write("finished", 3, "11")
-    assert not survivor(shared, 4, 11, never)
-    assert survivor(shared, 2, 11, never)
-    assert not survivor(shared, 1, 10, never)
+    assert not survivor(shared, 4, 11, lambda: True)
+    assert survivor(shared, 2, 11, lambda: True)
+    assert not survivor(shared, 1, 10, lambda: True)
+    assert not survivor(shared, 2, 11, lambda: False)  # one that was cut off has begun to save
 
 
 def test_one_alone_saves_when_the_board_has_died_too(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def train(config_path: str, run: str | None, overrides: tuple[str, ...]) -> None
         end_with_parent()
     prepare_environment(runtime, config.threads)
     folder = RunFolder.named(config.runs, run or default_name(config_path, runtime))
+    folder.failure(runtime.rank).unlink(missing_ok=True)  # of an earlier start
 
     from samestep.control import StopFlag, leave_together  # torch is imported once everything typed has been checked
     from samestep.session import record_failure, run_training
@@ -84,7 +85,7 @@ def _failed(folder: RunFolder, runtime: Runtime, error: Exception, config: Confi
     if "out of memory" in text.lower():
         where += f"; {_smaller(config)}"
     paragraph = f"rank {runtime.rank} on {runtime.host}: {text}{where} (log: {folder.log(runtime.rank)})"
-    record_failure(folder, runtime, paragraph, error)
+    paragraph = record_failure(folder, runtime, paragraph, error)
     if runtime.is_main and folder.state.exists():
         folder.write_state(status="failed", reason=paragraph)
     return paragraph

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 _PATIENCE = datetime.timedelta(seconds=5)
 _ALIVE_S = 2.0
+_CUT_OFF_S = 5.0
 _SIGNS = (
     "Connection closed by peer",
     "Connection reset",
@@ -90,11 +91,13 @@ def survivor(board: Board, rank: int, finished: int, claim: Callable[[], bool]) 
     No collective is in it, for a peer is dead: each rank that lives writes its steps on the board, and reads it later.
 
     Args:
-        claim: true for the first caller of all ranks; asked when the board is silent too, its host having died.
+        claim: true for the first caller of all ranks. It decides where the board is silent too, its host having died; that
+            takes longer, so that a rank that was cut off comes after those that still hear each other.
     """
     board.write("finished", rank, str(finished))
     time.sleep(_ALIVE_S)
     alive = {other: int(text) for other, text in board.read("finished").items()}
     if rank not in alive:
+        time.sleep(_CUT_OFF_S)
         return claim()
-    return min(alive, key=lambda other: (-alive[other], other)) == rank
+    return min(alive, key=lambda other: (-alive[other], other)) == rank and claim()

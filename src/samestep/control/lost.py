@@ -17,14 +17,19 @@ def abort_device_collectives() -> None:
             dist.group.WORLD.abort()  # type: ignore[union-attr]
 
 
-def break_collectives(store_port: int | None) -> None:
+def break_collectives(store_port: int | None, loopback: bool = False) -> None:
     """Make every collective under way raise in the thread that waits for it. The launcher's store stays within reach.
+
+    Args:
+        loopback: break connections within this machine too.
 
     NCCL can abort; gloo (seen with torch 2.13) goes on waiting then, and notices nothing but its connections' end.
     """
     abort_device_collectives()
     for connection in psutil.Process().net_connections("tcp"):
         ends = [end for end in (connection.laddr, connection.raddr) if end]
-        if len(ends) == 2 and store_port not in (ends[0].port, ends[1].port) and not ends[1].ip.startswith("127."):
+        if len(ends) != 2 or store_port in (ends[0].port, ends[1].port):
+            continue
+        if loopback or not ends[1].ip.startswith("127."):
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fd)) as peer:
                 peer.shutdown(socket.SHUT_RDWR)

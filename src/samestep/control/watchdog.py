@@ -21,12 +21,15 @@ from samestep.control.lost import break_collectives
 _BEAT_S = 1.0
 _FIRST_STEP = 10  # the first may compile, build caches and open files
 _SLOWEST_OF_MEDIAN = 20
+_TORN_OUT_S = 10.0
 _MEETING = "meeting the other ranks"
 _DEBUGGERS = ("bdb.py", "pdb.py", "pydevd.py")
 
 
 class Watchdog:
     """Fires when nothing has moved for longer than max(`limit_s`, 20 × the median step), ten times that in the first step.
+
+    The culprits end at once; those that wait for them are torn out of their collective, and their main thread raises.
 
     Each rank writes a beat on the board every second: step, what it is doing, since when. A rank whose beats have ended is
     stopped or lost; else those that do not wait for the others are the ones that all wait for.
@@ -123,6 +126,7 @@ class Watchdog:
                 if time.monotonic() - self._since > patience_s:
                     faulthandler.dump_traceback(file=log, all_threads=True)
                     self._fire(patience_s)
+                    return
 
     def _beat(self) -> None:
         self._beats += 1
@@ -178,6 +182,10 @@ class Watchdog:
             ),
             {rank: str(table[rank]["host"]) for rank in culprits},
         )
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-        os._exit(1)
+        if self._rank not in culprits:  # it waits in a collective: torn out of that, it saves what is finished
+            break_collectives(self._store_port, loopback=True)
+            self._ended.wait(_TORN_OUT_S)
+        if not self._ended.is_set():
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+            os._exit(1)

@@ -23,8 +23,10 @@ def record_failure(
     error: BaseException | None = None,
     victim: bool | None = None,
     blamed: list[str] | None = None,
-) -> None:
+) -> str:
     """Write one paragraph for people and the whole traceback for the rank's log.
+
+    The first words stand: what a rank raises when the watchdog tears it out of a collective adds nothing. Returns them.
 
     Args:
         victim: whether this rank failed only because another had; by default that is read from the error.
@@ -37,13 +39,17 @@ def record_failure(
     words = {"rank": runtime.rank, "host": runtime.host, "time": time.time(), "paragraph": paragraph}
     words |= {"victim": victim, "blamed": blamed}
     if folder.logs.is_dir():
-        write_atomically(folder.failure(runtime.rank), json.dumps(words))
+        if folder.failure(runtime.rank).exists():
+            paragraph = str(json.loads(folder.failure(runtime.rank).read_text())["paragraph"])
+        else:
+            write_atomically(folder.failure(runtime.rank), json.dumps(words))
         with folder.log(runtime.rank).open("a") as log:
             log.write("".join(traceback.format_exception(error)) if error else paragraph + "\n")
     place = error_file()
     if place is not None:
         message = {"message": paragraph, "extraInfo": {"py_callstack": paragraph, "timestamp": str(int(time.time()))}}
         place.write_text(json.dumps({"message": message}))
+    return paragraph
 
 
 def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtime: Runtime, board: Board) -> None:
