@@ -42,7 +42,9 @@ class Workplace:
             **{key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "SLURM"))},
             "WANDB_MODE": "offline",
             "CUDA_VISIBLE_DEVICES": "",
+            "TMPDIR": str(path / "tmp"),  # what torchrun and wandb leave behind goes with the test's folder
         }
+        (path / "tmp").mkdir(exist_ok=True)
 
     def write(self, name: str, text: str) -> str:
         (self.path / name).write_text(text)

@@ -23,7 +23,7 @@ from samestep.link import Hub
 from samestep.run_folder import RunFolder
 from samestep.runtime import Job, read_job, read_runtime
 
-_SAVING_S = 45.0  # for the ranks that live, once a node is lost
+_SAVING_S = 45.0  # for the ranks that live, once a node is lost or a launcher has failed
 _SRUN_S = 10.0
 _STARTS_WITHOUT_PROGRESS = 2
 _MOST_FAILURES_OF_A_NODE = 2
@@ -83,6 +83,7 @@ def _start(
     proof = folder.path.parent.resolve() / f".samestep-{here.id}"
     proof.write_text(hub.token)
     plan: dict[str, Any] = {
+        "job": here.id,
         "address": here.address(here.node, nodes), "control_port": hub.port, "token": hub.token,
         "main_address": here.address(nodes[0], nodes), "port": _free_port(),
         "nodes": nodes, "processes": here.processes, "left_out": left_out, "proof": str(proof),
@@ -108,6 +109,8 @@ def _watch(here: Job, hub: Hub, step: subprocess.Popen[bytes], nodes: list[str])
             _say(f"{', '.join(lost)} does not answer any more; the others save what is finished")
             hub.tell_lost(lost)
             told, deadline = lost, time.monotonic() + _SAVING_S
+        if deadline is None and any(hub.ended.values()):  # a launcher ends with its own ranks: others may wait for ever
+            deadline = time.monotonic() + _SAVING_S
         if step.poll() is not None and not hub.is_over:
             hub.listen(0.5)  # what was said last
             if not hub.lines:
@@ -117,7 +120,7 @@ def _watch(here: Job, hub: Hub, step: subprocess.Popen[bytes], nodes: list[str])
             break
     ended = dict(hub.ended), hub.lost, list(hub.refusals)
     try:
-        step.wait(0.1 if hub.lost or hub.refusals else _SRUN_S)
+        step.wait(_SRUN_S if len(hub.ended) == len(nodes) else 0.1)
     except subprocess.TimeoutExpired:  # it waits for a node that is silent, or for one that waits for another
         if hub.step is not None:
             here.cancel_step(hub.step)

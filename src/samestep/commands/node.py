@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,8 +36,13 @@ def node(plan: dict[str, Any]) -> int:
         line.send(refused=refusal, ended=2)
         return 2
     _end_earlier_ranks(line)
-    with tempfile.TemporaryDirectory(prefix="samestep-") as folder:
-        code = _launch(plan, name, line, Path(folder) / "lost")
+    folder = Path(tempfile.gettempdir()) / f"samestep-{plan['job']}-{name}"  # by name: a killed start's is found by the next
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        code = _launch(plan, name, line, folder / "lost")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     line.send(ended=code)
     return code
 
