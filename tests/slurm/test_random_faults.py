@@ -36,7 +36,7 @@ class Tormented:
         self.site, self.job, self.run = site, job, f"case-{job}"
         self.rng = random.Random(seed)
         self.node_faults: collections.Counter[str] = collections.Counter()
-        self.table: list[tuple[str, int, float]] = []
+        self.faults = 0
 
     def hurry(self) -> bool:
         state = self.site.shown(self.job, "JobState")
@@ -81,12 +81,13 @@ class Tormented:
 
     def torment(self) -> None:
         kinds: list[str] = []
-        while len(self.table) < FAULTS:
+        while self.faults < FAULTS:
             kinds = kinds or self.rng.sample(KINDS, len(KINDS))
             kind = kinds.pop()
             self.wait_for_progress(self.site.rows(self.run) + self.rng.randrange(3, 25))
             if len(ranks(self.job)) < 2:
                 continue
+            finished = max(row["step"] for row in self.site.metrics(self.run))
             before, began, starts = self.site.rows(self.run), time.monotonic(), len(self.site.starts(self.run))
             where = self.fault(kind)
             if not where:
@@ -94,9 +95,9 @@ class Tormented:
             self.site.wait(self.job, lambda: self.hurry() and len(self.site.starts(self.run)) > starts, 300)  # noqa: B023
             self.wait_for_progress(before + 2)
             took_s = time.monotonic() - began
-            lost = before - int(self.site.starts(self.run)[-1]["resumed_from"])
-            self.table.append((f"{kind} ({where})", max(0, lost), took_s))
-            print(f"| {kind} | {where} | {max(0, lost)} | {took_s:.0f} s |", flush=True)
+            again = max(0, finished - int(self.site.starts(self.run)[-1]["resumed_from"]))
+            self.faults += 1
+            print(f"| {kind} | {where} | {again} | {took_s:.0f} s |", flush=True)
             if where != "-":
                 self.site.cluster.heal(where)
                 if not (self.site.cluster.folder / f"{where}.pid").exists():
