@@ -52,7 +52,7 @@ def test_a_kill_at_a_chosen_moment_changes_nothing(workplace: Workplace, moments
 
 
 def test_a_kill_in_the_middle_of_a_save_changes_nothing(workplace: Workplace) -> None:
-    weights = doomed(workplace, [], more=", width: 400000")
+    weights = doomed(workplace, [], more=", width: 150000")
     caught = 0
     for _ in range(3):
         run = begin(workplace)
