@@ -71,6 +71,8 @@ class Tormented:
             return node
         if kind == "kill the first node":
             cluster.kill(first)
+            site.wait(job, lambda: site.shown(job, "JobState") != "RUNNING", 200)
+            cluster.revive(first)  # the queue needs all four for the next start
             return first
         if kind == "kill a rank":
             os.kill(self.rng.choice(ranks(job)).pid, signal.SIGKILL)
