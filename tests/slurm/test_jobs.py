@@ -14,7 +14,12 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.mark.parametrize(
-    "options", ["--nodes=2 --cpus-per-task=2", "--nodes=2 --gpus-per-node=2", "--nodes=2 --ntasks-per-node=2"]
+    "options",
+    [
+        "--nodes=2 --cpus-per-task=2",
+        "--nodes=2 --gpus-per-node=2",
+        pytest.param("--nodes=2 --ntasks-per-node=2", marks=pytest.mark.long),
+    ],
 )
 def test_two_nodes_with_two_processes_each(site: Site, options: str) -> None:
     site.case()
