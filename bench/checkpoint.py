@@ -72,6 +72,7 @@ def beside_training(folder: Path) -> None:
     if runtime.is_main:
         print(f"demo, 2 processes, a save every {STEPS} steps: {with_save / without:.4f} of the time without", flush=True)
     leave_together()
+    os._exit(0)  # no teardown: a thread of gloo may hold a tensor until then, wants Python's lock and aborts
 
 
 def state_of(num_parameters: int) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -132,19 +133,26 @@ def a_gigabyte(folder: Path) -> None:
         words = ["dd", "if=/dev/zero", f"of={folder}/dd", "bs=16M", f"count={round(saved.num_bytes / (1 << 24))}", "conv=fsync"]
         subprocess.run(words, check=True, capture_output=True)
 
+    def touch_memory() -> None:
+        """Leave the page cache memory that the machine has at hand: a virtual one gets what it has not used lately slowly."""
+        torch.ones(saved.num_bytes * 5 // 4, dtype=torch.uint8)
+
     found: dict[str, list[float]] = {"save": [], "dd": [], "load": [], "reading": []}
-    for number in range(5):
+    for number in range(8):
         saved.step = number
         files.verify = note_the_time
+        touch_memory()
         begun = time.perf_counter()
         path = checkpoints.save(saved)
         found["save"].append(renamed - begun)
         files.verify = verify
+        touch_memory()
         found["dd"].append(timed(dd))
         (folder / "dd").unlink()
         for name, work in (("load", read), ("reading", reading)):
             for file in path.iterdir():
                 cold(file)
+            touch_memory()
             begun = time.perf_counter()
             work(path)
             found[name].append(time.perf_counter() - begun)

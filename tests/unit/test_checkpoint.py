@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import xxhash
 from torch import nn
 
 from samestep.checkpoint import Checkpoints, capture, checksum, files, read, read_chosen, restore, weights_hash
+from samestep.checkpoint.tensors import DTYPES, pieces
 from samestep.errors import TrainingError, UsageError
 from samestep.run_folder import RunFolder
 
@@ -101,14 +103,59 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
     (path / "weights.safetensors").write_bytes(hostile)
     with pytest.raises(TrainingError, match=r"weights\.safetensors is damaged"):
         read(path)
-    manifest = json.loads((path / "manifest.json").read_text())  # by somebody who knows how to write a right checksum
-    del manifest["checksum"]
-    manifest["files"]["weights.safetensors"] = xxhash.xxh3_128_hexdigest(hostile)
-    manifest["checksum"] = xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    forge(path, "weights.safetensors", hostile)
     with pytest.raises(TrainingError, match="not a whole checkpoint"):
         read(path)
     assert not (tmp_path / "executed").exists()
+
+
+def forge(path: Path, name: str, content: bytes) -> None:
+    """Put a file into a checkpoint, by somebody who knows how to write a right checksum."""
+    (path / name).write_bytes(content)
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["checksum"]
+    manifest["files"][name] = xxhash.xxh3_128_hexdigest(content)
+    manifest["checksum"] = xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"no json",
+        b"[" * 100_000,
+        b"[]",
+        b'{"a": 1}',
+        b'{"a": {"dtype": "F32", "shape": [2]}}',
+        b'{"a": {"dtype": "F1", "shape": [2], "data_offsets": [0, 8]}}',
+        b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}',
+        b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}',
+        b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}',
+        b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}',
+        b'{"a": {"dtype": "F32", "shape": [-2, -1], "data_offsets": [0, 8]}}',
+        b'{"a": {"dtype": "F32", "shape": [0, 999999999999999999999999], "data_offsets": [0, 0]}}',
+        b'{"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}}',
+        b'{"a": {"dtype": "F32", "shape": "x", "data_offsets": [0, 8]}}',
+    ],
+)
+def test_a_header_that_describes_nothing_is_refused(tmp_path: Path, header: bytes) -> None:
+    path = save(tmp_path, 1)
+    for length in (len(header), 1 << 62):
+        forge(path, "weights.safetensors", length.to_bytes(8, "little") + header + bytes(8))
+        with pytest.raises(TrainingError, match="not a whole checkpoint"):
+            read(path)
+
+
+def test_other_tools_read_the_weights_and_theirs_are_read(tmp_path: Path) -> None:
+    tensors = {f"{dtype}": torch.arange(3).to(dtype) for dtype in DTYPES}  # the odd sizes leave some misaligned
+    tensors |= {"none": torch.empty(0, 5), "one": torch.tensor(1.5), "bool": torch.tensor([True])}
+    path = save(tmp_path, 1)
+    for content in (b"".join(pieces(tensors)), safetensors.torch.save(tensors, {"format": "pt"})):
+        forge(path, "weights.safetensors", content)
+        for found in (read(path).weights, safetensors.torch.load(content)):
+            assert found.keys() == tensors.keys()
+            assert all(found[name].dtype == tensor.dtype and found[name].equal(tensor) for name, tensor in tensors.items())
 
 
 def test_the_checkpoint_that_rank_0_chose_is_waited_for_and_no_other_is_taken(

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import xxhash
 
 from samestep.checkpoint.state import Saved
+from samestep.checkpoint.tensors import MALFORMED, parse, pieces
 from samestep.errors import TrainingError
 from samestep.run_folder import RunFolder, sync_folder
 
@@ -23,10 +23,6 @@ _FORMAT = 1
 _PART_BYTES = 1 << 24
 _SHOWN_LATE_S = 60.0
 _ROOM_FOR_THE_REST_BYTES = 1 << 20
-_DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-}  # fmt: skip
 
 
 class Checkpoints:
@@ -74,8 +70,8 @@ class Checkpoints:
         if saved.arrived is not None:
             saved.arrived.synchronize()
         files = {
-            "weights.safetensors": _write_tensors(folder / "weights.safetensors", saved.weights),
-            "optimizer.safetensors": _write_tensors(folder / "optimizer.safetensors", saved.optimizer),
+            "weights.safetensors": _write(folder / "weights.safetensors", pieces(saved.weights)),
+            "optimizer.safetensors": _write(folder / "optimizer.safetensors", pieces(saved.optimizer)),
             "values.json": _write(folder / "values.json", [json.dumps(saved.values).encode()]),
         }
         manifest: dict[str, Any] = {"format": _FORMAT, "step": saved.step, "torch": torch.__version__, "files": files}
@@ -104,28 +100,11 @@ class Checkpoints:
         return None, 0, passed_over
 
 
-def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> str:
-    """Write tensors in the safetensors format, from where they lie, and return the file's checksum.
-
-    (The library copies every tensor first, and holds Python's lock meanwhile, which would hold up the step.)
-    """
-    header: dict[str, Any] = {}
-    offset = 0
-    for name, tensor in tensors.items():
-        end = offset + tensor.nbytes
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    data = (tensor.reshape(-1).view(torch.uint8).numpy().data for tensor in tensors.values() if tensor.numel())
-    return _write(path, (part for parts in ([len(text).to_bytes(8, "little"), text], data) for part in parts))
-
-
-def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+def _write(path: Path, content: Iterable[bytes | memoryview]) -> str:
     """Write a file and make it durable; returns its checksum."""
     digest = xxhash.xxh3_128()
     with path.open("wb", buffering=0) as file:
-        for piece in pieces:
+        for piece in content:
             view = memoryview(piece)
             while view:
                 part = view[:_PART_BYTES]
@@ -162,20 +141,32 @@ def read(path: Path) -> Saved:
     found = {}
     for name, expected in manifest["files"].items():
         try:
-            found[name] = (path / name).read_bytes()
+            found[name], found_checksum = _read_whole(path / name)
         except OSError as error:
             raise _not_whole(path, error) from None
-        if xxhash.xxh3_128_hexdigest(found[name]) != expected:
+        if found_checksum != expected:
             raise TrainingError(f"{path}: {name} is damaged")
     try:
         return Saved(
             int(manifest["step"]),
-            safetensors.torch.load(found["weights.safetensors"]),
-            safetensors.torch.load(found["optimizer.safetensors"]),
-            json.loads(found["values.json"]),
+            parse(found["weights.safetensors"]),
+            parse(found["optimizer.safetensors"]),
+            json.loads(found["values.json"].numpy().tobytes()),
         )
-    except (ValueError, KeyError, safetensors.SafetensorError) as error:
+    except MALFORMED as error:
         raise _not_whole(path, error) from None
+
+
+def _read_whole(path: Path) -> tuple[torch.Tensor, str]:
+    """A file's bytes and their checksum, in one pass."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        whole = torch.empty(os.fstat(file.fileno()).st_size, dtype=torch.uint8)
+        view, filled = whole.numpy().data, 0
+        while length := file.readinto(view[filled : filled + _PART_BYTES]):
+            digest.update(view[filled : filled + length])
+            filled += length
+    return whole[:filled], digest.hexdigest()
 
 
 def verify(path: Path, from_disk: bool = False) -> int:
@@ -200,7 +191,7 @@ def _manifest(path: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text())
         checksum = manifest.pop("checksum")
         whole = _text_checksum(manifest) == checksum and int(manifest["step"]) >= 0 and manifest["files"].keys()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise _not_whole(path, error) from None
     if not whole:
         raise TrainingError(f"{path}: the manifest is damaged")

@@ -1,0 +1,60 @@
+"""The safetensors format, straight from and to where the tensors lie.
+
+The library copies every tensor when it writes, holding Python's lock, which would hold up the step; when it reads it copies
+the file and then every tensor, which takes twice as long as the reading.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+}  # fmt: skip
+_TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what reading the wrong JSON raises
+
+
+def pieces(tensors: dict[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
+    """What a file of these tensors holds, piece by piece."""
+    header: dict[str, Any] = {}
+    offset = 0
+    for name, tensor in tensors.items():
+        end = offset + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for tensor in tensors.values():
+        if tensor.numel():
+            yield tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def parse(whole: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, as views of its bytes; raises one of MALFORMED if it is none."""
+    start = 8 + int.from_bytes(whole[:8].numpy().tobytes(), "little")
+    if start > whole.numel():
+        raise ValueError("the header ends beyond the file")
+    header = json.loads(whole[8:start].numpy().tobytes())
+    header.pop("__metadata__", None)
+    tensors, data = {}, whole[start:]
+    for name, entry in header.items():
+        dtype, shape, (begin, end) = _TORCH_DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        if (
+            not 0 <= begin <= end <= data.numel()
+            or end - begin != math.prod(shape) * dtype.itemsize
+            or min(shape, default=0) < 0
+        ):
+            raise ValueError(f"{name}: bytes {begin} to {end} are no {entry['dtype']} of shape {shape}")
+        found = data[begin:end]
+        if found.storage_offset() % dtype.itemsize:
+            found = found.clone()
+        tensors[name] = found.view(dtype).view(shape)
+    return tensors
