@@ -35,6 +35,7 @@ TEXT = (
     "micro_batch_size: 4\nsteps: 120\noptimizer: {name: adamw, lr: 3e-3}\nevaluate: {every: 50, batches: 5}\n"
     "checkpoint: {every: 10}\ntrack: {every: 1, wandb: 'off'}\n"
 )
+ROWS_TO_SPARE = 40  # that a run may write between the last row waited for and the kill
 CONFIGS = {"slow": SLOW, "digits": DIGITS, "text": TEXT}
 
 
@@ -51,17 +52,21 @@ def ranks_of(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
     return []
 
 
-def rows_of(workplace: Workplace) -> int:
-    path = workplace.path / "runs/killed/metrics.jsonl"
+def rows_of(workplace: Workplace, run: str = "killed") -> int:
+    path = workplace.path / "runs" / run / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def kill_once(workplace: Workplace, rng: random.Random, kind: str, processes: int) -> bool:
-    """Start the run, kill something at a random moment, and wait until nothing of it lives. False if it ended before."""
+def kill_once(workplace: Workplace, rng: random.Random, kind: str, processes: int, rows: int) -> bool:
+    """Start the run, kill something at a random moment, and wait until nothing of it lives. False if it ended before.
+
+    Args:
+        rows: of metrics.jsonl, within which to kill it.
+    """
     before, launcher = rows_of(workplace), start(workplace, processes)
     seen: list[psutil.Process] = []
     until = time.monotonic() + 60
-    wanted = before + rng.randrange(1, 30)
+    wanted = before + rng.randint(1, rows)
     early = time.monotonic() + rng.uniform(0.5, 5) if rng.random() < 0.2 else None
     while launcher.poll() is None and time.monotonic() < until:
         seen = ranks_of(launcher) or seen
@@ -92,12 +97,14 @@ def torment(workplace: Workplace, name: str, kills: int, seed: int) -> collectio
     whole = workplace.train("case.yaml", "--run", "whole")
     assert whole.code == 0, whole.err
     done: collections.Counter[str] = collections.Counter()
-    for _ in range(kills):
+    for left in range(kills, 0, -1):
         kind = rng.choice(["one", "one", "all", "launcher", "term"])
-        done[kind if kill_once(workplace, rng, kind, rng.choice([1, 2, 2, 3, 4])) else "too late"] += 1
+        rows = max(1, (rows_of(workplace, "whole") - rows_of(workplace) - ROWS_TO_SPARE) // left)
+        done[kind if kill_once(workplace, rng, kind, rng.choice([1, 2, 2, 3, 4]), rows) else "too late"] += 1
     last = workplace.train("case.yaml", "--run", "killed", processes=rng.choice([1, 2, 3]))
     assert last.code == 0, last.err + (workplace.path / "out").read_text()[-3000:]
     assert last.weights == whole.weights
+    assert done["too late"] <= 1
     check_traces(workplace, "killed", "whole")
     return done
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from test_disks import begin, wait_for_rows
 from test_kills import SLOW, check_traces
@@ -91,6 +94,21 @@ def test_the_jobs_time_limit_stops_and_saves_before_it_is_reached(workplace: Wor
     assert state["status"] == "stopped"
     rows = [row for row in workplace.metrics("limited") if "loss" in row]
     assert state["step"] == rows[-1]["step"] > 0
+
+
+def test_a_rank_whose_launcher_died_before_it_looked_ends(workplace: Workplace) -> None:
+    workplace.write("case.yaml", SLOW)
+    workplace.env |= {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True", "RANK": "1", "WORLD_SIZE": "2"}
+    workplace.env |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    launcher = f"{sys.executable} -m samestep train case.yaml --run killed >/dev/null 2>&1 & echo $!"
+    with contextlib.suppress(psutil.NoSuchProcess):
+        rank = psutil.Process(int(workplace.command("sh", "-c", launcher).out))
+        adopted_by_python = "python" in " ".join(psutil.Process(rank.ppid()).cmdline())
+        psutil.wait_procs([rank], timeout=0 if adopted_by_python else 20)
+        rank.kill()  # it has ended: nobody is here
+        if adopted_by_python:
+            pytest.skip("a Python process adopts the children of the dead here, and could be a launcher")
+        pytest.fail("the rank waits for a store that is gone")
 
 
 def test_a_start_that_another_has_overtaken_writes_no_more(workplace: Workplace) -> None:

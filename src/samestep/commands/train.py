@@ -13,7 +13,7 @@ from samestep.errors import SamestepError, Stopped, UsageError
 from samestep.run_folder import RunFolder
 from samestep.runtime import (
     Runtime,
-    end_with_parent,
+    end_with_launcher,
     prepare_environment,
     read_runtime,
     refuse_another_world_size,
@@ -23,10 +23,10 @@ from samestep.runtime import (
 def train(config_path: str, run: str | None, overrides: tuple[str, ...]) -> None:
     """Train, and raise what ended the run early: UsageError, TrainingError, Stopped."""
     runtime = read_runtime()
+    if runtime.launched:
+        end_with_launcher()
     config, sources = load_config(config_path, overrides)
     refuse_another_world_size(runtime, config.processes)
-    if runtime.launched:
-        end_with_parent()
     prepare_environment(runtime, config.threads)
     folder = RunFolder.named(config.runs, run or default_name(config_path, runtime))
     folder.failure(runtime.rank).unlink(missing_ok=True)  # of an earlier start

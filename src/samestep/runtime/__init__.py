@@ -2,6 +2,7 @@
 
 from samestep.runtime.ranks import (
     Runtime,
+    end_with_launcher,
     end_with_parent,
     error_file,
     network_interface,
@@ -29,6 +30,7 @@ __all__ = [
     "Runtime",
     "code_root",
     "earlier_ranks",
+    "end_with_launcher",
     "end_with_parent",
     "error_file",
     "find_slurm",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -17,6 +18,8 @@ from samestep.errors import UsageError
 
 _PR_SET_PDEATHSIG = 1
 _MOST_CPU_PROCESSES = 8
+_REAPERS = {"systemd", "slurmstepd"}  # they adopt the children of the dead, as process 1 does
+_LAUNCHERS = ("python", "torchrun", "accelerate")
 _LAUNCH_WORDS = {"launch", "launch.py", "accelerate-launch", "accelerate.commands.launch"}
 
 
@@ -101,6 +104,17 @@ def _processes_asked_of_accelerate() -> int | None:
             number = value or (words[position + 1] if position + 1 < len(words) else "")
             return int(number) if number.isdigit() else None
     return None
+
+
+def end_with_launcher() -> None:
+    """Let this rank end when its launcher does, also if that is dead already; it would wait for a store that is gone."""
+    end_with_parent()
+    parent = psutil.Process().parent()
+    with contextlib.suppress(psutil.Error):
+        if parent is not None and (parent.pid == 1 or parent.name() in _REAPERS):
+            words = " ".join(parent.cmdline())
+            if not any(launcher in words for launcher in _LAUNCHERS):  # in a container, process 1 may be the launcher
+                os._exit(1)
 
 
 def end_with_parent() -> None:
