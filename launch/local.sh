@@ -22,7 +22,7 @@ done
 [[ ${#config[@]} -le 1 ]] || { echo "samestep: found two configs, ${config[*]}; write one, and key=value after it" >&2; exit 2; }
 config=${config[0]:-$root/configs/stdlib.yaml}
 plan=$("$python" -m samestep plan "$config" "${words[@]}" -- "${overrides[@]}") || exit $?
-eval "$plan" # run, folder, processes
+eval "$plan" # run, folder, processes, start
 train=(-m samestep train "$config" --run "$run" "${overrides[@]}" "processes=$processes")
 if ((processes == 1)); then
   "$python" "${train[@]}"
@@ -32,4 +32,4 @@ else
     --dynamo_backend no --main_process_port 0 "${train[@]}"
 fi
 code=$?
-"$python" -m samestep outcome "$folder" "$code"
+"$python" -m samestep outcome "$folder" "$start" "$code"

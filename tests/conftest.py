@@ -12,10 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests/slurm"))
 pytest_plugins = ["slurm_site"]  # the one cluster of a session, for whoever asks for it
+
+
+# One stall of a busy machine is no fault of an example's, and the same examples each time are no surprise to anyone.
+settings.register_profile("samestep", deadline=None, derandomize=True, database=None)
+settings.load_profile("samestep")
+
+_NOT_THE_USERS = (
+    "WANDB",
+    "SLURM",
+    "SBATCH",
+    "SAMESTEP",
+    "MASTER_",
+    "RANK",
+    "LOCAL_",
+    "WORLD_SIZE",
+    "TORCHELASTIC",
+    "ACCELERATE",
+)
 
 
 @dataclass
@@ -39,8 +58,9 @@ class Workplace:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.env = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "SLURM"))},
+            **{key: value for key, value in os.environ.items() if not key.startswith(_NOT_THE_USERS)},
             "WANDB_MODE": "offline",
+            "NETRC": os.devnull,
             "CUDA_VISIBLE_DEVICES": "",
             "TMPDIR": str(path / "tmp"),  # what torchrun and wandb leave behind goes with the test's folder
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,14 @@ class Stopped(SamestepError):
     """The run stopped early on purpose, with everything saved: the same line again goes on."""
 
     exit_code = 75
+
+
+def place_in_user_code(error: Exception) -> str:
+    """Where an error was raised, in words that follow its text: the innermost frame that is nobody's library."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if "site-packages" not in frame.filename and "/samestep/" not in frame.filename]
+    frame = (outside or frames)[-1]
+    return f", at {frame.filename}:{frame.lineno} in {frame.name}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

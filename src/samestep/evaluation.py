@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from samestep.batches import Rows, on_device
-from samestep.config import Converge
+from samestep.config import Config, Converge
+from samestep.control import Watchdog
 from samestep.errors import UsageError
 from samestep.exact import cuts, gather, ordered_total
 from samestep.seeding import seed_all
@@ -36,7 +37,7 @@ class Evaluator:
         rank = accelerator.process_index
         self._share = range(share[rank], share[rank + 1])
 
-    def __call__(self, model: torch.nn.Module, flag: Callable[[], int]) -> dict[str, float] | None:
+    def __call__(self, model: torch.nn.Module, flag: Callable[[], int], watch: Watchdog) -> dict[str, float] | None:
         """The metrics, by name, of a model as it stands; the model is left in training mode.
 
         Args:
@@ -47,15 +48,18 @@ class Evaluator:
         sums: list[torch.Tensor] = []
         with torch.no_grad():
             for turn in range(-(-self._num_batches // self._accelerator.num_processes)):
+                watch.meeting()
                 if int(gather(torch.tensor([flag()], dtype=torch.uint8)).max()):
                     model.train()
                     return None
+                watch.at("evaluating")
                 if turn < len(self._share):
                     names, values = self._measure(model, self._share[turn])
                     sums.append(values)
         model.train()
-        names = names or self._names(model)
+        names = names or self.names(model)
         device = self._accelerator.device
+        watch.meeting()
         mine = torch.stack(sums) if sums else torch.zeros(0, len(names), 2, dtype=torch.float64, device=device)
         totals = ordered_total(mine, self._num_batches)
         return {name: float(total / weight) for name, (total, weight) in zip(names, totals, strict=True)}
@@ -71,8 +75,8 @@ class Evaluator:
         pairs = [[torch.as_tensor(part).detach().to(device, torch.float64) for part in pair] for _, pair in found]
         return [name for name, _ in found], torch.stack([torch.stack(pair) for pair in pairs])
 
-    def _names(self, model: torch.nn.Module) -> list[str]:
-        """A rank without a share still has to know how many numbers the others send."""
+    def names(self, model: torch.nn.Module) -> list[str]:
+        """What the task's metrics are called: a rank without a share still has to know how many numbers the others send."""
         model.eval()
         with torch.no_grad():
             names, _ = self._measure(model, 0)
@@ -97,7 +101,11 @@ class Convergence:
             self.best, self.waited = value, 0
         else:
             self.waited += 1
-        return self.waited >= self._settings.patience
+        return self.is_reached
+
+    @property
+    def is_reached(self) -> bool:
+        return self._settings is not None and self.waited >= self._settings.patience
 
 
 class Best:
@@ -111,6 +119,7 @@ class Best:
     def __init__(self, setting: str | None, value: float | None = None, step: int | None = None) -> None:
         self._metric, _, self._goal = (setting or "").partition(":")
         self.value, self.step = value, step
+        self.saved_step = step  # of the best that is on disk: a better one may find no room there
 
     def improved(self, step: int, metrics: dict[str, float]) -> bool:
         """Count the evaluation after `step` steps; `metrics` has names with `eval_` before them."""
@@ -121,6 +130,21 @@ class Best:
             return False
         self.value, self.step = value, step
         return True
+
+
+def refuse_unknown_metrics(config: Config, evaluator: Evaluator | None, model: torch.nn.Module) -> None:
+    """Raise UsageError if the config goes by a metric that evaluation will not give: the end would be late for that."""
+    wanted = {"checkpoint.best": (config.checkpoint.best or "").partition(":")[0]}
+    wanted["converge.metric"] = config.converge.metric if config.converge else ""
+    asked = {key: metric for key, metric in wanted.items() if metric}
+    if asked and evaluator is None:
+        raise UsageError(
+            *(f'{key}: found {metric!r}, and data("eval") is None; return a split' for key, metric in asked.items())
+        )
+    if asked and evaluator is not None:
+        metrics = {f"eval_{name}": 0.0 for name in evaluator.names(model)}
+        for key, metric in asked.items():
+            _metric(metrics, metric, key)
 
 
 def _metric(metrics: dict[str, float], wanted: str, key: str) -> float:

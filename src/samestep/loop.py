@@ -85,7 +85,7 @@ class Training:
         if self.evaluator is None:
             return False
         self.owes_evaluation = True
-        found = self.evaluator(self.bare_model, self.evaluation_goes_on)
+        found = self.evaluator(self.bare_model, self.asked_to_stop, self.watch)
         if found is None:
             self.save_and_stop(step)
         self.owes_evaluation = False
@@ -94,16 +94,17 @@ class Training:
         self.tracker.evaluated({"step": step, "epoch": epoch, "time": time.time(), **metrics})
         converged = self.convergence.reached(metrics)
         if self.best.improved(step, metrics):
+            self.watch.saving()
             self.saver.save(step)
         return converged
 
-    def evaluation_goes_on(self) -> int:
-        """Called between its micro-batches, for the flag that all ranks share."""
-        self.watch.at("evaluating")
-        return self.asked_to_stop()
+    def save_for_all(self, step: int, patience_s: float) -> None:
+        """Save on rank 0, and go on everywhere once it is on disk: should rank 0 die, the others still hold the step."""
+        self.watch.saving()
+        decided_by_main(lambda: self.saver.save_now(step, patience_s))
 
     def save_and_stop(self, step: int) -> NoReturn:
-        self.saver.save_now(step, patience_s=20.0)
+        self.save_for_all(step, patience_s=20.0)
         raise Stopped(f"stopped at step {step} of {self.num_steps}, saved")
 
 
@@ -111,7 +112,9 @@ def train(run: Training) -> int:
     """Train to the end, or until the run has converged; returns the steps finished. Raises Stopped when asked to stop."""
     every = run.config.evaluate.every
     run.model.train()
-    if run.owes_evaluation and run.first_step < run.num_steps and run.evaluate(run.first_step):
+    if run.owes_evaluation and run.first_step < run.num_steps:
+        run.evaluate(run.first_step)
+    if run.convergence.is_reached:  # before a start that ended between its last save and its end, too
         return run.first_step
     for step in range(run.first_step, run.num_steps):
         run.watch.step(step)
@@ -148,8 +151,9 @@ def train(run: Training) -> int:
         if total.flag and finished < run.num_steps:
             run.reports.flush()
             run.save_and_stop(finished)
-        if run.saver.is_due(finished):
+        if finished < run.num_steps and run.saver.is_due(finished):
             run.reports.flush()
+            run.watch.saving()
             run.saver.save(finished)
     run.reports.flush()
     run.evaluate(run.num_steps)

@@ -114,10 +114,20 @@ class RunFolder:
         found = [json.loads(path.read_text()) for path in self.logs.glob("rank-*.failure.json")]
         return sorted(found, key=lambda failure: (failure["victim"], failure["time"]))
 
-    def forget_failures(self) -> None:
-        """A new start begins: what the ranks of an earlier one died of is its own logs' business."""
-        for path in self.logs.glob("rank-*.failure.json"):
-            path.unlink(missing_ok=True)
+    def tidy(self) -> None:
+        """A new start begins: what an earlier one died of is in its logs, and what it had half written is nothing."""
+        for path in (*self.logs.glob("rank-*.failure.json"), *self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")):
+            if path.is_file():  # checkpoints keep their own order
+                path.unlink(missing_ok=True)
+
+    def sync_metrics(self) -> None:
+        """Make the rows durable: a checkpoint carries only the last few."""
+        with contextlib.suppress(FileNotFoundError):
+            handle = os.open(self.metrics, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
     def create(self) -> None:
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -155,10 +165,15 @@ class RunFolder:
         sync_folder(self.starts)
         self.continue_start(number)
 
+    @property
+    def start(self) -> int:
+        """The number of the start that this process belongs to, from 1; 0 before it belongs to any."""
+        return self._start or 0
+
     def claim_save(self) -> bool:
         """Whether this process is the first of its start to ask: the one that saves when ranks cannot talk to each other."""
         try:
-            (self.starts / f"{self._start or 0:04d}.saved-by-a-survivor").touch(exist_ok=False)
+            (self.starts / f"{self.start:04d}.saved-by-a-survivor").touch(exist_ok=False)
         except FileExistsError:
             return False
         return True
@@ -166,6 +181,10 @@ class RunFolder:
     def continue_start(self, number: int) -> None:
         """Write from here on as part of start `number`, which another rank of it has begun."""
         self._start = number
+
+    def has_begun(self) -> bool:
+        """Whether the start that this process belongs to stands in the folder."""
+        return self._start is not None and (self.starts / f"{self._start:04d}.json").exists()
 
     def refuse_if_succeeded(self) -> None:
         """Raise Overtaken if a later start owns the run: a node that was cut off may still have its disk."""
@@ -198,6 +217,15 @@ class RunFolder:
         words = f"pid {os.getpid()} on {host}" + (f" in job {job}" if job else "")
         os.pwrite(handle, words.encode(), 0)
         self._lock = handle
+
+    def is_taken(self) -> bool:
+        """Whether a living process owns the run."""
+        with contextlib.suppress(OSError), (self.path / ".owner").open("r+b") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                return error.errno in (errno.EACCES, errno.EAGAIN)
+        return False
 
     def release(self) -> None:
         if self._lock is not None:

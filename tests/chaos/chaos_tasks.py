@@ -19,13 +19,14 @@ from samestep import Task
 
 class Slow(Task):
     pause_s: float = 0.004
+    width: int = 16
 
     def data(self, split: str) -> datasets.Dataset:
         rng = np.random.default_rng(split == "train")
         return datasets.Dataset.from_dict({"x": rng.normal(size=(150, 6)).astype(np.float32).tolist()})
 
     def model(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Dropout(0.2), nn.Linear(16, 1))
+        return nn.Sequential(nn.Linear(6, self.width), nn.BatchNorm1d(self.width), nn.Dropout(0.2), nn.Linear(self.width, 1))
 
     def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         time.sleep(self.pause_s)
@@ -70,12 +71,8 @@ class Doomed(Slow):
     moments: list[str]
     marks: str
     signal: int = signal.SIGKILL
-    width: int = 16
 
     _calls: dict[str, int] = PrivateAttr(default_factory=dict)
-
-    def model(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(6, self.width), nn.BatchNorm1d(self.width), nn.Dropout(0.2), nn.Linear(self.width, 1))
 
     def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         kind = "train" if model.training else "eval"

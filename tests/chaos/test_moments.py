@@ -14,20 +14,20 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_disks import begin, wait_for_rows
-from test_kills import SLOW, check_traces
+from test_disks import begin, rows, wait_for_rows
+from test_kills import SLOW, check_traces, start
 
 from conftest import Workplace
 
 TASKS = Path(__file__).parent / "chaos_tasks.py"
 
 
-def doomed(workplace: Workplace, moments: list[str], number: int = signal.SIGKILL, more: str = "") -> str:
+def doomed(workplace: Workplace, moments: list[str], number: int = signal.SIGKILL, more: str = "", steps: int = 90) -> str:
     """Write a config whose processes end themselves at these moments; returns an unbroken run's weights."""
     marks = workplace.path / "marks"
     marks.mkdir()
     fields = f"with: {{moments: {json.dumps(moments)}, marks: {marks}, signal: {int(number)}{more}}}\n"
-    workplace.write("case.yaml", SLOW.replace("Slow\n", f"Doomed\n{fields}"))
+    workplace.write("case.yaml", SLOW.replace("Slow\n", f"Doomed\n{fields}").replace("steps: 90", f"steps: {steps}"))
     for place in range(len(moments)):
         (marks / str(place)).touch()
     whole = workplace.train("case.yaml", "--run", "whole")
@@ -55,21 +55,96 @@ def test_a_kill_at_a_chosen_moment_changes_nothing(workplace: Workplace, moments
 
 
 def test_a_kill_in_the_middle_of_a_save_changes_nothing(workplace: Workplace) -> None:
-    weights = doomed(workplace, [], more=", width: 150000")
-    caught = 0
+    weights = doomed(workplace, [], more=", width: 150000", steps=28)
+    caught = False
     for _ in range(3):
         run = begin(workplace)
         checkpoints = workplace.path / "runs/killed/checkpoints"
-        before = set(checkpoints.glob("step-*"))
-        while run.poll() is None and not list(checkpoints.glob(".*")):
+        while run.poll() is None and not list(checkpoints.glob(f".step-*.{run.pid}.tmp")):
             time.sleep(0.001)
         run.kill()
         run.communicate(timeout=30)
-        caught += set(checkpoints.glob("step-*")) == before and bool(list(checkpoints.glob(".*")))
-    assert caught > 0
+        caught = caught or bool(list(checkpoints.glob(f".step-*.{run.pid}.tmp")))
+        if caught:
+            break
+    assert caught
     done = workplace.train("case.yaml", "--run", "killed")
     assert done.weights == weights
     check_traces(workplace, "killed", "whole")
+
+
+def test_rank_0s_death_in_the_last_save_loses_nothing(workplace: Workplace) -> None:
+    weights = doomed(workplace, [], more=", width: 150000", steps=6)
+    launcher = start(workplace, 2)
+    checkpoints = workplace.path / "runs/killed/checkpoints"
+    while launcher.poll() is None and not (saving := list(checkpoints.glob(".step-*.tmp"))):
+        time.sleep(0.001)
+    os.kill(int(saving[0].name.split(".")[-2]), signal.SIGKILL)
+    assert launcher.wait(60) == 1
+    assert "rank 1 has saved step 6: no finished step is lost" in (workplace.path / "out").read_text()
+    assert workplace.state("killed")["status"] == "failed"
+    done = workplace.train("case.yaml", "--run", "killed")
+    assert "resumed from step 6" in done.out
+    assert done.weights == weights
+    check_traces(workplace, "killed", "whole")
+
+
+def test_a_mistake_that_shows_late_costs_no_finished_step(workplace: Workplace) -> None:
+    workplace.write("late.py", LATE)
+    workplace.write("case.yaml", SLOW.replace(f"{TASKS}:Slow", "late.py:Late").replace("every: 7", "every: 1000"))
+    for began_at, code in (("fresh", 1), ("resumed from step 59", 2)):
+        done = workplace.train("case.yaml", "--run", "late")
+        assert done.code == code
+        assert done.out.startswith(began_at)
+        assert "task: loss returned Tensor" in done.err
+        assert workplace.state("late")["step"] == 59
+        assert workplace.state("late")["status"] == "failed"
+
+
+LATE = f"""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, {str(TASKS.parent)!r})
+from chaos_tasks import Slow
+
+
+class Late(Slow):
+    _calls: int = 0
+
+    def loss(self, model, batch):
+        self._calls += model.training
+        loss, weight = super().loss(model, batch)
+        is_late = self._calls > 4 * 59 or len(list(Path("runs/late/starts").iterdir())) > 1
+        return loss if is_late else (loss, weight)
+"""
+
+
+def test_a_converged_run_that_died_before_its_end_trains_no_further(workplace: Workplace) -> None:
+    converge = "converge: {metric: loss, goal: min, patience: 1, min_delta: 100.0}\n"
+    workplace.write("case.yaml", SLOW + converge)
+    whole = workplace.train("case.yaml", "--run", "whole")
+    shutil.copytree(workplace.path / "runs/whole", workplace.path / "runs/killed")
+    state = workplace.state("killed")
+    assert state["step"] == 26
+    (workplace.path / "runs/killed/state.json").write_text(json.dumps({**state, "status": "running", "weights": None}))
+    done = workplace.train("case.yaml", "--run", "killed")
+    assert "resumed from step 26" in done.out
+    assert done.weights == whole.weights
+    check_traces(workplace, "killed", "whole")
+
+
+def test_the_second_ctrl_c_stops_at_once_and_says_so(workplace: Workplace) -> None:
+    workplace.write("case.yaml", SLOW.replace("Slow\n", "Slow\nwith: {pause_s: 2}\n"))
+    run = begin(workplace)
+    wait_for_rows(workplace, 1)
+    run.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    run.send_signal(signal.SIGINT)
+    out, _ = run.communicate(timeout=30)
+    assert run.returncode == 1
+    assert out.rstrip().endswith("samestep: stopped at once")
+    assert workplace.state("killed")["status"] == "failed"
 
 
 def test_a_stop_in_an_evaluation_owes_it_to_the_next_start(workplace: Workplace) -> None:
@@ -82,14 +157,13 @@ def test_a_stop_in_an_evaluation_owes_it_to_the_next_start(workplace: Workplace)
     check_traces(workplace, "killed", "whole")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_the_jobs_time_limit_stops_and_saves_before_it_is_reached(workplace: Workplace, processes: int) -> None:
+def test_the_jobs_time_limit_stops_and_saves_before_it_is_reached(workplace: Workplace) -> None:
     workplace.write("case.yaml", SLOW.replace("steps: 90", "steps: 4000"))
-    ends_at = time.time() + 25
+    ends_at = time.time() + 40
     workplace.env["SLURM_JOB_END_TIME"] = str(int(ends_at))
-    stopped = workplace.train("case.yaml", "--run", "limited", processes=processes)
+    stopped = workplace.train("case.yaml", "--run", "limited", processes=2)
     assert time.time() < ends_at
-    assert stopped.code == (75 if processes == 1 else 1)  # torchrun makes 1 of it
+    assert stopped.code == 1  # torchrun makes that of 75
     state = workplace.state("limited")
     assert state["status"] == "stopped"
     rows = [row for row in workplace.metrics("limited") if "loss" in row]
@@ -103,12 +177,16 @@ def test_a_rank_whose_launcher_died_before_it_looked_ends(workplace: Workplace) 
     launcher = f"{sys.executable} -m samestep train case.yaml --run killed >/dev/null 2>&1 & echo $!"
     with contextlib.suppress(psutil.NoSuchProcess):
         rank = psutil.Process(int(workplace.command("sh", "-c", launcher).out))
-        adopted_by_python = "python" in " ".join(psutil.Process(rank.ppid()).cmdline())
-        psutil.wait_procs([rank], timeout=0 if adopted_by_python else 20)
-        rank.kill()  # it has ended: nobody is here
-        if adopted_by_python:
-            pytest.skip("a Python process adopts the children of the dead here, and could be a launcher")
-        pytest.fail("the rank waits for a store that is gone")
+        adopter = psutil.Process(rank.ppid())
+        is_known = adopter.pid == 1 and "python" not in " ".join(adopter.cmdline())
+        until = time.monotonic() + (60 if is_known else 0)
+        while time.monotonic() < until and rank.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.1)
+        waits = rank.status() != psutil.STATUS_ZOMBIE
+        rank.kill()
+        if not is_known:
+            pytest.skip("the children of the dead are adopted by a process here that could be a launcher")
+        assert not waits, "the rank waits for a store that is gone"
 
 
 def test_a_start_that_another_has_overtaken_writes_no_more(workplace: Workplace) -> None:
@@ -117,12 +195,12 @@ def test_a_start_that_another_has_overtaken_writes_no_more(workplace: Workplace)
     wait_for_rows(workplace, 30)
     folder = workplace.path / "runs/killed"
     (folder / "starts/0002.json").write_text("{}")  # by a node that does not see this one any more
-    kept = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+    overtaken_at = rows(workplace)
     out, _ = run.communicate(timeout=60)
     assert run.returncode == 1
     assert "start 2 has taken this run over; start 1 writes no more" in out
     left = sorted(path.name for path in (folder / "checkpoints").glob("*"))
-    assert left[-1] <= f"step-{int(kept[-1][-8:]) + 7:08d}"  # one may have been under way
+    assert left[-1] <= f"step-{overtaken_at:08d}"  # one may have been under way
     assert json.loads((folder / "state.json").read_text())["status"] == "running"
 
 
@@ -134,7 +212,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_used(workplace: 
     wait_for_rows(workplace, 40)
     run.send_signal(signal.SIGKILL)
     run.communicate(timeout=30)
-    newest = max((workplace.path / "runs/killed/checkpoints").glob("step-*"))
+    older, newest = sorted((workplace.path / "runs/killed/checkpoints").glob("step-*"))[-2:]
     file = newest / "weights.safetensors"
     content = file.read_bytes()
     if damage == "truncated":
@@ -146,7 +224,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_used(workplace: 
     shutil.move(workplace.path / "runs/killed", workplace.path / "runs/killed elsewhere")
     done = workplace.train("case.yaml", "--run", "killed elsewhere")
     assert f"passed over runs/killed elsewhere/checkpoints/{newest.name}" in done.out
-    assert f"resumed from step {int(newest.name[-8:]) - 7}" in done.out
+    assert f"resumed from step {int(older.name[-8:])}" in done.out
     assert done.weights == whole.weights
     check_traces(workplace, "killed elsewhere", "whole")
 
@@ -154,9 +232,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_used(workplace: 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a folder read-only needs root")
 def test_a_folder_that_becomes_read_only_is_said_and_the_run_goes_on(workplace: Workplace) -> None:
     workplace.write("case.yaml", SLOW.replace("Slow\n", "Slow\nwith: {pause_s: 0.03}\n"))
-    whole = workplace.train("case.yaml", "--run", "whole", "with.pause_s=0.03")
+    whole = workplace.train("case.yaml", "--run", "whole", "with.pause_s=0")
     run = begin(workplace)
-    wait_for_rows(workplace, 20)
+    wait_for_rows(workplace, 24)
     folder = str(workplace.path / "runs/killed/checkpoints")
     if subprocess.run(["mount", "--bind", folder, folder], check=False, capture_output=True).returncode:
         run.kill()
@@ -164,7 +242,7 @@ def test_a_folder_that_becomes_read_only_is_said_and_the_run_goes_on(workplace: 
         pytest.skip("this machine does not let a folder be mounted")
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
-        wait_for_rows(workplace, 40)
+        wait_for_rows(workplace, 44)
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
     out, _ = run.communicate(timeout=120)

@@ -38,7 +38,8 @@ ReturnToService=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdTimeout={slurmd_timeout}
-KillWait=10
+SlurmdParameters=config_overrides
+KillWait=30
 MinJobAge=3600
 SchedulerParameters=sched_interval=2,bf_interval=2
 JobRequeue=1
@@ -105,7 +106,7 @@ class Cluster:
     def wait_idle(self, seconds: float = 90) -> None:
         """Until every node is there and does nothing."""
         until = time.monotonic() + seconds
-        while self.ask("sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D").strip() != str(len(NODES)):
+        while self.ask("sinfo", "-h", "-r", "-p", "main", "-t", "idle", "-o", "%D").strip() != str(len(NODES)):
             if time.monotonic() > until:
                 raise TimeoutError(self.ask("sinfo", "-N", "-l") + self.ask("squeue"))
             time.sleep(0.3)

@@ -141,5 +141,5 @@ def site(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
             cluster.revive(node)
         cluster.heal(node)
         cluster.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")  # one that was cut off is down until it reports
-    cluster.wait_idle()
+    cluster.wait_idle(240)
     shutil.rmtree(tmp_path, ignore_errors=True)

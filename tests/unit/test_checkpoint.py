@@ -8,6 +8,7 @@ import pickle
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +17,21 @@ import torch
 import xxhash
 from torch import nn
 
-from samestep.checkpoint import Checkpoints, capture, checksum, files, read, read_chosen, restore, weights_hash
+from samestep.checkpoint import (
+    Checkpoints,
+    Saved,
+    Saver,
+    capture,
+    checksum,
+    files,
+    read,
+    read_chosen,
+    refuse_unsavable,
+    restore,
+    weights_hash,
+)
 from samestep.checkpoint.tensors import DTYPES, pieces
+from samestep.config import Checkpoint
 from samestep.errors import TrainingError, UsageError
 from samestep.run_folder import RunFolder
 
@@ -196,3 +210,63 @@ def test_weights_of_another_model_are_refused_in_one_line(tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="does not fit the model") as caught:
         restore(read(save(tmp_path, 1)), nn.Linear(2, 2))
     assert "\n" not in str(caught.value)
+
+
+def test_a_save_that_breaks_in_an_unforeseen_way_never_counts(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def unsavable(step: int, into: Saved | None) -> Saved:
+        return Saved(step, {}, {}, {"a set": {1}})
+
+    checkpoints = Checkpoints(RunFolder(tmp_path), keep=2)
+    saver = Saver(Checkpoint(), checkpoints, unsavable, lambda saved, seconds: None, said.append)
+    with pytest.raises(TrainingError, match=r"step 3 could not be saved \(TypeError: Object of type set"):
+        saver.save_now(3, patience_s=0)
+    assert "could not be saved" in said[0]
+
+
+def test_a_damaged_newer_one_does_not_cost_the_one_just_written(tmp_path: Path) -> None:
+    (save(tmp_path, 9) / "values.json").write_text("damaged")
+    checkpoints = Checkpoints(RunFolder(tmp_path), keep=1)
+    for step in (2, 4):
+        model, optimizer = trained(step)
+        checkpoints.save(capture(step, model, optimizer, None, {}))
+        assert checkpoints.newest()[1] == step
+
+
+def test_what_a_killed_save_left_makes_room_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left_over = tmp_path / "checkpoints/.step-00000001.start-7.123.tmp"
+    left_over.mkdir(parents=True)
+
+    def disk_usage(folder: Path) -> Any:
+        return SimpleNamespace(free=0 if left_over.exists() else 1 << 40)
+
+    monkeypatch.setattr("shutil.disk_usage", disk_usage)
+    save(tmp_path, 2)
+    assert Checkpoints(RunFolder(tmp_path), keep=1).newest()[1] == 2
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+
+    def stale(path: Path, from_disk: bool) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    monkeypatch.setattr(files, "_checksum", stale)
+    with pytest.raises(TrainingError, match=r"step-00000002: cannot be read \(Stale file handle\)"):
+        Checkpoints(RunFolder(tmp_path), keep=2).newest()
+
+
+def test_what_no_checkpoint_could_hold_is_refused_at_the_start() -> None:
+    model = nn.Linear(2, 2)
+    model.register_buffer("phase", torch.zeros(2, dtype=torch.complex128))
+    optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))
+    with pytest.raises(UsageError) as caught:
+        refuse_unsavable(model, optimizer)
+    assert [line.split(",")[0].split(";")[0] for line in caught.value.lines] == [
+        "task: 'phase' is torch.complex128",
+        "task: the optimizer's 'lr' is a Tensor",
+    ]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from samestep.control import NoBoard, board, survivor
+from samestep.commands.plan import outcome
+from samestep.control import NoBoard, Watchdog, board, survivor
 from samestep.exact import Statistics
 from samestep.run_folder import RunFolder
+from samestep.runtime import Runtime
+from samestep.session import record_failure
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +58,31 @@ def test_a_step_that_did_not_arrive_leaves_the_running_statistics_as_they_were()
         statistics.average(counted=2)
         statistics.finish(torch.tensor(arrived))
         assert torch.equal(before, norm.running_mean) is not arrived  # type: ignore[arg-type]
+
+
+def test_a_save_takes_as_long_as_the_disk_takes(tmp_path: Path) -> None:
+    accused: list[str] = []
+    watch = Watchdog(0.1, 0, 1, "here", NoBoard(), tmp_path / "log", lambda paragraph, culprits: accused.append(paragraph))
+    watch.step(0)
+    watch.step(1)
+    watch.saving()
+    watch.start()
+    time.sleep(2.5)
+    watch.stop()
+    assert not accused
+
+
+def test_a_start_that_never_began_says_nothing_of_the_one_that_lives(tmp_path: Path) -> None:
+    live = RunFolder(tmp_path)
+    live.create()
+    live.write_state(status="running")
+    live.starts.mkdir()
+    live.begin_start(1, {})
+    late = RunFolder(tmp_path)
+    runtime = Runtime(0, 1, 0, 1, False, "host", None)
+    record_failure(late, runtime, "this run is owned by another")
+    assert late.failures() == []
+    assert outcome(late, start=2, launcher_code=1) == (2, "")
+    assert live.read_state()["status"] == "running"
+    record_failure(live, runtime, "planted")
+    assert outcome(late, start=1, launcher_code=1) == (1, "samestep: planted")

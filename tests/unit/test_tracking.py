@@ -89,15 +89,24 @@ def test_rows_of_every_tracked_step(workplace: Workplace) -> None:
 @pytest.mark.parametrize("torn", ["", '{"step": 4, "lo'])
 def test_rows_after_the_checkpoint_are_cut(tmp_path: Path, torn: str) -> None:
     folder = RunFolder(tmp_path)
-    folder.metrics.write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3)) + torn)
-    cut_back(folder, 2, [])
-    assert folder.metrics.read_text() == '{"step": 1}\n{"step": 2}\n'
+    folder.metrics.write_text("".join(f'{{"step": {step}, "loss": 1}}\n' for step in (1, 2, 3)) + torn)
+    cut_back(folder, 2, [], evaluates_again=False)
+    assert folder.metrics.read_text() == '{"step": 1, "loss": 1}\n{"step": 2, "loss": 1}\n'
+
+
+def test_an_evaluation_that_comes_again_stands_once(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    rows = [{"step": 2, "eval_loss": 9.0}, {"step": 4, "loss": 4.0}, {"step": 4, "eval_loss": 8.0}]
+    for again, left in ((False, rows), (True, rows[:2])):
+        folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        cut_back(folder, 4, rows, evaluates_again=again)
+        assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == left
 
 
 def test_a_row_that_its_writer_died_before_comes_from_the_checkpoint(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.metrics.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 2.0}\n')
     latest = [{"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 9.0}, {"step": 3, "loss": 3.0}]
-    cut_back(folder, 3, latest)
+    cut_back(folder, 3, latest, evaluates_again=False)
     rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     assert rows == [{"step": 1, "loss": 1.0}, *latest]

@@ -25,6 +25,10 @@ _SHOWN_LATE_S = 60.0
 _ROOM_FOR_THE_REST_BYTES = 1 << 20
 
 
+class Damaged(TrainingError):
+    """A checkpoint that does not hold what was saved."""
+
+
 class Checkpoints:
     """The checkpoints of a run folder.
 
@@ -40,18 +44,20 @@ class Checkpoints:
 
         Returns the checkpoint's folder. Raises OSError if there is no room or no permission, and nothing is lost then.
         """
+        self._run.refuse_if_succeeded()
+        for left_over in self._folder.glob(".step-*.tmp"):
+            if f".start-{self._run.start}." not in left_over.name:  # another rank of this start may be at it
+                shutil.rmtree(left_over, ignore_errors=True)
         final = self._folder / f"step-{saved.step:08d}"
         if final.exists():
             try:
                 verify(final)
                 return final
-            except TrainingError:
+            except Damaged:
                 shutil.rmtree(final)  # what could not be loaded is written again
         self._folder.mkdir(parents=True, exist_ok=True)
         self._refuse_a_full_disk(saved.num_bytes + _ROOM_FOR_THE_REST_BYTES)
-        for left_over in self._folder.glob(".step-*.tmp"):
-            shutil.rmtree(left_over, ignore_errors=True)
-        temporary = self._folder / f".step-{saved.step:08d}.{os.getpid()}.tmp"
+        temporary = self._folder / f".step-{saved.step:08d}.start-{self._run.start}.{os.getpid()}.tmp"
         temporary.mkdir()
         try:
             self._write(saved, temporary)
@@ -61,7 +67,8 @@ class Checkpoints:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         verify(final, from_disk=True)
-        for old in self.all()[self._keep :]:
+        # Newer ones were passed over when the run was resumed: they are damaged, and no reason to let a whole one go.
+        for old in [path for path in self.all() if path.name < final.name][self._keep - 1 :]:
             if old.name != f"step-{saved.values.get('best_step') or 0:08d}":
                 shutil.rmtree(old, ignore_errors=True)
         return final
@@ -74,6 +81,7 @@ class Checkpoints:
             "optimizer.safetensors": _write(folder / "optimizer.safetensors", pieces(saved.optimizer)),
             "values.json": _write(folder / "values.json", [json.dumps(saved.values).encode()]),
         }
+        self._run.sync_metrics()
         manifest: dict[str, Any] = {"format": _FORMAT, "step": saved.step, "torch": torch.__version__, "files": files}
         manifest["checksum"] = _text_checksum(manifest)
         _write(folder / "manifest.json", [json.dumps(manifest, sort_keys=True, indent=1).encode(), b"\n"])
@@ -90,12 +98,15 @@ class Checkpoints:
         return sorted(self._folder.glob("step-*"), reverse=True)
 
     def newest(self) -> tuple[Path | None, int, list[str]]:
-        """The newest checkpoint that verifies, its step, and why each newer one was passed over."""
+        """The newest checkpoint that verifies, its step, and why each newer one was passed over.
+
+        Raises TrainingError if one cannot be read: it may be whole, and then going back before it would lose its steps.
+        """
         passed_over: list[str] = []
         for path in self.all():
             try:
                 return path, verify(path), passed_over
-            except TrainingError as error:
+            except Damaged as error:
                 passed_over.append(f"passed over {error}")
         return None, 0, passed_over
 
@@ -145,7 +156,7 @@ def read(path: Path) -> Saved:
         except OSError as error:
             raise _not_whole(path, error) from None
         if found_checksum != expected:
-            raise TrainingError(f"{path}: {name} is damaged")
+            raise Damaged(f"{path}: {name} is damaged")
     try:
         return Saved(
             int(manifest["step"]),
@@ -182,7 +193,7 @@ def verify(path: Path, from_disk: bool = False) -> int:
         except OSError as error:
             raise _not_whole(path, error) from None
         if found != expected:
-            raise TrainingError(f"{path}: {name} is damaged")
+            raise Damaged(f"{path}: {name} is damaged")
     return int(manifest["step"])
 
 
@@ -194,12 +205,16 @@ def _manifest(path: Path) -> dict[str, Any]:
     except (OSError, *MALFORMED) as error:
         raise _not_whole(path, error) from None
     if not whole:
-        raise TrainingError(f"{path}: the manifest is damaged")
+        raise Damaged(f"{path}: the manifest is damaged")
     return manifest
 
 
 def _not_whole(path: Path, error: Exception) -> TrainingError:
-    return TrainingError(f"{path}: not a whole checkpoint ({type(error).__name__}: {error})")
+    if isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+        return TrainingError(
+            f"{path}: cannot be read ({error.strerror}); mend that, or move the folder away to go on from the one before"
+        )
+    return Damaged(f"{path}: not a whole checkpoint ({type(error).__name__}: {error})")
 
 
 def _text_checksum(manifest: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from samestep.config import Checkpoint
 from samestep.errors import Overtaken, TrainingError
 
 _RETRY_S = 10.0
-_LAUNCHERS_PATIENCE_S = 25.0
+_LONG_S = 12.0  # a stop may wait for the save under way and make its own, and torchrun kills after 30 s
 
 
 class Saver:
@@ -23,8 +23,9 @@ class Saver:
 
     Args:
         capture: copies the state after a step, into the memory of an earlier copy where one is given.
-        saved: called with the step of each checkpoint that is safely on disk, in the thread.
+        saved: called with each checkpoint that is safely on disk and the seconds that took, in the thread.
         say: prints a line.
+        longest_s: what a save takes, in seconds, until one has been measured: a stop must come so long before a time limit.
     """
 
     def __init__(
@@ -32,8 +33,9 @@ class Saver:
         settings: Checkpoint,
         checkpoints: Checkpoints,
         capture: Callable[[int, Saved | None], Saved],
-        saved: Callable[[Saved], None],
+        saved: Callable[[Saved, float], None],
         say: Callable[[str], None],
+        longest_s: float = 2.0,
     ) -> None:
         self._settings, self._checkpoints = settings, checkpoints
         self._capture, self._on_saved, self._say = capture, saved, say
@@ -45,7 +47,7 @@ class Saver:
         self._is_owed = False
         self._copied_step: int | None = None
         self.newest: int | None = None
-        self.longest_s = 2.0  # until one has been measured
+        self.longest_s = longest_s
 
     def is_due(self, step: int) -> bool:
         """Whether to save after `step` finished steps, by number, by clock, or because the last try was refused.
@@ -113,17 +115,16 @@ class Saver:
         begun = time.monotonic()
         try:
             self._checkpoints.save(saved)
-            self._on_saved(saved)
+            took_s = time.monotonic() - begun
+            self._on_saved(saved, max(took_s, self.longest_s))
             self.newest = saved.step  # last: a refusal by state.json is tried again too
         except Overtaken as error:
             self._overtaken = error
             return
-        except (OSError, TrainingError) as error:
-            reason = (
-                f"{error.strerror}: {Path(error.filename).name}"
-                if isinstance(error, OSError) and error.filename
-                else str(error)
-            )
+        except Exception as error:  # an unforeseen one too: what is not on disk must never count as saved
+            reason = str(error) if isinstance(error, TrainingError) else f"{type(error).__name__}: {error}"
+            if isinstance(error, OSError) and error.filename:
+                reason = f"{error.strerror}: {Path(error.filename).name}"
             if reason != self._refused:
                 self._say(
                     f"WARNING: step {saved.step} could not be saved ({reason}); training goes on and saving is tried again; "
@@ -134,8 +135,7 @@ class Saver:
         if self._refused is not None:
             self._say(f"step {saved.step} is saved: there is room again")
             self._refused = None
-        took_s = time.monotonic() - begun
-        if took_s > _LAUNCHERS_PATIENCE_S and self.longest_s <= _LAUNCHERS_PATIENCE_S:
+        if took_s > _LONG_S and self.longest_s <= _LONG_S:
             self._say(
                 f"WARNING: saving took {took_s:.0f} s, and torchrun kills its processes 30 s after SIGTERM; to stop this run, "
                 "send SIGUSR1 to its processes, or be content with the checkpoint before"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from samestep.checkpoint.tensors import DTYPES
 from samestep.errors import UsageError
 
 
@@ -34,6 +36,24 @@ def weights_hash(model: torch.nn.Module) -> str:
         digest.update(f"{name}{plain.dtype}{tuple(plain.shape)}".encode())
         digest.update(plain.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def refuse_unsavable(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raise UsageError for what a checkpoint could not hold, before there is anything to lose."""
+    kinds = {name: getattr(tensor, "dtype", type(tensor).__name__) for name, tensor in model.state_dict().items()}
+    lines = [
+        f"task: {name!r} is {kind}, which a checkpoint cannot hold; write register_buffer(…, persistent=False)"
+        for name, kind in kinds.items()
+        if kind not in DTYPES
+    ]
+    for group in optimizer.state_dict()["param_groups"]:
+        for key, value in group.items():
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError):
+                lines.append(f"task: the optimizer's {key!r} is a {type(value).__name__}; a checkpoint holds numbers and texts")
+    if lines:
+        raise UsageError(*lines)
 
 
 def capture(

@@ -201,6 +201,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         code = 1
         click.echo("samestep: stopped at once", err=True)
+        os._exit(code)  # not even a save that is under way is waited for: what it had written so far is no checkpoint
     _leave(code)
 
 

@@ -28,13 +28,14 @@ def plan(config: str, run: str | None, processes: int | None, overrides: tuple[s
 
 @click.command(hidden=True)
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("start", type=int)
 @click.argument("launcher_code", type=int)
-def outcome(folder: Path, launcher_code: int) -> None:
+def outcome(folder: Path, start: int, launcher_code: int) -> None:
     """For launch/local.sh: say how a run ended, and exit with what that means."""
     from samestep.commands import plan as command
     from samestep.run_folder import RunFolder
 
-    code, words = command.outcome(RunFolder(folder), launcher_code)
+    code, words = command.outcome(RunFolder(folder), start, launcher_code)
     if words:
         click.echo(words, err=True)
     sys.exit(code)

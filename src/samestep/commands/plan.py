@@ -24,17 +24,26 @@ def plan(config_path: str, run: str | None, processes: int | None, overrides: tu
         )
     name = run or default_name(config_path, read_runtime())
     folder = RunFolder.named(config.runs, name)
-    return f"run={shlex.quote(name)} folder={shlex.quote(str(folder.path))} processes={number} threads={config.threads}"
+    words = {"run": name, "folder": str(folder.path), "processes": number, "threads": config.threads}
+    words["start"] = folder.next_start()
+    return " ".join(f"{key}={shlex.quote(str(value))}" for key, value in words.items())
 
 
-def outcome(folder: RunFolder, launcher_code: int) -> tuple[int, str]:
-    """The exit code that a run's state means, and what to print last: the first failing rank's paragraph."""
+def outcome(folder: RunFolder, start: int, launcher_code: int) -> tuple[int, str]:
+    """The exit code that a run's state means, and what to print last: the first failing rank's paragraph.
+
+    Args:
+        start: the number that this start was to have.
+    """
     state = folder.read_state()
     status = str(state.get("status"))
-    if launcher_code == 0 or status in _EXIT_CODES:
-        return _EXIT_CODES.get(status, launcher_code), f"samestep: {state['reason']}" if status == "stopped" else ""
+    if launcher_code == 0:
+        return _EXIT_CODES.get(status, 0), f"samestep: {state['reason']}" if status == "stopped" else ""
+    if folder.next_start() == start or folder.is_taken():
+        return 2, ""  # it never began, and has said why; what stands in the folder is another start's
+    if status in _EXIT_CODES:
+        return _EXIT_CODES[status], f"samestep: {state['reason']}" if status == "stopped" else ""
     failures = folder.failures()
     reason = failures[0]["paragraph"] if failures else state.get("reason") or "a process was killed; see the lines above"
-    if state:
-        folder.write_state(status="failed", reason=reason)
-    return (1 if state else 2), f"samestep: {reason}"
+    folder.write_state(status="failed", reason=reason)
+    return 1, f"samestep: {reason}"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import bdb
-import shlex
+import contextlib
 import time
-import traceback
 from pathlib import Path
 
 from samestep.config import Config, load_config
-from samestep.errors import SamestepError, Stopped, UsageError
+from samestep.errors import Overtaken, SamestepError, Stopped, UsageError, place_in_user_code
 from samestep.run_folder import RunFolder
 from samestep.runtime import (
     Runtime,
@@ -41,15 +40,15 @@ def train(config_path: str, run: str | None, overrides: tuple[str, ...]) -> None
         leave_together()
     except UsageError as error:
         record_failure(folder, runtime, "\n".join(error.lines), error)
+        _say_failed(folder, runtime, "\n".join(error.lines))
         raise
-    except Stopped as stopped:
-        reason = f"{stopped}; the same line with --run {shlex.quote(folder.name)} goes on"
-        if runtime.is_main:
-            folder.write_state(status="stopped", reason=reason)
+    except Stopped:
         leave_together()
-        raise Stopped(reason) from None
+        raise
     except (KeyboardInterrupt, bdb.BdbQuit):
-        record_failure(folder, runtime, "stopped at once by hand; the last checkpoint is whole")
+        reason = "stopped at once by hand; the last checkpoint is whole"
+        record_failure(folder, runtime, reason)
+        _say_failed(folder, runtime, reason)
         raise KeyboardInterrupt from None
     except Exception as error:
         operation, found, _ = str(error).partition(" does not have a deterministic implementation")
@@ -79,28 +78,28 @@ def _without_a_kernel(operation: str) -> UsageError:
 def _failed(folder: RunFolder, runtime: Runtime, error: Exception, config: Config) -> str:
     """Put a fault into one paragraph, with rank and host first, and the whole of it into this rank's log."""
     text = str(error) if isinstance(error, SamestepError) else f"{type(error).__name__}: {error}"
-    where = _place_in_user_code(error) if not isinstance(error, SamestepError) else ""
+    where = place_in_user_code(error) if not isinstance(error, SamestepError) else ""
     from samestep.session import record_failure
 
-    if "out of memory" in text.lower():
-        where += f"; {_smaller(config)}"
+    if any(words in text.lower() for words in ("out of memory", "can't allocate memory", "memoryerror")):
+        where += f"; {_smaller(config, runtime.world_size)}"
     paragraph = f"rank {runtime.rank} on {runtime.host}: {text}{where} (log: {folder.log(runtime.rank)})"
     paragraph = record_failure(folder, runtime, paragraph, error)
-    if runtime.is_main and folder.state.exists():
-        folder.write_state(status="failed", reason=paragraph)
+    _say_failed(folder, runtime, paragraph)
     return paragraph
 
 
-def _smaller(config: Config) -> str:
+def _say_failed(folder: RunFolder, runtime: Runtime, reason: str) -> None:
+    if runtime.is_main and folder.has_begun():
+        with contextlib.suppress(OSError, Overtaken):  # the fault itself is what has to be said
+            folder.write_state(status="failed", reason=reason)
+
+
+def _smaller(config: Config, world_size: int) -> str:
     """What to write when the memory does not suffice."""
     micro = config.micro_batch_size
     sizes = [str(size) for size in range(micro // 2, 0, -1) if config.global_batch_size % size == 0][:3]
     tries = [f"micro_batch_size={' or '.join(sizes)}"] if sizes else []
-    return f"try {', '.join([*tries, 'leaves=1 to add up in place', 'precision=bf16'])} in a new run: each is part of the maths"
-
-
-def _place_in_user_code(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if "site-packages" not in frame.filename and "/samestep/" not in frame.filename]
-    frame = (outside or frames)[-1]
-    return f", at {frame.filename}:{frame.lineno} in {frame.name}"
+    if config.num_leaves > world_size and config.micro_batches % world_size == 0:
+        tries.append(f"leaves={world_size} to add up in place")
+    return f"try {', '.join([*tries, 'precision=bf16'])} in a new run: each is part of the maths"

@@ -23,6 +23,7 @@ _FIRST_STEP = 10  # the first may compile, build caches and open files
 _SLOWEST_OF_MEDIAN = 20
 _TORN_OUT_S = 10.0
 _MEETING = "meeting the other ranks"
+_SAVING = "saving"
 _DEBUGGERS = ("bdb.py", "pdb.py", "pydevd.py")
 
 
@@ -98,6 +99,10 @@ class Watchdog:
         """From here on this rank waits for the others."""
         self.at(_MEETING)
 
+    def saving(self) -> None:
+        """From here on this rank saves, or waits for the one that does: that takes as long as the disk takes."""
+        self.at(_SAVING)
+
     @property
     def slow_step_s(self) -> float:
         """The 99th percentile of the steps' times, without the first; 0 before there are any."""
@@ -117,7 +122,7 @@ class Watchdog:
                     break_collectives(self._store_port)
                     return
                 patience_s = self._patience_s()
-                if self._debugged() or not self._limit_s:
+                if self._debugged() or not self._limit_s or self._phase == _SAVING:
                     self._since = time.monotonic()
                     faulthandler.cancel_dump_traceback_later()
                     continue
@@ -125,8 +130,9 @@ class Watchdog:
                 faulthandler.dump_traceback_later(2 * patience_s + 10, exit=True, file=log)
                 if time.monotonic() - self._since > patience_s:
                     faulthandler.dump_traceback(file=log, all_threads=True)
-                    self._fire(patience_s)
-                    return
+                    if self._fire(patience_s):
+                        return
+                    self._since = time.monotonic()
 
     def _beat(self) -> None:
         self._beats += 1
@@ -148,10 +154,12 @@ class Watchdog:
             frame = frame.f_back
         return False
 
-    def _fire(self, patience_s: float) -> None:
+    def _fire(self, patience_s: float) -> bool:
+        """Name the culprits and end this process or its wait; False if one of the ranks is saving, which is no hang."""
         before = self._board.read("beat")
-        time.sleep(2.5 * _BEAT_S)
-        self._beat()
+        for _ in range(5):
+            time.sleep(0.5 * _BEAT_S)
+            self._beat()
         table = {rank: json.loads(text) for rank, text in self._board.read("beat").items()}
         unheard = {"step": 0, "phase": "starting", "host": "a host that was never heard of", "for_s": 0}
         table = {rank: table.get(rank, unheard) for rank in range(self._world_size)}
@@ -163,6 +171,8 @@ class Watchdog:
         late = [rank for rank in table if table[rank]["phase"] != _MEETING and rank not in frozen]
         behind = min((table[rank]["step"] for rank in late), default=0)
         culprits = frozen or [rank for rank in late if table[rank]["step"] == behind] or [self._rank]
+        if any(table[rank]["phase"] == _SAVING for rank in culprits) and not frozen:
+            return False
         words = []
         for rank in culprits:
             at = table[rank]
@@ -189,3 +199,4 @@ class Watchdog:
             with contextlib.suppress(Exception):
                 sys.stdout.flush()
             os._exit(1)
+        return True

@@ -99,7 +99,8 @@ class OrderedSum:
         self.watch_first = False  # keep a fingerprint of the share's first micro-batch, for the audit
         self.first_fingerprint = torch.zeros(len(self._parameters), dtype=torch.int64, device=self._parameters[0].device)
         self._last_leaf = Block(share[rank + 1] - 1, 0)
-        self.meeting: Callable[[], None] = lambda: None  # called when all that is left of a step is to meet the other ranks
+        self.meeting: Callable[[], None] = lambda: None  # called where this rank may wait for the others,
+        self.going_on: Callable[[], None] = lambda: None  # and where it has met them and has more of the step to do
         self.exchange: BucketExchange | None = None
         if self._ddp is not None:
             self._prepare_ddp(rank)
@@ -115,9 +116,11 @@ class OrderedSum:
         exchange = self.exchange
 
         def hook(bucket: Any) -> torch.futures.Future[torch.Tensor]:
-            if bucket.is_last():
-                self.meeting()
-            return exchange(bucket)
+            self.meeting()
+            future = exchange(bucket)
+            if not bucket.is_last():
+                self.going_on()
+            return future
 
         self._ddp.register_comm_hook(None, lambda state, bucket: hook(bucket))
 

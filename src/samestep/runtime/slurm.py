@@ -183,8 +183,10 @@ def this_node() -> tuple[str, str]:
 
 
 def requeue_this_job() -> None:
-    """Put the job around this process back into the queue, which ends this process too."""
-    ask("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
+    """Put the job around this process back into the queue, which ends this process too, unless the job is over by now."""
+    job = os.environ["SLURM_JOB_ID"]
+    if "JobState=RUNNING" in ask("scontrol", "show", "job", job):
+        ask("scontrol", "requeue", job)
 
 
 def earlier_ranks() -> list[psutil.Process]:

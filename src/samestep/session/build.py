@@ -16,12 +16,12 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 
 from samestep.audit import Auditor, NoAudit
 from samestep.batches import Batches, Plan, Rows
-from samestep.checkpoint import Checkpoints, NullSaver, Saved, read, restore
+from samestep.checkpoint import Checkpoints, NullSaver, Saved, read, refuse_unsavable, restore
 from samestep.compiling import compile_blocks
 from samestep.config import Config
 from samestep.control import StopFlag, Watchdog, first_on_each_machine
 from samestep.errors import UsageError
-from samestep.evaluation import Best, Convergence, Evaluator
+from samestep.evaluation import Best, Convergence, Evaluator, refuse_unknown_metrics
 from samestep.exact import FastSum, OrderedSum, Statistics, StepExchange
 from samestep.loop import Training
 from samestep.optim import GatedOptimizer, build_optimizer, leave_dynamo_out
@@ -108,7 +108,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     num_steps = plans.num_steps or all_steps
     first_step = saved.step if saved else 0
     gradients = (OrderedSum if config.reduce == "exact" else FastSum)(model, config.micro_batches, config.leaves)
-    gradients.meeting = plans.watch.meeting
+    gradients.meeting, gradients.going_on = plans.watch.meeting, lambda: plans.watch.at("computing")
     num_parameters = sum(parameter.requires_grad for parameter in bare.parameters())
     rows = Rows(train_rows, task, config.seed, float_dtype)
     batches = Batches(rows, plan, gradients.share, device, config.seed, first_step, num_steps, config.workers)
@@ -116,6 +116,8 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     if eval_rows is not None:
         held_out = Rows(eval_rows, task, config.seed, float_dtype)
         evaluator = Evaluator(task, held_out, config.micro_batch_size, config.evaluate.batches, accelerator, config.seed)
+    refuse_unknown_metrics(config, evaluator, bare)
+    refuse_unsavable(bare, torch_optimizer)
     values = saved.values if saved else {}
     tracker = make_tracker(all_steps)
     return Training(

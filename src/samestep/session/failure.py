@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import traceback
 
 from samestep.checkpoint import Saver
 from samestep.control import Board, abort_device_collectives, is_victim, survivor
-from samestep.errors import SamestepError
 from samestep.loop import Training
 from samestep.run_folder import RunFolder, write_atomically
 from samestep.runtime import Runtime, error_file
@@ -38,17 +38,19 @@ def record_failure(
         blamed = [] if victim else [runtime.host]
     words = {"rank": runtime.rank, "host": runtime.host, "time": time.time(), "paragraph": paragraph}
     words |= {"victim": victim, "blamed": blamed}
-    if folder.logs.is_dir():
-        if folder.failure(runtime.rank).exists():
-            paragraph = str(json.loads(folder.failure(runtime.rank).read_text())["paragraph"])
-        else:
-            write_atomically(folder.failure(runtime.rank), json.dumps(words))
-        with folder.log(runtime.rank).open("a") as log:
-            log.write("".join(traceback.format_exception(error)) if error else paragraph + "\n")
+    with contextlib.suppress(OSError):  # a full disk must not take the place of the fault itself
+        if folder.has_begun():
+            if folder.failure(runtime.rank).exists():
+                paragraph = str(json.loads(folder.failure(runtime.rank).read_text())["paragraph"])
+            else:
+                write_atomically(folder.failure(runtime.rank), json.dumps(words))
+            with folder.log(runtime.rank).open("a") as log:
+                log.write("".join(traceback.format_exception(error)) if error else paragraph + "\n")
     place = error_file()
     if place is not None:
         message = {"message": paragraph, "extraInfo": {"py_callstack": paragraph, "timestamp": str(int(time.time()))}}
-        place.write_text(json.dumps({"message": message}))
+        with contextlib.suppress(OSError):
+            place.write_text(json.dumps({"message": message}))
     return paragraph
 
 
@@ -66,5 +68,7 @@ def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtim
             run.statistics.roll_back()
             saver.save_now(finished, _PATIENCE_AFTER_A_FAULT_S)
             print(f"rank {runtime.rank} has saved step {finished}: no finished step is lost", flush=True)
-    except SamestepError as error:  # the fault itself is said later
+            if not runtime.is_main:  # rank 0 says what failed; where it is dead, somebody has to say that something did
+                folder.write_state(status="failed", reason=f"rank {runtime.rank} saved step {finished} after a fault")
+    except Exception as error:  # the fault itself is said later
         print(f"step {finished} could not be saved after the fault: {error}", flush=True)

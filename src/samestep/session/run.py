@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import sys
+import time
 
 import torch
 
@@ -16,7 +19,7 @@ from samestep.control import (
     everyones,
     make_board,
 )
-from samestep.errors import SamestepError, UsageError
+from samestep.errors import Stopped, TrainingError, UsageError, place_in_user_code
 from samestep.exact import check_world_size
 from samestep.kind import device_kind, differences
 from samestep.loop import Training, train
@@ -29,6 +32,8 @@ from samestep.task import load_task
 from samestep.tracking import NullTracker, Tracker, cut_back
 
 _PATIENCE_AT_THE_END_S = 600.0  # for a disk that is full when all the work is done
+_SHOWN_LATE_S = 60.0  # by a network file system
+_SAVED_BYTES_PER_S = 200e6  # what a slow disk takes
 
 
 def run_training(config: Config, origins: dict[str, str], folder: RunFolder, runtime: Runtime, stop: StopFlag) -> None:
@@ -59,7 +64,11 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
             if not runtime.is_main:
                 return NullTracker()
             begin(config, origins, task, folder, runtime, start, kind, num_steps)
-            cut_back(folder, start.resumed_from, saved.values["rows"] if saved else [])
+            if saved:
+                again = saved.values["owes_evaluation"] or saved.step == num_steps
+                cut_back(folder, saved.step, saved.values["rows"], again)
+            else:
+                cut_back(folder, 0, [], evaluates_again=False)
             return Tracker(config, folder, start.wandb_id, num_steps, start.resumed_from, task.unit)
 
         folder.continue_start(start.number)
@@ -87,25 +96,36 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
         saver = make_saver(run, folder, kind)
         if runtime.is_main:
             run.saver = saver
+        agreed(lambda: _see_the_start(folder, runtime))
         watch.start()
+        ended_well = False
         try:
             finished = train(run)
-            watch.stop()
-            run.saver.save_now(finished, _PATIENCE_AT_THE_END_S)
-            shown = show(run) if runtime.is_main else ""
+            run.save_for_all(finished, _PATIENCE_AT_THE_END_S)
+            if runtime.is_main:
+                digest = weights_hash(run.bare_model)
+                folder.write_state(status="done", reason="", step=finished, weights=digest, loss=run.tracker.last.get("loss"))
+            ended_well = True
+        except Stopped as stopped:
+            reason = f"{stopped}; the same line with --run {shlex.quote(folder.name)} goes on"
+            if runtime.is_main:
+                folder.write_state(status="stopped", reason=reason)
+            raise Stopped(reason) from None
         except Exception as error:
             watch.stop()
-            if not isinstance(error, SamestepError):
+            begun = run.finished > run.first_step
+            if begun and not isinstance(error, TrainingError):
                 save_what_is_finished(run, saver, folder, runtime, board)
+            if begun and isinstance(error, UsageError):  # a mistake that only a later row or evaluation has shown
+                raise TrainingError(" ".join(error.lines)) from None
             raise
         finally:
             watch.stop()
-            run.saver.wait()
-            run.tracker.close()
+            if not isinstance(sys.exception(), KeyboardInterrupt):
+                run.saver.wait()
+                run.tracker.close(patience_s=60.0 if ended_well else 5.0)
         if runtime.is_main:
-            digest = weights_hash(run.bare_model)
-            folder.write_state(status="done", reason="", step=finished, weights=digest, loss=run.tracker.last.get("loss"))
-            if shown:
+            if shown := _shown(run):
                 print(shown)
             print(f"weights {digest}", flush=True)
     except UsageError:
@@ -116,13 +136,27 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
         folder.release()
 
 
-def show(run: Training) -> str:
-    """What the task shows of its trained model; compiled blocks step aside, for here each length would be a new shape."""
+def _see_the_start(folder: RunFolder, runtime: Runtime) -> None:
+    """Refuse a run folder that not every rank sees: one that outlived rank 0 would save where nobody looks."""
+    until = time.monotonic() + _SHOWN_LATE_S
+    while not folder.has_begun():
+        if time.monotonic() > until:
+            raise UsageError(
+                f"{folder.path}: {runtime.host} does not see what rank 0 wrote there; write runs=FOLDER that all machines share"
+            )
+        time.sleep(0.2)
+
+
+def _shown(run: Training) -> str:
+    """What the task shows of its trained model; the run is done by now, and whatever goes wrong here is a warning."""
     model = run.bare_model.eval()
-    if not run.config.compile:
-        return run.task.show(model)
-    with torch.compiler.set_stance("force_eager"):
-        return run.task.show(model)
+    # Compiled blocks step aside, for here each length would be a new shape.
+    eager = torch.compiler.set_stance("force_eager") if run.config.compile else contextlib.nullcontext()
+    try:
+        with eager:
+            return run.task.show(model)
+    except Exception as error:
+        return f"WARNING: show() failed ({type(error).__name__}: {error}{place_in_user_code(error)}); the run itself is done"
 
 
 def _same_kind(config: Config, kind: dict[str, str], runtime: Runtime, device: str) -> list[str]:
@@ -147,18 +181,20 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str]) -> Saver:
             "best": run.convergence.best,
             "waited": run.convergence.waited,
             "best_metric": run.best.value,
-            "best_step": run.best.step,
+            "best_step": step if run.best.step == step else run.best.saved_step,
             "owes_evaluation": run.owes_evaluation,
             "rows": list(run.tracker.recent),
             "kind": kind,
         }
         return capture(step, run.bare_model, run.optimizer.inner, run.optimizer.scaler, values, into)
 
-    def saved(state: Saved) -> None:
+    def saved(state: Saved, longest_s: float) -> None:
         rows = [row for row in state.values["rows"] if "loss" in row]
-        folder.write_state(step=state.step, loss=rows[-1]["loss"] if rows else None)
+        folder.write_state(step=state.step, loss=rows[-1]["loss"] if rows else None, saving_s=round(longest_s, 2))
+        run.best.saved_step = state.values["best_step"]
 
+    num_bytes = 3 * sum(tensor.nbytes for tensor in run.bare_model.state_dict().values())  # AdamW's, the largest usual
+    longest_s = folder.read_state().get("saving_s") or 2.0 + num_bytes / _SAVED_BYTES_PER_S
+    say = run.tracker.line if run.accelerator.is_main_process else print
     checkpoints = Checkpoints(folder, run.config.checkpoint.keep)
-    return Saver(
-        run.config.checkpoint, checkpoints, take, saved, run.tracker.line if run.accelerator.is_main_process else print
-    )
+    return Saver(run.config.checkpoint, checkpoints, take, saved, say, longest_s)

@@ -39,7 +39,7 @@ def open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime) ->
     try:
         state = folder.read_state()
         _refuse_beside_a_job(folder, str(state.get("job") or ""), runtime)
-        folder.forget_failures()
+        folder.tidy()
         notes: list[str] = []
         if state and folder.config.exists():
             before, _ = configuration.load_config(folder.config)

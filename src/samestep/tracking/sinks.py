@@ -19,12 +19,17 @@ from samestep.run_folder import RunFolder, write_atomically
 Row = dict[str, Any]
 
 
-def cut_back(folder: RunFolder, step: int, latest: list[Row]) -> None:
+def cut_back(folder: RunFolder, step: int, latest: list[Row], evaluates_again: bool) -> None:
     """Leave out the rows after a step: a killed run had gone further than its checkpoint, and will get there again.
 
     Args:
         latest: the checkpoint's own last rows; those that the file lacks are added, for whoever was to write them died.
+        evaluates_again: the evaluation after that step is still to come: a start that died meanwhile has made it already.
     """
+
+    def stays(row: Row) -> bool:
+        return bool(row["step"] < step or (row["step"] == step and ("loss" in row or not evaluates_again)))
+
     lines = folder.metrics.read_text().splitlines() if folder.metrics.exists() else []
     kept, present = [], set()
     for line in lines:
@@ -32,10 +37,10 @@ def cut_back(folder: RunFolder, step: int, latest: list[Row]) -> None:
             row = json.loads(line)
         except ValueError:  # the last line of a killed process may be half a line
             continue
-        if row["step"] <= step:
+        if stays(row):
             kept.append(line + "\n")
             present.add((row["step"], "loss" in row))
-    kept += [json.dumps(row) + "\n" for row in latest if (row["step"], "loss" in row) not in present]
+    kept += [json.dumps(row) + "\n" for row in latest if stays(row) and (row["step"], "loss" in row) not in present]
     if not lines and not kept:
         return
     write_atomically(folder.metrics, "".join(kept))
@@ -52,6 +57,9 @@ class Metrics:
 
     def log(self, row: Row) -> None:
         self._waiting.append(json.dumps(row).encode() + b"\n")
+        self._write()
+
+    def _write(self) -> None:
         data = b"".join(self._waiting)
         try:
             written = os.write(self._handle, data)
@@ -67,7 +75,9 @@ class Metrics:
         self._waiting.clear()
         self._has_warned = False
 
-    def close(self) -> None:
+    def close(self, patience_s: float) -> None:
+        if self._waiting:
+            self._write()
         if self._waiting:
             self._warn(
                 f"WARNING: metrics.jsonl lacks its last {len(self._waiting)} rows; the next checkpoint carries some of them"
@@ -84,8 +94,6 @@ class Wandb:
     whatever goes wrong there, the network above all, ends in one warning line and never in the run.
     """
 
-    FINISH_S = 60.0
-
     def __init__(self, config: Config, folder: RunFolder, run_id: str, warn: Callable[[str], None]) -> None:
         self._config, self._folder, self._id, self._warn = config, folder, run_id, warn
         self._rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
@@ -95,13 +103,11 @@ class Wandb:
     def log(self, row: Row) -> None:
         self._rows.put(row)
 
-    def close(self) -> None:
+    def close(self, patience_s: float) -> None:
         self._rows.put(None)
-        self._thread.join(self.FINISH_S)
+        self._thread.join(patience_s)
         if self._thread.is_alive():
-            self._warn(
-                f"wandb did not finish within {self.FINISH_S:.0f} s; `wandb sync` sends the rest from {self._folder.wandb}"
-            )
+            self._warn(f"wandb did not finish within {patience_s:.0f} s; `wandb sync` sends the rest from {self._folder.wandb}")
 
     def _work(self) -> None:
         try:

@@ -69,11 +69,12 @@ class Tracker:
             )
             self._shown = now
 
-    def close(self) -> None:
+    def close(self, patience_s: float) -> None:
+        """Write what is left, and wait so many seconds for what goes over a network."""
         if self._bar is not None:
             self._bar.close()
         for sink in self._sinks:
-            sink.close()
+            sink.close(patience_s)
 
 
 class NullTracker:
@@ -93,4 +94,4 @@ class NullTracker:
         self.last.update(row)
         self.recent.append(row)
 
-    def close(self) -> None: ...
+    def close(self, patience_s: float) -> None: ...
