@@ -65,6 +65,13 @@ class Faulty(Slow):
         return row
 
 
+class FaultyInBuckets(Faulty):
+    """DDP makes three buckets of it, so that a rank waits for the first before its own backward is over."""
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 600), nn.Linear(600, 12_000), nn.Linear(12_000, 600), nn.Linear(600, 1))
+
+
 class Doomed(Slow):
     """A process ends itself at each of `moments` once; "train 5" is its fifth `loss` in training. `marks` has those done."""
 
