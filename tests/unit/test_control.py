@@ -10,10 +10,12 @@ import torch
 
 from samestep.commands.plan import outcome
 from samestep.control import NoBoard, Watchdog, board, survivor
+from samestep.errors import UsageError
 from samestep.exact import Statistics
 from samestep.run_folder import RunFolder
 from samestep.runtime import Runtime
 from samestep.session import record_failure
+from samestep.session import run as session
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +88,15 @@ def test_a_start_that_never_began_says_nothing_of_the_one_that_lives(tmp_path: P
     assert live.read_state()["status"] == "running"
     record_failure(live, runtime, "planted")
     assert outcome(late, start=1, launcher_code=1) == (1, "samestep: planted")
+
+
+def test_a_run_folder_that_is_not_shared_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "_SHOWN_LATE_S", 0.0)
+    runtime = Runtime(1, 2, 0, 1, True, "second", None)
+    here, there = RunFolder(tmp_path / "here"), RunFolder(tmp_path / "there")
+    here.create()
+    here.begin_start(1, {})
+    there.continue_start(1)
+    session._see_the_start(here, runtime)
+    with pytest.raises(UsageError, match="second does not see what rank 0 wrote there"):
+        session._see_the_start(there, runtime)

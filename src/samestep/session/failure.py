@@ -54,17 +54,20 @@ def record_failure(
     return paragraph
 
 
-def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtime: Runtime, board: Board) -> None:
-    """After an error: save the last finished step, by one of the ranks that live and hold it. No collective is in it."""
+def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtime: Runtime, board: Board) -> bool:
+    """After an error: save the last finished step, by one of the ranks that live and hold it. No collective is in it.
+
+    Returns whether this start has finished any step.
+    """
     if run.optimizer.is_stepping:
-        return
+        return True
     abort_device_collectives()
     finished = run.finished
+    if finished == run.first_step:
+        return False
     try:
         run.reports.flush(finished)
-        if runtime.world_size > 1 and not survivor(board, runtime.rank, finished, folder.claim_save):
-            return
-        if finished > run.first_step:
+        if runtime.world_size == 1 or survivor(board, runtime.rank, finished, folder.claim_save):
             run.statistics.roll_back()
             saver.save_now(finished, _PATIENCE_AFTER_A_FAULT_S)
             print(f"rank {runtime.rank} has saved step {finished}: no finished step is lost", flush=True)
@@ -72,3 +75,4 @@ def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtim
                 folder.write_state(status="failed", reason=f"rank {runtime.rank} saved step {finished} after a fault")
     except Exception as error:  # the fault itself is said later
         print(f"step {finished} could not be saved after the fault: {error}", flush=True)
+    return True

@@ -113,10 +113,10 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
             raise Stopped(reason) from None
         except Exception as error:
             watch.stop()
-            begun = run.finished > run.first_step
-            if begun and not isinstance(error, TrainingError):
-                save_what_is_finished(run, saver, folder, runtime, board)
-            if begun and isinstance(error, UsageError):  # a mistake that only a later row or evaluation has shown
+            if isinstance(error, TrainingError):
+                raise
+            has_trained = save_what_is_finished(run, saver, folder, runtime, board)
+            if has_trained and isinstance(error, UsageError):  # a mistake that only a later row has shown
                 raise TrainingError(" ".join(error.lines)) from None
             raise
         finally:
