@@ -159,7 +159,7 @@ def test_a_stop_in_an_evaluation_owes_it_to_the_next_start(workplace: Workplace)
 
 def test_the_jobs_time_limit_stops_and_saves_before_it_is_reached(workplace: Workplace) -> None:
     workplace.write("case.yaml", SLOW.replace("steps: 90", "steps: 4000"))
-    ends_at = time.time() + 40
+    ends_at = time.time() + 30
     workplace.env["SLURM_JOB_END_TIME"] = str(int(ends_at))
     stopped = workplace.train("case.yaml", "--run", "limited", processes=2)
     assert time.time() < ends_at
