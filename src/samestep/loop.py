@@ -114,7 +114,7 @@ def train(run: Training) -> int:
     run.model.train()
     if run.owes_evaluation and run.first_step < run.num_steps:
         run.evaluate(run.first_step)
-    if run.convergence.is_reached:  # before a start that ended between its last save and its end, too
+    if run.convergence.is_reached and run.first_step < run.num_steps:  # maybe by a start that died after its last save
         return run.first_step
     for step in range(run.first_step, run.num_steps):
         run.watch.step(step)

@@ -120,9 +120,10 @@ class Late(Slow):
 """
 
 
-def test_a_converged_run_that_died_before_its_end_trains_no_further(workplace: Workplace) -> None:
+@pytest.mark.parametrize("steps", [90, 26], ids=["early", "at the last step"])
+def test_a_converged_run_that_died_before_its_end_trains_no_further(workplace: Workplace, steps: int) -> None:
     converge = "converge: {metric: loss, goal: min, patience: 1, min_delta: 100.0}\n"
-    workplace.write("case.yaml", SLOW + converge)
+    workplace.write("case.yaml", SLOW.replace("steps: 90", f"steps: {steps}") + converge)
     whole = workplace.train("case.yaml", "--run", "whole")
     shutil.copytree(workplace.path / "runs/whole", workplace.path / "runs/killed")
     state = workplace.state("killed")
