@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from samestep.exact import OrderedSum, cuts, transfer
+from samestep.exact import OrderedSum, buckets, cuts, everyone, transfer
 
 SHAPES = [(3,), (7, 5), (2, 3, 3, 3), (1,), (64, 33), (8, 4, 1, 1)]
 
@@ -82,11 +82,12 @@ def check_any_case(groups: list[Any]) -> None:
         part=st.sampled_from([3, 1 << 19]),
         missing=st.sampled_from([0.0, 0.3]),
         has_empty=st.booleans(),
+        is_ddp=st.booleans(),
         seed=st.integers(0, 10**6),
     )
     def case(
         world_size: int, more: int, leaf_size: int, shapes: list[tuple[int, ...]], cap: float, channels_last: bool,
-        part: int, missing: float, has_empty: bool, seed: int,
+        part: int, missing: float, has_empty: bool, is_ddp: bool, seed: int,
     ) -> None:  # fmt: skip
         if dist.get_rank() >= world_size:
             return
@@ -95,11 +96,14 @@ def check_any_case(groups: list[Any]) -> None:
         empty = micro_batches - 1 if has_empty and micro_batches > 1 else -1
         alone, bare = Given(shapes, channels_last), Given(shapes, channels_last)
         expected = step(OrderedSum(alone, micro_batches, world_size + more), alone, alone, seed, missing, empty)
-        wrapped = DistributedDataParallel(
-            bare, process_group=groups[world_size - 1], bucket_cap_mb=cap, forward_sync_buffers=False, init_sync=False
-        )
-        ordered = OrderedSum(wrapped, micro_batches, world_size + more)
-        for number in range(2):  # buckets are laid out anew after the first step
+        buckets._FIRST_BYTES = buckets._BYTES = int(cap * (1 << 20))
+        wrapped: nn.Module = bare
+        if is_ddp:
+            wrapped = DistributedDataParallel(
+                bare, process_group=groups[world_size - 1], forward_sync_buffers=False, init_sync=False
+            )
+        ordered = OrderedSum(wrapped, micro_batches, world_size + more, groups[world_size - 1])
+        for number in range(2):
             found = step(ordered, wrapped, bare, seed, missing, empty)
             assert equal(found, expected), (world_size, micro_batches, number)
 
@@ -114,42 +118,40 @@ def check_delays(steps: int) -> None:
     transfer._MESSAGE_ELEMENTS = 1024
     shapes: list[tuple[int, ...]] = [(64, 33), (33, 64), (64, 64), (7, 5), (64, 33)]
     bare, alone = Given(shapes, False), Given(shapes, False)
-    wrapped = DistributedDataParallel(bare, bucket_cap_mb=0.005, forward_sync_buffers=False)
-    ordered = OrderedSum(wrapped, 8)
+    buckets._FIRST_BYTES = buckets._BYTES = 5000
+    ordered = OrderedSum(bare, 8, group=everyone())
     assert ordered.exchange is not None
-    exchange, delays = ordered.exchange._exchange, random.Random(dist.get_rank())
-    buckets = 0
+    send, delays = ordered.exchange._send_next, random.Random(dist.get_rank())
+    sent = 0
 
-    def late(bucket: Any) -> Any:
-        nonlocal buckets
-        buckets += 1
+    def late() -> None:
+        nonlocal sent
+        sent += 1
         time.sleep(delays.random() * 0.004)
-        return exchange(bucket)
+        send()
 
-    ordered.exchange._exchange = late  # type: ignore[method-assign]
+    ordered.exchange._send_next = late  # type: ignore[method-assign]
     reference = OrderedSum(alone, 8)
     for number in range(steps):
-        found = step(ordered, wrapped, bare, number, 0.0, -1)
+        found = step(ordered, bare, bare, number, 0.0, -1)
         if number % 20 == 0:
             assert equal(found, step(reference, alone, alone, number, 0.0, -1)), number
-    assert buckets >= 3 * steps
+    assert sent >= 3 * steps
 
 
 def check_bytes() -> None:
     """Bytes sent per step are those of a ring all-reduce when every rank holds one block, and memory is bounded."""
     bare = Given([(64, 64), (64, 64)], False)
-    wrapped = DistributedDataParallel(bare, forward_sync_buffers=False)
     world_size = dist.get_world_size()
     sizes = (world_size, 2 * world_size, 4 * world_size)
     for part, micro_batches in itertools.product((1024, 1 << 19), sizes):
         transfer._MESSAGE_ELEMENTS = part
-        ordered = OrderedSum(wrapped, micro_batches)
+        ordered = OrderedSum(bare, micro_batches, group=everyone())
         assert ordered.exchange is not None
         assert cuts(micro_batches, world_size)[1] == micro_batches // world_size
-        step(ordered, wrapped, bare, 0, 0.0, -1)
+        step(ordered, bare, bare, 0, 0.0, -1)
         ring = 2 * (world_size - 1) / world_size * 2 * 64 * 64 * 4
         assert ordered.exchange.route.bytes_sent == ring, (micro_batches, ordered.exchange.route.bytes_sent / ring)
-        wrapped = DistributedDataParallel(bare, forward_sync_buffers=False)
 
 
 if __name__ == "__main__":

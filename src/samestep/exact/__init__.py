@@ -1,6 +1,6 @@
 """The ordered sum: the same bits at every world size. `OrderedSum` serves anyone's own loop; the tree needs no DDP."""
 
-from samestep.exact.gradients import FastSum, OrderedSum, check_world_size
+from samestep.exact.gradients import FastSum, OrderedSum, check_world_size, everyone
 from samestep.exact.statistics import Statistics
 from samestep.exact.step_totals import StepExchange, Totals
 from samestep.exact.totals import fingerprint, gather, in_order, ordered_total, padded
@@ -17,6 +17,7 @@ __all__ = [
     "blocks_of",
     "check_world_size",
     "cuts",
+    "everyone",
     "fingerprint",
     "gather",
     "in_order",

@@ -60,6 +60,18 @@ def transfer(route: Route, index: int, flat: torch.Tensor, blocks: list[Callable
     return (Messages if by_messages else Collectives)(route, index, flat, blocks)
 
 
+class AllReduce:
+    """The backend's own sum, in whatever order it likes; there are no blocks beside the bucket then."""
+
+    def __init__(self, route: Route, index: int, flat: torch.Tensor, blocks: list[Callable[[torch.Tensor], None]]) -> None:
+        self._work = dist.all_reduce(flat, group=route.group, async_op=True)
+
+    def sum_and_return(self) -> None: ...
+
+    def finish(self) -> None:
+        self._work.wait()
+
+
 class Collectives:
     """An all-to-all and an all-gather."""
 
