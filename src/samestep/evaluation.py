@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -10,11 +12,11 @@ from accelerate import Accelerator
 
 from samestep.batches import Rows, on_device
 from samestep.config import Config, Converge
-from samestep.control import Watchdog
+from samestep.control import Watchdog, everyones
 from samestep.errors import UsageError
 from samestep.exact import cuts, gather, ordered_total
 from samestep.seeding import seed_all
-from samestep.task import Task
+from samestep.task import Task, checked_metrics
 
 _EVALUATING = 2  # sets evaluation's random numbers apart from training's
 
@@ -38,50 +40,60 @@ class Evaluator:
         self._share = range(share[rank], share[rank + 1])
 
     def __call__(self, model: torch.nn.Module, flag: Callable[[], int], watch: Watchdog) -> dict[str, float] | None:
-        """The metrics, by name, of a model as it stands; the model is left in training mode.
+        """The metrics, by name, of a model as it stands; its modes are left as they were.
+
+        A metric is summed over those micro-batches that have it; one whose weights come to nothing is NaN.
 
         Args:
             flag: asked on every rank before each of its micro-batches; if it is set on any, all leave together with None.
         """
-        model.eval()
-        names: list[str] = []
-        sums: list[torch.Tensor] = []
-        with torch.no_grad():
+        measured: list[dict[str, torch.Tensor]] = []
+        with evaluating(model):
             for turn in range(-(-self._num_batches // self._accelerator.num_processes)):
                 watch.meeting()
                 if int(gather(torch.tensor([flag()], dtype=torch.uint8)).max()):
-                    model.train()
                     return None
                 watch.at("evaluating")
                 if turn < len(self._share):
-                    names, values = self._measure(model, self._share[turn])
-                    sums.append(values)
-        model.train()
-        names = names or self.names(model)
-        device = self._accelerator.device
+                    measured.append(self._measure(model, self._share[turn]))
         watch.meeting()
-        mine = torch.stack(sums) if sums else torch.zeros(0, len(names), 2, dtype=torch.float64, device=device)
+        names = sorted({name for found in everyones(sorted({name for found in measured for name in found})) for name in found})
+        nothing = torch.zeros(2, dtype=torch.float64, device=self._accelerator.device)
+        rows = [torch.stack([found.get(name, nothing) for name in names]) for found in measured]
+        mine = torch.stack(rows) if rows else nothing.new_zeros(0, len(names), 2)
         totals = ordered_total(mine, self._num_batches)
         return {name: float(total / weight) for name, (total, weight) in zip(names, totals, strict=True)}
 
-    def _measure(self, model: torch.nn.Module, index: int) -> tuple[list[str], torch.Tensor]:
-        """The sums and weights of a micro-batch: (metrics, 2), float64, in the order of the names."""
+    def _measure(self, model: torch.nn.Module, index: int) -> dict[str, torch.Tensor]:
+        """Each metric's sum and weight over a micro-batch, float64, by name."""
         rows = np.arange(index * self._size, min((index + 1) * self._size, self._rows.num_rows))
         device = self._accelerator.device
         seed_all(self._seed, index, _EVALUATING, device=device)
         batch = on_device(self._rows.read(rows, epoch=0), device)
         with self._accelerator.autocast():
-            found = sorted(self._task.metrics(model, batch).items())
-        pairs = [[torch.as_tensor(part).detach().to(device, torch.float64) for part in pair] for _, pair in found]
-        return [name for name, _ in found], torch.stack([torch.stack(pair) for pair in pairs])
+            found = checked_metrics(self._task.metrics(model, batch))
+        return {
+            name: torch.stack([torch.as_tensor(part).detach().to(device, torch.float64) for part in pair])
+            for name, pair in found.items()
+        }
 
     def names(self, model: torch.nn.Module) -> list[str]:
-        """What the task's metrics are called: a rank without a share still has to know how many numbers the others send."""
-        model.eval()
+        """What the task's metrics are called, as far as the first micro-batch tells."""
+        with evaluating(model):
+            return sorted(self._measure(model, 0))
+
+
+@contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; afterwards each module is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
         with torch.no_grad():
-            names, _ = self._measure(model, 0)
-        model.train()
-        return names
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class Convergence:
@@ -97,7 +109,7 @@ class Convergence:
             return False
         found = _metric(metrics, self._settings.metric, "converge.metric")
         value = found if self._settings.goal == "min" else -found
-        if self.best is None or value < self.best - self._settings.min_delta:
+        if not math.isnan(value) and (self.best is None or value < self.best - self._settings.min_delta):
             self.best, self.waited = value, 0
         else:
             self.waited += 1
@@ -126,7 +138,7 @@ class Best:
         if not self._metric:
             return False
         value = _metric(metrics, self._metric, "checkpoint.best") * (-1 if self._goal == "max" else 1)
-        if self.value is not None and value >= self.value:
+        if math.isnan(value) or (self.value is not None and value >= self.value):
             return False
         self.value, self.step = value, step
         return True

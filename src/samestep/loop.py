@@ -10,14 +10,14 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
 
-from samestep.audit import NoAudit
 from samestep.batches import Batches, MicroBatch, Plan
 from samestep.checkpoint import NullSaver, Saver
+from samestep.checks import NoAudit, NoPurity
 from samestep.config import Config
 from samestep.control import StopFlag, Watchdog, decided_by_main
 from samestep.errors import Stopped
@@ -28,6 +28,8 @@ from samestep.seeding import seed_all
 from samestep.task import Ratio, Task, checked_ratio
 from samestep.tracking import NullTracker, Reports, Tracker
 
+_AFTER_STEP = 4  # sets after_step's random numbers apart from the forward's
+
 
 @dataclass
 class Training:
@@ -35,8 +37,7 @@ class Training:
 
     config: Config
     task: Task
-    model: torch.nn.Module  # as Accelerate wrapped it
-    bare_model: torch.nn.Module
+    model: torch.nn.Module  # the task's own: nothing wraps it, at any number of processes
     accelerator: Accelerator
     optimizer: GatedOptimizer
     plan: Plan
@@ -45,6 +46,7 @@ class Training:
     statistics: Statistics
     exchange: StepExchange
     audit: NoAudit
+    purity: NoPurity
     evaluator: Evaluator | None
     convergence: Convergence
     best: Best
@@ -56,6 +58,7 @@ class Training:
     first_step: int
     num_steps: int
     owes_evaluation: bool  # a stop came in the middle of the one that belongs to `first_step`
+    data: dict[str, Any]  # by which the rows are known again
 
     @property
     def finished(self) -> int:
@@ -66,10 +69,18 @@ class Training:
     def micro_batch(self, step: int, micro: MicroBatch) -> Iterator[None]:
         """A forward and backward whose random numbers and buffers depend on (seed, step, micro-batch) and no more."""
         seed_all(self.config.seed, step, micro.index, device=self.accelerator.device)
-        with self.gradients.micro_batch(micro.index), self.statistics.micro_batch(micro.index, micro.num_rows > 0):
+        statistics = self.statistics.micro_batch(micro.index, micro.num_rows > 0)
+        with self.gradients.micro_batch(micro.index), statistics, self.purity.micro_batch(step, micro):
             self.watch.at("computing")
             yield
         self.watch.at("reading data")
+
+    def after_step(self, step: int) -> None:
+        """What the task itself changes after a step that counts: an average of the weights, say, or what is frozen."""
+        if self.task.overrides("after_step") and bool(self.optimizer.counts):
+            seed_all(self.config.seed, step, 0, _AFTER_STEP, device=self.accelerator.device)
+            with self.optimizer.stepping(), self.purity.after_step(step), torch.no_grad():
+                self.task.after_step(self.model, step + 1)
 
     def asked_to_stop(self) -> int:
         """A signal that asks for a stop, on this rank, or the time limit's being near; 0 otherwise."""
@@ -85,7 +96,8 @@ class Training:
         if self.evaluator is None:
             return False
         self.owes_evaluation = True
-        found = self.evaluator(self.bare_model, self.asked_to_stop, self.watch)
+        with self.purity.evaluation():
+            found = self.evaluator(self.model, self.asked_to_stop, self.watch)
         if found is None:
             self.save_and_stop(step)
         self.owes_evaluation = False
@@ -111,7 +123,6 @@ class Training:
 def train(run: Training) -> int:
     """Train to the end, or until the run has converged; returns the steps finished. Raises Stopped when asked to stop."""
     every = run.config.evaluate.every
-    run.model.train()
     if run.owes_evaluation and run.first_step < run.num_steps:
         run.evaluate(run.first_step)
     if run.convergence.is_reached and run.first_step < run.num_steps:  # maybe by a start that died after its last save
@@ -140,6 +151,7 @@ def train(run: Training) -> int:
         run.optimizer.unscale()
         norm = divide_and_clip(grads, total.weight, run.config.clip)
         rate = run.optimizer.step(step, total.loss, norm)
+        run.after_step(step)
         finished = step + 1
         run.reports.post(step, total.loss, total.weight, norm, rate, grads)
 

@@ -2,32 +2,81 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from samestep.config import Config, Schedule
 from samestep.errors import UsageError, nearest
+from samestep.seeding import seed_all
 from samestep.task import Task
 
+_STEPPING = 3  # sets a step's random numbers apart from the forward's
 _FUSED = {"Adam", "AdamW", "SGD"}  # on every device that samestep trains on
 
 
 def build_optimizer(config: Config, task: Task, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The task's own optimizer, or the config's over all trainable parameters; UsageError names a wrong argument."""
+    """The task's own optimizer, or the config's over all trainable parameters; UsageError names a wrong argument.
+
+    With an `after_step` it has the frozen ones too, for that may free them: without a gradient they are never stepped.
+    """
     if task.overrides("optimizer"):
-        return task.optimizer(model, config)
-    optimizer_class, arguments = checked_optimizer(config), config.optimizer.arguments
-    if optimizer_class.__name__ in _FUSED and not {"fused", "foreach", "differentiable"} & set(arguments):
-        arguments["fused"] = True  # one kernel a step
-    try:
-        return optimizer_class([p for p in model.parameters() if p.requires_grad], **arguments)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"optimizer: {optimizer_class.__name__} says {error}") from None
+        optimizer = task.optimizer(model, config)
+    else:
+        optimizer_class, arguments = checked_optimizer(config), config.optimizer.arguments
+        may_thaw = task.overrides("after_step")
+        parameters = [p for p in model.parameters() if p.requires_grad or (may_thaw and p.is_floating_point())]
+        fits = optimizer_class.__name__ in _FUSED and all(parameter.is_floating_point() for parameter in parameters)
+        if fits and not {"fused", "foreach", "differentiable"} & set(arguments):
+            arguments["fused"] = True  # one kernel a step
+        try:
+            optimizer = optimizer_class(parameters, **arguments)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UsageError(f"optimizer: {optimizer_class.__name__} says {error}") from None
+    _refuse_what_cannot_be_kept(optimizer, model)
+    return optimizer
+
+
+def _refuse_what_cannot_be_kept(optimizer: object, model: torch.nn.Module) -> None:
+    """Raise UsageError for an optimizer that would need more than a step after the gradients, or whose state nobody could save."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UsageError(f"task: optimizer() returned {type(optimizer).__name__}; return a torch.optim.Optimizer")
+    name = type(optimizer).__name__
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UsageError(f"optimizer: {name} calls the loss again in its step (a closure); write one that steps from gradients")
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise UsageError("optimizer: SparseAdam steps sparse gradients alone; write adam, and sparse=False in the embeddings")
+    if getattr(optimizer.step, "_wrapped_by_lr_sched", False) or any("initial_lr" in group for group in optimizer.param_groups):
+        raise UsageError(
+            "task: a torch learning-rate scheduler hangs on the optimizer, whose place no checkpoint would hold; write schedule: "
+            "in the config, and leave it out of optimizer()"
+        )
+    inner = [key for key, value in vars(optimizer).items() if _holds_optimizers(value)]
+    if inner and type(optimizer).state_dict is torch.optim.Optimizer.state_dict:
+        raise UsageError(
+            f"task: the optimizer holds others in its {inner[0]}, whose state no checkpoint would hold; return one optimizer "
+            "with param groups, or write state_dict() and load_state_dict() that cover them"
+        )
+    known = {id(parameter) for parameter in model.parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in known:
+                raise UsageError(
+                    f"task: the optimizer has a parameter of shape {tuple(parameter.shape)} that the model lacks, and no "
+                    "checkpoint would hold it; make it a part of the model"
+                )
+
+
+def _holds_optimizers(value: object) -> bool:
+    if isinstance(value, (list, tuple, dict)):
+        return any(_holds_optimizers(entry) for entry in (value.values() if isinstance(value, dict) else value))
+    return isinstance(value, torch.optim.Optimizer)
 
 
 def checked_optimizer(config: Config) -> type[torch.optim.Optimizer]:
@@ -105,6 +154,8 @@ def divide_and_clip(grads: list[torch.Tensor], weight: torch.Tensor, clip: float
 
     Returns the norm before clipping, a scalar. It is summed in a fixed order: over each gradient, then over the norms.
     """
+    if not grads:
+        return torch.zeros_like(weight)
     norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))) / weight
     divisor = weight if clip is None else weight * (norm / clip).clamp(min=1.0)
     torch._foreach_div_(grads, divisor)
@@ -117,11 +168,14 @@ class GatedOptimizer:
     Args:
         scaler: fp16's loss scaler, which gates by itself: a step that overflows is skipped and the scale lowered.
         fresh: the run begins here, so that `scaler` has no scale of an earlier start's.
+        seed: for the random numbers that an optimizer of one's own may draw.
+
+    It must be made before a checkpoint is laid over the optimizer: the groups' rates are the base of the schedule only until then.
     """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, schedule: Schedule, num_steps: int, scaler: torch.amp.GradScaler | None,
-        fresh: bool = True,
+        fresh: bool = True, seed: int = 0,
     ) -> None:  # fmt: skip
         self.inner = optimizer
         self.scaler = scaler
@@ -129,8 +183,10 @@ class GatedOptimizer:
         self.is_stepping = False  # an error while this holds may leave the weights between two steps
         self._schedule, self._num_steps = schedule, num_steps
         self._base = [float(group["lr"]) for group in optimizer.param_groups]
+        self._seed = None if type(optimizer).__module__.startswith("torch.optim.") else seed
         self._plain_step = _plain_step(optimizer) if scaler is None else optimizer.step
         device = optimizer.param_groups[0]["params"][0].device
+        self.counts = torch.ones((), dtype=torch.bool, device=device)  # whether the last step did
         self._counted = torch.zeros((), dtype=torch.int64, device=device)
         self._on_device = bool(optimizer.defaults.get("fused")) and any(
             parameter.is_cuda for group in optimizer.param_groups for parameter in group["params"]
@@ -165,11 +221,23 @@ class GatedOptimizer:
 
         Under fp16 an infinite norm is an overflow: that step is skipped too, and counts, with a lower scale for the next.
         """
+        with self.stepping():
+            return self._stepped(step, loss, norm)
+
+    @contextlib.contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Inside, the state is between two steps: after an error here there is nothing to save."""
         self.is_stepping = True
+        yield
+        self.is_stepping = False
+
+    def _stepped(self, step: int, loss: torch.Tensor, norm: torch.Tensor) -> float:
         factor = rate_factor(self._schedule, step, self._num_steps)
         for group, base in zip(self.inner.param_groups, self._base, strict=True):
             group["lr"] = base * factor
-        counts = torch.isfinite(loss if self.scaler is not None else loss + norm)
+        if self._seed is not None:
+            seed_all(self._seed, step, 0, _STEPPING, device=loss.device)
+        counts = self.counts = torch.isfinite(loss if self.scaler is not None else loss + norm)
         if self.scaler is not None:
             for found_inf in self.scaler._found_inf_per_device(self.inner).values():
                 found_inf.add_(~counts)
@@ -181,7 +249,6 @@ class GatedOptimizer:
         elif counts:  # one wait for the device; on a CPU there is nothing to wait for
             self._step()
         self._counted += counts
-        self.is_stepping = False
         return self._base[0] * factor
 
     @property

@@ -114,6 +114,10 @@ class RunFolder:
         found = [json.loads(path.read_text()) for path in self.logs.glob("rank-*.failure.json")]
         return sorted(found, key=lambda failure: (failure["victim"], failure["time"]))
 
+    def refusal(self) -> list[str] | None:
+        """The lines in which a rank of this start has refused the task or its data, if one has."""
+        return next((failure["paragraph"].splitlines() for failure in self.failures() if failure["refusal"]), None)
+
     def tidy(self) -> None:
         """A new start begins: what an earlier one died of is in its logs, and what it had half written is nothing."""
         for path in (*self.logs.glob("rank-*.failure.json"), *self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")):

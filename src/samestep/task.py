@@ -48,8 +48,8 @@ class Task(BaseModel):
     def loss(self, model: torch.nn.Module, batch: Batch) -> Ratio:
         """The SUM of the losses of a micro-batch (a scalar), and what to divide by (rows or tokens, say).
 
-        The step's loss is Σ sums / Σ weights over the global batch. Call `model(...)` itself, not another method of it:
-        with several processes that is where the wrapper listens.
+        The step's loss is Σ sums / Σ weights over the global batch. `model` is what model() returned, at every world size:
+        parts of it may be called, or none. What a forward changes, but for running statistics, is refused by name.
         """
         raise NotImplementedError
 
@@ -68,6 +68,13 @@ class Task(BaseModel):
     def optimizer(self, model: torch.nn.Module, config: Any) -> torch.optim.Optimizer:
         """An optimizer of your own, with parameter groups, say; `config` is the run's. The default is the config's."""
         raise NotImplementedError
+
+    def after_step(self, model: torch.nn.Module, step: int) -> None:
+        """Change the model after optimizer step `step` (from 1): an average of the weights, a teacher, what is frozen.
+
+        It runs once a step, without gradients, on every rank alike. A checkpoint holds what it changes in parameters, in
+        persistent buffers, in `requires_grad` and in train() or eval(); anything else that it changes is refused by name.
+        """
 
     def show(self, model: torch.nn.Module) -> str:
         """What to print when training is done: generated text, say."""
@@ -156,11 +163,33 @@ def checked_ratio(result: object) -> Ratio:
     if not (isinstance(result, tuple) and len(result) == 2):
         raise UsageError(f"task: loss returned {type(result).__name__}; write return loss_sum, weight")
     loss, weight = result
-    if getattr(loss, "shape", None) != ():
-        found = f"a tensor of shape {tuple(loss.shape)}" if hasattr(loss, "shape") else type(loss).__name__
-        raise UsageError(f"task: loss returned {found}; write the SUM of the losses, a scalar tensor, and what to divide by")
-    if tuple(getattr(weight, "shape", ())) != ():
-        raise UsageError(f"task: loss returned a weight of shape {tuple(weight.shape)}; write a scalar, the rows or tokens")
+    if not hasattr(loss, "requires_grad") or loss.shape != ():
+        raise UsageError(
+            f"task: loss returned {_described(loss)}; write the SUM of the losses, a scalar tensor, and what to divide by"
+        )
+    if not _is_scalar(weight):
+        raise UsageError(f"task: loss returned {_described(weight)} as its weight; write a scalar, the rows or tokens")
     if not loss.requires_grad:
         raise UsageError("task: the loss does not depend on any trainable parameter; write it from model(...)'s output")
     return loss, weight
+
+
+def checked_metrics(result: object) -> dict[str, Ratio]:
+    """What `metrics` returned, if it is names with a scalar sum and a scalar weight; UsageError says what it is instead."""
+    if not isinstance(result, dict):
+        raise UsageError(f"task: metrics returned {type(result).__name__}; write return {{'name': (sum, weight)}}")
+    for name, pair in result.items():
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise UsageError(f"task: metrics returned {_described(pair)} as {name!r}; write (sum, weight)")
+        for what, part in zip(("a sum", "a weight"), pair, strict=True):
+            if not _is_scalar(part):
+                raise UsageError(f"task: metrics returned {_described(part)} as {what} of {name!r}; write a scalar")
+    return result
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, (int, float)) or getattr(value, "shape", None) == ()
+
+
+def _described(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if hasattr(value, "shape") else type(value).__name__

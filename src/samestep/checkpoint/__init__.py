@@ -2,7 +2,7 @@
 
 from samestep.checkpoint.files import Checkpoints, checksum, read, read_chosen, verify
 from samestep.checkpoint.saving import NullSaver, Saver
-from samestep.checkpoint.state import Saved, capture, refuse_unsavable, restore, weights_hash
+from samestep.checkpoint.state import Saved, capture, refuse_unsavable, restore, restore_modes, weights_hash
 
 __all__ = [
     "Checkpoints",
@@ -15,6 +15,7 @@ __all__ = [
     "read_chosen",
     "refuse_unsavable",
     "restore",
+    "restore_modes",
     "verify",
     "weights_hash",
 ]

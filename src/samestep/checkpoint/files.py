@@ -19,7 +19,7 @@ from samestep.checkpoint.tensors import MALFORMED, parse, pieces
 from samestep.errors import TrainingError
 from samestep.run_folder import RunFolder, sync_folder
 
-_FORMAT = 1
+_FORMAT = 2
 _PART_BYTES = 1 << 24
 _SHOWN_LATE_S = 60.0
 _ROOM_FOR_THE_REST_BYTES = 1 << 20
@@ -206,6 +206,11 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise _not_whole(path, error) from None
     if not whole:
         raise Damaged(f"{path}: the manifest is damaged")
+    if manifest["format"] != _FORMAT:
+        raise TrainingError(
+            f"{path}: is of format {manifest['format']}, and this version reads {_FORMAT}; go on with the version that wrote it, "
+            f"or begin a new run with init={path / 'weights.safetensors'}"
+        )
     return manifest
 
 

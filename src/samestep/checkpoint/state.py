@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from samestep.checkpoint.tensors import DTYPES
+from samestep.checkpoint.tree import Unsavable, from_tree, to_tree
 from samestep.errors import UsageError
 
 
@@ -40,18 +40,18 @@ def weights_hash(model: torch.nn.Module) -> str:
 
 def refuse_unsavable(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Raise UsageError for what a checkpoint could not hold, before there is anything to lose."""
-    kinds = {name: getattr(tensor, "dtype", type(tensor).__name__) for name, tensor in model.state_dict().items()}
-    lines = [
-        f"task: {name!r} is {kind}, which a checkpoint cannot hold; write register_buffer(…, persistent=False)"
-        for name, kind in kinds.items()
-        if kind not in DTYPES
-    ]
-    for group in optimizer.state_dict()["param_groups"]:
-        for key, value in group.items():
-            try:
-                json.dumps(value)
-            except (TypeError, ValueError):
-                lines.append(f"task: the optimizer's {key!r} is a {type(value).__name__}; a checkpoint holds numbers and texts")
+    lines = []
+    parameters = {name for name, _ in model.named_parameters()}
+    for name, tensor in model.state_dict().items():
+        kind = getattr(tensor, "dtype", type(tensor).__name__)
+        if kind not in DTYPES:
+            write = "another dtype" if name in parameters else "register_buffer(…, persistent=False)"
+            lines.append(f"task: {name!r} is {kind}, which a checkpoint cannot hold; write {write}")
+    try:
+        to_tree(optimizer.state_dict(), "", {})
+    except Unsavable as error:
+        lines.append(f"task: the optimizer's {error}, which a checkpoint cannot hold; it holds numbers, texts, tensors, and lists, "
+                     "tuples and dicts of them")  # fmt: skip
     if lines:
         raise UsageError(*lines)
 
@@ -82,14 +82,9 @@ def capture(
             owners[spot] = name
             weights[name] = _copied(tensor, kept_weights.get(name))
             on_gpu = on_gpu or tensor.is_cuda
-    state = optimizer.state_dict()
-    tensors, plain = {}, {}
-    for number, entries in state["state"].items():
-        for key, value in entries.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{number}.{key}"] = _copied(value, kept_optimizer.get(f"{number}.{key}"))
-            else:
-                plain[f"{number}.{key}"] = value
+    found: dict[str, torch.Tensor] = {}
+    tree = to_tree(optimizer.state_dict(), "", found)
+    tensors = {name: _copied(tensor, kept_optimizer.get(name)) for name, tensor in found.items()}
     arrived = torch.cuda.Event() if on_gpu else None
     if arrived is not None:
         arrived.record()
@@ -100,7 +95,9 @@ def capture(
         {
             **values,
             "ties": ties,
-            "optimizer": {"plain": plain, "groups": state["param_groups"]},
+            "optimizer": tree,
+            "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
+            "evaluating": [name for name, module in model.named_modules() if not module.training],
             "scaler": scaler.state_dict() if scaler else None,
         },
         arrived,
@@ -127,11 +124,39 @@ def restore(
     except RuntimeError as error:
         raise UsageError(f"the checkpoint does not fit the model: {' '.join(str(error).split())}") from None
     if optimizer is not None:
-        state: dict[int, dict[str, Any]] = {}
-        for name, value in (*saved.optimizer.items(), *saved.values["optimizer"]["plain"].items()):
-            number, _, key = name.partition(".")
-            # A copy: every tensor that enters a kernel starts its own memory.
-            state.setdefault(int(number), {})[key] = value.clone() if isinstance(value, torch.Tensor) else value
-        optimizer.load_state_dict({"state": state, "param_groups": saved.values["optimizer"]["groups"]})
+        _restore_optimizer(saved, optimizer)
     if scaler is not None and saved.values["scaler"]:
         scaler.load_state_dict(saved.values["scaler"])
+
+
+def restore_modes(saved: Saved, model: torch.nn.Module) -> None:
+    """Freeze and set modes as they were: after_step may have changed what model() makes."""
+    frozen, evaluating = set(saved.values["frozen"]), set(saved.values["evaluating"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    for name, module in model.named_modules():
+        module.training = name not in evaluating
+
+
+def _restore_optimizer(saved: Saved, optimizer: torch.optim.Optimizer) -> None:
+    """Put an optimizer's state back as it was; torch's own way casts it to the parameters' dtype, and breaks up texts."""
+    device = optimizer.param_groups[0]["params"][0].device
+    counts_there = bool(optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"))
+    was_on_gpu = saved.values.get("kind", {}).get("device") == "cuda"
+
+    def tensor(name: str, on_cpu: bool) -> torch.Tensor:
+        # A copy: every tensor that enters a kernel starts its own memory. What lay on the host beside a GPU lies there again.
+        stays = on_cpu and (was_on_gpu or (name.endswith(".step") and not counts_there))
+        return saved.optimizer[name].clone() if stays else saved.optimizer[name].to(device, copy=True)
+
+    state = from_tree(saved.values["optimizer"], tensor)
+    own = type(optimizer).load_state_dict is not torch.optim.Optimizer.load_state_dict
+    by_number = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        optimizer.load_state_dict(state if own else {"state": {}, "param_groups": state["param_groups"]})
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"the checkpoint does not fit the optimizer: {error}; write the same, or another --run NAME") from None
+    if not own:
+        optimizer.state.clear()
+        for key, entries in state["state"].items():
+            optimizer.state[by_number[key] if key in range(len(by_number)) else key] = entries

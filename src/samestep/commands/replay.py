@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from samestep.checkpoint import Checkpoints, read, verify, weights_hash
+from samestep.checks import NoPurity
 from samestep.config import Config, load_config
 from samestep.control import StopFlag
 from samestep.errors import TrainingError, UsageError
@@ -71,7 +72,7 @@ def replay(run: str, step: int, stop_before: bool) -> None:
     task = load_task(config.task, config.fields)
     plans = Plans(task, accelerator, runtime, StopFlag(), saved, [runtime.host], num_steps=step)
     training = build(config, plans, lambda num_steps: checker)
-    training.evaluator = None
+    training.evaluator, training.purity = None, NoPurity()
     seen = _Seen(training, step, stop_before)
     train(training)
     print("\n".join(_shown(training, config, step, seen, recorded.get(step), checker)), flush=True)
@@ -124,7 +125,7 @@ def _shown(
         count = training.plan.num_rows(step - 1, index)
         share = f"rows {rows}" if count else "no rows of its own"
         lines.append(f"  micro-batch {index}: loss sum {float(loss.detach()):.9g}, weight {float(weight):g}, {share}")
-    for name, parameter in training.bare_model.named_parameters():
+    for name, parameter in training.model.named_parameters():
         if parameter.grad is not None:
             norms = f"gradient norm {float(parameter.grad.norm()):.9g}, weight norm {float(parameter.detach().norm()):.9g}"
             lines.append(f"  {name}: {norms}")
@@ -133,5 +134,5 @@ def _shown(
     if recorded is not None:
         lines.append(f"  recorded: loss {recorded['loss']!r}  grad_norm {recorded['grad_norm']!r}")
     lines.append(f"{checker.checked} tracked steps were checked against the record, and all are the same bits")
-    lines.append(f"weights {weights_hash(training.bare_model)}")
+    lines.append(f"weights {weights_hash(training.model)}")
     return lines

@@ -207,6 +207,11 @@ class OrderedSum:
                 grads.append(parameter.grad)
         return grads
 
+    def clear(self) -> None:
+        """Drop all gradients, those that nobody steps among them."""
+        for parameter in (*self.parameters, *self._others):
+            parameter.grad = None
+
     def _used_anywhere(self) -> list[bool]:
         if self.exchange is None:
             return self._used

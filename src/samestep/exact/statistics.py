@@ -1,7 +1,8 @@
-"""Buffers that a forward changes: each micro-batch starts from the step's own values, and their results are averaged.
+"""Buffers that a forward changes: each micro-batch starts from the step's own values, and their results become one.
 
-That suits running statistics (BatchNorm). Integer buffers must come out the same from every micro-batch. Any other float
-buffer that changes has no meaning that is the same at every world size, and is an error that names it.
+Running statistics (of BatchNorm and its kin) are averaged in the sum's tree. Of any other buffer every micro-batch must make
+the same: a counter of steps, or spectral norm's vectors. One of which each makes something else has no meaning that is the
+same at every world size, and is an error that names it, unless a step is one micro-batch.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
-from samestep.errors import TrainingError
-from samestep.exact.totals import gather
+from samestep.errors import UsageError
+from samestep.exact.totals import fingerprint, gather
 from samestep.exact.tree import Block, Sum, blocks_of, cuts
 
 
@@ -22,7 +23,10 @@ class _Buffer:
 
     def __init__(self, module: torch.nn.Module, name: str, path: str) -> None:
         self.module, self.name, self.path = module, name, path
+        self.is_norms = isinstance(module, _NormBase)
+        self.is_saved = name not in module._non_persistent_buffers_set
         self.start = self.now.clone()
+        self._seen = (self.now, self.now._version)
 
     @property
     def now(self) -> torch.Tensor:
@@ -30,91 +34,202 @@ class _Buffer:
         assert buffer is not None
         return buffer
 
+    @property
+    def is_touched(self) -> bool:
+        """Whether anybody has written here since `begin`; torch's own BatchNorm writes without a trace."""
+        tensor, version = self._seen
+        return self.now is not tensor or tensor._version != version
+
+    def begin(self) -> None:
+        """A step starts with what stands here."""
+        self.start = self.start.copy_(self.now) if self.start.shape == self.now.shape else self.now.clone()
+        self._seen = (self.now, self.now._version)
+
+    def reset(self) -> None:
+        """The next micro-batch starts where the step did."""
+        if self.now.shape != self.start.shape:
+            self.module._buffers[self.name] = self.start.clone()
+        self.now.copy_(self.start)
+        self._seen = (self.now, self.now._version)
+
 
 class Statistics:
-    """The buffers of one model over the V micro-batches of a step; nothing is done about them when V is 1.
+    """The buffers of one model over the V micro-batches of a step.
 
     Args:
-        model: not wrapped.
         micro_batches, leaves: V and M as in `OrderedSum`: the average follows the same tree.
     """
 
     def __init__(self, model: torch.nn.Module, micro_batches: int, leaves: int, world_size: int) -> None:
+        self._is_split = micro_batches > 1
         self._leaf_size = micro_batches // leaves
         share = cuts(leaves, world_size)
         self._plan = [blocks_of(share[r], share[r + 1]) for r in range(world_size)]
         self._averaged: list[_Buffer] = []
-        self._fixed: list[_Buffer] = []
         self._counters: list[_Buffer] = []
-        for path, module in model.named_modules() if micro_batches > 1 else ():
-            for name, buffer in module._buffers.items():
-                if buffer is None:
+        self._fixed: list[_Buffer] = []
+        for path, module in model.named_modules():
+            for name, tensor in module._buffers.items():
+                if tensor is None:
                     continue
-                floating = buffer.is_floating_point()
-                kind = self._averaged if floating and isinstance(module, _BatchNorm) else self._fixed
-                (kind if floating else self._counters).append(_Buffer(module, name, f"{path}.{name}".lstrip(".")))
+                buffer = _Buffer(module, name, f"{path}.{name}".lstrip("."))
+                whole = tensor.is_floating_point() or tensor.is_complex()
+                kind = self._averaged if buffer.is_norms else self._fixed
+                (kind if whole else self._counters).append(buffer)
+        self._moving = [*self._averaged, *self._counters]
+        self._sizes = [buffer.now.numel() for buffer in self._counters] + [1] * len(self._fixed)
+        self._device = next((buffer.now.device for buffer in (*self._moving, *self._fixed)), torch.device("cpu"))
         self._sum: Sum[torch.Tensor] = Sum(torch.Tensor.add_)
         self._leaf: torch.Tensor | None = None
-        self._average: torch.Tensor | None = None
+        self._changed: torch.Tensor | None = None  # which elements of the running statistics any micro-batch has changed
+        self._extremes: torch.Tensor | None = None  # of the counters and the fixed buffers' prints, (2, elements)
+        self._no_prints = torch.zeros(0, dtype=torch.int64, device=self._device)
+        self._exchanges = bool(self._moving or self._fixed)
+        self._steps = 0
         self._is_begun = False
+
+    def _row(self) -> torch.Tensor:
+        """The running statistics as they are now, one after the other."""
+        values = [buffer.now.reshape(-1) for buffer in self._averaged]
+        return torch.cat(values) if values else torch.zeros(0, device=self._device)
 
     def roll_back(self) -> None:
         """Give up the step that was begun, if one was: the buffers are as the step before left them."""
         if self._is_begun:
-            for buffer in (*self._averaged, *self._counters):
+            for buffer in (*self._moving, *(fixed for fixed in self._fixed if fixed.is_touched)):
                 buffer.now.copy_(buffer.start)
 
     def begin(self) -> None:
         """Start a step: remember what every micro-batch starts from."""
         self._is_begun = True
-        for buffer in (*self._averaged, *self._counters):
-            buffer.start.copy_(buffer.now)
+        touched = [buffer for buffer in self._fixed if buffer.is_touched]
+        for buffer in (*self._moving, *touched):
+            buffer.begin()
+        if touched or not self._steps:
+            self._start_prints = fingerprint([buffer.start for buffer in self._fixed]) if self._fixed else self._no_prints
+        self._steps += 1
+        if self._is_split:
+            self._start = self._row()
+            self._changed = self._extremes = None
 
     @contextlib.contextmanager
     def micro_batch(self, index: int, counts: bool) -> Iterator[None]:
         """The forward of micro-batch `index` belongs inside; one without rows of its own does not count."""
-        for buffer in (*self._averaged, *self._counters):
-            buffer.now.copy_(buffer.start)
-        before = [(buffer.now, buffer.now._version) for buffer in self._fixed]
+        if self._is_split:
+            for buffer in (*self._moving, *(fixed for fixed in self._fixed if fixed.is_touched)):
+                buffer.reset()
         yield
-        for buffer, (tensor, version) in zip(self._fixed, before, strict=True):
-            if (buffer.now is not tensor or buffer.now._version != version) and not torch.equal(buffer.now, buffer.start):
-                raise TrainingError(
-                    f"the forward changed the buffer {buffer.path}, which is no running statistic of a BatchNorm: its value "
-                    "would depend on how a step is split; keep it out of the buffers, or write reduce: fast"
-                )
-        if self._averaged:
+        for buffer in self._fixed:
+            if buffer.is_touched and not (buffer.is_saved and self._exchanges):
+                self._refuse_a_change(buffer)
+        if self._is_split and self._exchanges:
             self._add(index, counts)
 
+    def _refuse_a_change(self, buffer: _Buffer) -> None:
+        if torch.equal(buffer.now, buffer.start):
+            return
+        if not buffer.is_saved:
+            raise UsageError(
+                f"task: the forward changed the buffer {buffer.path}, which is not persistent, so that a checkpoint would "
+                "not hold it; write persistent=True, or change it in after_step"
+            )
+        if self._is_split:
+            raise _disagreement(buffer)
+
     def _add(self, index: int, counts: bool) -> None:
-        row = torch.cat([buffer.now.reshape(-1) for buffer in self._averaged])
-        if not counts:
+        row = self._row()
+        if counts:
+            changed = row != self._start
+            self._changed = changed if self._changed is None else self._changed.logical_or_(changed)
+            made = torch.cat([buffer.now.reshape(-1).long() for buffer in self._counters] + [self._prints()])
+            if self._extremes is None:
+                self._extremes = torch.stack([made, made])
+            else:
+                self._extremes = torch.stack([torch.maximum(self._extremes[0], made), torch.minimum(self._extremes[1], made)])
+        else:
             row.zero_()
         self._leaf = row if self._leaf is None else self._leaf.add_(row)
         if (index + 1) % self._leaf_size == 0:
             self._sum.push(Block(index // self._leaf_size, 0), self._leaf)
             self._leaf = None
 
+    def _prints(self) -> torch.Tensor:
+        """A fingerprint of each of the other buffers."""
+        if not any(buffer.is_touched for buffer in self._fixed):
+            return self._start_prints
+        return fingerprint([buffer.now for buffer in self._fixed])
+
     def average(self, counted: int) -> None:
         """Once all micro-batches are through: average over the `counted` of them that held rows, on every rank."""
-        if not self._averaged:
+        if not (self._is_split and self._exchanges):
             return
         mine = torch.stack([values for _, values in self._sum.blocks])
         self._sum.blocks.clear()
         most = max(len(blocks) for blocks in self._plan)
         if len(mine) < most:
             mine = torch.cat([mine, mine.new_zeros(most - len(mine), mine.shape[1])])
+        extremes = self._extremes
+        if extremes is None:  # this rank's micro-batches held no rows
+            limits, size = torch.iinfo(torch.int64), sum(self._sizes)
+            extremes = torch.tensor([[limits.min], [limits.max]], device=mine.device).repeat(1, size)
+        changed = torch.zeros_like(self._start, dtype=torch.bool) if self._changed is None else self._changed
+        counters, sums, flags = self._everyones(extremes, mine, changed)  # the widest first: each part is aligned
         whole: Sum[torch.Tensor] = Sum(torch.Tensor.add_)
-        for blocks, values in zip(self._plan, gather(mine), strict=True):
+        for blocks, values in zip(self._plan, sums, strict=True):
             for block, value in zip(blocks, values, strict=False):
                 whole.push(block, value)
         self._average = whole.total().div_(counted)
+        self._anywhere = flags.any(dim=0)
+        self._largest = counters[:, 0].amax(dim=0)
+        if not self._largest.is_cuda or self._steps & (self._steps - 1) == 0:  # to ask a GPU is to wait for it
+            self._refuse_disagreement(counters[:, 1].amin(dim=0))
+
+    def _everyones(self, *parts: torch.Tensor) -> list[torch.Tensor]:
+        """Each part of every rank's, stacked in rank order, by one message."""
+        if len(self._plan) == 1:
+            return [part[None] for part in parts]
+        everyone = gather(torch.cat([part.reshape(-1).view(torch.uint8) for part in parts]))
+        pieces = everyone.split([part.nbytes for part in parts], dim=1)
+        return [piece.contiguous().view(part.dtype).view(-1, *part.shape) for piece, part in zip(pieces, parts, strict=True)]
+
+    def _refuse_disagreement(self, smallest: torch.Tensor) -> None:
+        if torch.equal(self._largest, smallest):
+            return
+        buffers = (*self._counters, *self._fixed)
+        pairs = zip(buffers, self._largest.split(self._sizes), smallest.split(self._sizes), strict=True)
+        for buffer, largest, least in pairs:
+            if not buffer.is_norms and not torch.equal(largest, least):  # some micro-batches may pass a BatchNorm by
+                raise _disagreement(buffer)
 
     def finish(self, arrived: torch.Tensor) -> None:
-        """End a step: the buffers hold the average, or what they held before if `arrived`, a boolean scalar, is false."""
-        if self._average is not None:
+        """End a step: the buffers hold what it made of them, or what they held before if `arrived`, a boolean, is false."""
+        if self._is_split and self._exchanges:
             sizes = [buffer.now.numel() for buffer in self._averaged]
-            for buffer, value in zip(self._averaged, self._average.split(sizes), strict=True):
-                buffer.now.copy_(torch.where(arrived, value.view_as(buffer.now), buffer.start))
-            self._average = None
+            pairs = zip(self._average.split(sizes), self._anywhere.split(sizes), strict=True)
+            for buffer, (value, anywhere) in zip(self._averaged, pairs, strict=True):
+                counts = arrived & anywhere.any()  # a buffer that every forward leaves alone is left alone
+                buffer.now.copy_(torch.where(counts, value.view_as(buffer.now), buffer.start))
+            for buffer, value in zip(self._counters, self._largest.split(self._sizes), strict=False):
+                buffer.now.copy_(torch.where(arrived, value.view_as(buffer.now).to(buffer.now.dtype), buffer.start))
+            left = [buffer for buffer in self._fixed if buffer.is_touched]
+            if self._steps == 1 and not self._moving:  # what no forward changes in a start's first step needs no message later
+                self._exchanges = not torch.equal(self._largest, self._start_prints)
+        else:
+            left = [*self._moving, *(buffer for buffer in self._fixed if buffer.is_touched)]
+        for buffer in left:
+            if buffer.now.shape == buffer.start.shape:
+                buffer.now.copy_(torch.where(arrived, buffer.now, buffer.start))
         self._is_begun = False
+
+
+def _extremes(before: torch.Tensor | None, found: torch.Tensor) -> torch.Tensor:
+    if before is None:
+        return found
+    return torch.stack([torch.maximum(before[0], found[0]), torch.minimum(before[1], found[1])])
+
+
+def _disagreement(buffer: _Buffer) -> UsageError:
+    return UsageError(
+        f"task: the forward changed the buffer {buffer.path}, and each micro-batch made another value of it: which of them "
+        "stays would depend on how a step is split; change it in after_step, or keep it out of the buffers"
+    )

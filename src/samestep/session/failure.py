@@ -9,6 +9,7 @@ import traceback
 
 from samestep.checkpoint import Saver
 from samestep.control import Board, abort_device_collectives, is_victim, survivor
+from samestep.errors import UsageError
 from samestep.loop import Training
 from samestep.run_folder import RunFolder, write_atomically
 from samestep.runtime import Runtime, error_file
@@ -37,7 +38,7 @@ def record_failure(
     if blamed is None:
         blamed = [] if victim else [runtime.host]
     words = {"rank": runtime.rank, "host": runtime.host, "time": time.time(), "paragraph": paragraph}
-    words |= {"victim": victim, "blamed": blamed}
+    words |= {"victim": victim, "blamed": blamed, "refusal": isinstance(error, UsageError)}
     with contextlib.suppress(OSError):  # a full disk must not take the place of the fault itself
         if folder.has_begun():
             if folder.failure(runtime.rank).exists():

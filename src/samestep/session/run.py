@@ -17,6 +17,7 @@ from samestep.control import (
     agreed,
     decided_by_main,
     everyones,
+    is_victim,
     make_board,
 )
 from samestep.errors import Stopped, TrainingError, UsageError, place_in_user_code
@@ -103,7 +104,7 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
             finished = train(run)
             run.save_for_all(finished, _PATIENCE_AT_THE_END_S)
             if runtime.is_main:
-                digest = weights_hash(run.bare_model)
+                digest = weights_hash(run.model)
                 folder.write_state(status="done", reason="", step=finished, weights=digest, loss=run.tracker.last.get("loss"))
             ended_well = True
         except Stopped as stopped:
@@ -116,6 +117,9 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
             if isinstance(error, TrainingError):
                 raise
             has_trained = save_what_is_finished(run, saver, folder, runtime, board)
+            refusal = folder.refusal() if is_victim(error) else None
+            if refusal and not has_trained:  # another rank's, which all would have come to
+                raise UsageError(*refusal) from None
             if has_trained and isinstance(error, UsageError):  # a mistake that only a later row has shown
                 raise TrainingError(" ".join(error.lines)) from None
             raise
@@ -149,7 +153,7 @@ def _see_the_start(folder: RunFolder, runtime: Runtime) -> None:
 
 def _shown(run: Training) -> str:
     """What the task shows of its trained model; the run is done by now, and whatever goes wrong here is a warning."""
-    model = run.bare_model.eval()
+    model = run.model.eval()
     # Compiled blocks step aside, for here each length would be a new shape.
     eager = torch.compiler.set_stance("force_eager") if run.config.compile else contextlib.nullcontext()
     try:
@@ -185,15 +189,16 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str]) -> Saver:
             "owes_evaluation": run.owes_evaluation,
             "rows": list(run.tracker.recent),
             "kind": kind,
+            "data": run.data,
         }
-        return capture(step, run.bare_model, run.optimizer.inner, run.optimizer.scaler, values, into)
+        return capture(step, run.model, run.optimizer.inner, run.optimizer.scaler, values, into)
 
     def saved(state: Saved, longest_s: float) -> None:
         rows = [row for row in state.values["rows"] if "loss" in row]
         folder.write_state(step=state.step, loss=rows[-1]["loss"] if rows else None, saving_s=round(longest_s, 2))
         run.best.saved_step = state.values["best_step"]
 
-    num_bytes = 3 * sum(tensor.nbytes for tensor in run.bare_model.state_dict().values())  # AdamW's, the largest usual
+    num_bytes = 3 * sum(tensor.nbytes for tensor in run.model.state_dict().values())  # AdamW's, the largest usual
     longest_s = folder.read_state().get("saving_s") or 2.0 + num_bytes / _SAVED_BYTES_PER_S
     say = run.tracker.line if run.accelerator.is_main_process else print
     checkpoints = Checkpoints(folder, run.config.checkpoint.keep)

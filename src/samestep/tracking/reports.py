@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from samestep.batches import Plan
 from samestep.config import Config
 from samestep.errors import TrainingError
 from samestep.exact import fingerprint
@@ -28,12 +29,13 @@ class Reports:
     """A step's numbers, read at once on a CPU and one step later on a GPU, so that no step waits for the host.
 
     Args:
-        steps_per_epoch: for the epoch of a row, and for the line at an epoch's end.
+        plan: for the epoch of a row, the line at an epoch's end, and the rows of a step that counts none.
     """
 
-    def __init__(self, tracker: Tracker | NullTracker, config: Config, steps_per_epoch: int, num_steps: int) -> None:
+    def __init__(self, tracker: Tracker | NullTracker, config: Config, plan: Plan, num_steps: int) -> None:
         self._tracker, self._every, self._fingerprint = tracker, config.track.every, config.track.fingerprint
-        self._epochs, self._steps_per_epoch, self._num_steps = config.epochs, steps_per_epoch, num_steps
+        self._epochs, self._steps_per_epoch, self._num_steps = config.epochs, plan.steps_per_epoch, num_steps
+        self._plan, self._micro_batches = plan, config.micro_batches
         self._skips_overflows = config.precision == "fp16"
         self._posted: list[_Posted] = []
         self._epoch_loss = self._epoch_weight = 0.0
@@ -70,11 +72,15 @@ class Reports:
             posted.arrived.synchronize()
         loss, weight, norm = posted.values.tolist()
         step = posted.step + 1
+        if weight == 0:
+            raise TrainingError(
+                f"step {step}: none of its rows counts: the weights of {self._rows(posted.step)} add up to 0. No step was taken. "
+                "Leave such rows out in data(), or write a larger global_batch_size"
+            )
         if not math.isfinite(loss) or not (math.isfinite(norm) or self._skips_overflows):
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
-            why = "; the step's weight is 0" if weight == 0 else ""
             raise TrainingError(
-                f"step {step}: {what}{why}. No step was taken with it, and the weights are those after step {step - 1}. "
+                f"step {step}: {what}. No step was taken with it, and the weights are those after step {step - 1}. "
                 f"Try a smaller lr or clip=1.0, or look at the data of step {step}."
             )
         self._weight += weight
@@ -90,6 +96,11 @@ class Reports:
             self._weight = 0.0
         if self._epochs:
             self._count_epoch(step, loss * weight, weight)
+
+    def _rows(self, step: int) -> str:
+        counted = range(self._plan.counted(step))
+        rows = sorted(row for index in counted for row in self._plan.rows(step, index).tolist())
+        return "rows " + ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
 
     def _is_tracked(self, step: int) -> bool:
         return step % self._every == 0 or step == self._num_steps

@@ -6,15 +6,13 @@ It works because bits do not depend on the rank. What is compared is the loss an
 from __future__ import annotations
 
 import torch
-from accelerate import Accelerator
 
-from samestep.batches import Batches, Plan
-from samestep.config import Config
+from samestep.batches import Plan
+from samestep.checks.recompute import Recompute
 from samestep.errors import TrainingError
 from samestep.exact import OrderedSum, cuts, fingerprint, gather
 from samestep.kind import beside_a_difference
-from samestep.seeding import seed_all
-from samestep.task import Ratio, Task, checked_ratio
+from samestep.task import Ratio
 
 
 class NoAudit:
@@ -33,24 +31,13 @@ class Auditor(NoAudit):
     """
 
     def __init__(
-        self,
-        config: Config,
-        task: Task,
-        model: torch.nn.Module,
-        accelerator: Accelerator,
-        gradients: OrderedSum,
-        plan: Plan,
-        batches: Batches,
-        peers: list[str],
+        self, every: int, plan: Plan, recompute: Recompute, gradients: OrderedSum, rank: int, peers: list[str]
     ) -> None:
-        assert config.audit is not None
-        self._every, self._seed, self._peers = config.audit.every, config.seed, peers
-        self._task, self._model, self._accelerator = task, model, accelerator
-        self._gradients, self._plan, self._batches = gradients, plan, batches
+        self._every, self._plan, self._recompute = every, plan, recompute
+        self._gradients, self._peers = gradients, peers
         world_size = gradients.world_size
         share = cuts(gradients.num_leaves, world_size)
-        self._checked = (accelerator.process_index + 1) % world_size
-        self._index = share[self._checked] * gradients.leaf_size
+        self._index = share[(rank + 1) % world_size] * gradients.leaf_size
         self._recomputed: torch.Tensor | None = None
 
     def begin(self, step: int) -> None:
@@ -62,19 +49,9 @@ class Auditor(NoAudit):
         if not self._plan.num_rows(step, self._index):  # counts for nothing, and its owner has nothing to show for it
             self._recomputed = torch.zeros_like(self._message(torch.zeros(()), self._gradients.first_fingerprint))
             return
-        parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-        buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
-        with self._gradients.apart():
-            batch = self._batches.again(step, self._index)
-            seed_all(self._seed, step, self._index, device=self._accelerator.device)
-            with self._accelerator.autocast():
-                loss, _ = checked_ratio(self._task.loss(self._model, batch))
-            self._accelerator.backward(loss)
-        self._recomputed = self._message(loss, fingerprint([parameter.grad for parameter in parameters]))
-        for parameter in parameters:
-            parameter.grad = None
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        loss, _ = self._recompute(step, self._index, backward=True)
+        self._recomputed = self._message(loss, fingerprint([parameter.grad for parameter in self._gradients.parameters]))
+        self._gradients.clear()
 
     @staticmethod
     def _message(loss: torch.Tensor, prints: torch.Tensor) -> torch.Tensor:
@@ -97,5 +74,5 @@ class Auditor(NoAudit):
                 raise TrainingError(
                     f"step {step + 1}: the audit found another {what} of the same micro-batch on {where}. A device computes "
                     "wrongly, or the task draws numbers that are not seeded: samestep verify tells which. No step was taken."
-                    + beside_a_difference(self._accelerator.device)
+                    + beside_a_difference(self._gradients.first_fingerprint.device)
                 )

@@ -1,0 +1,219 @@
+"""Whether a forward is pure: what it leaves changed in the model or the task must not reach a number.
+
+A start from a checkpoint, or another number of processes, would not have what an earlier micro-batch left behind. So at
+chosen steps (the first, then ever rarer ones) everything is compared before and after a micro-batch. Parameters, modes and the
+sets of parameters and buffers must be untouched. A changed attribute is put back as the start had it, and the micro-batch is
+computed again both ways: only if the losses part is it refused. (A counter of calls that nothing reads harms nobody.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from samestep.batches import MicroBatch
+from samestep.checks import attributes
+from samestep.checks.recompute import Recompute
+from samestep.errors import UsageError
+from samestep.exact import fingerprint
+from samestep.task import Task
+
+Spot = tuple[str, dict[str, Any], str]
+_ABSENT = object()
+_PUT_THERE = ("found_inf", "grad_scale", "_opt_called", "step")  # on an optimizer, by the run itself
+
+
+class NoPurity:
+    """Looks at nothing."""
+
+    @contextlib.contextmanager
+    def micro_batch(self, step: int, micro: MicroBatch) -> Iterator[None]:
+        yield
+
+    @contextlib.contextmanager
+    def evaluation(self) -> Iterator[None]:
+        yield
+
+    @contextlib.contextmanager
+    def after_step(self, step: int) -> Iterator[None]:
+        yield
+
+
+class Purity(NoPurity):
+    """The watch over one model and task.
+
+    Args:
+        share: the indices of this rank's micro-batches in each step.
+        first_step: of this start, from 0.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        recompute: Recompute,
+        share: range,
+        first_step: int,
+    ) -> None:
+        self._task, self._model, self._optimizer, self._recompute = task, model, optimizer, recompute
+        self._share, self._first_step = share, first_step
+        self._names = [name for name, _ in model.named_parameters()]
+        self._parameters = list(model.parameters())
+        self._own = frozenset(id(module) for module in model.modules())
+        self._at_start = {name: (names, key, attributes.keep(names[key])) for name, names, key in self._spots()}
+        self._versions = [parameter._version for parameter in self._parameters]
+        self._of_any_optimizer = {*vars(torch.optim.SGD([torch.zeros(1)])), *_PUT_THERE}
+        self._steppers: dict[str, Any] | None = None  # the optimizer's attributes before a chosen step
+
+    def _spots(self) -> list[Spot]:
+        return [*attributes.of_model(self._model), *attributes.of_task(self._task)]
+
+    def _is_chosen(self, step: int) -> bool:
+        number = step - self._first_step + 1
+        return number & (number - 1) == 0
+
+    def _look(self) -> dict[str, Any]:
+        return {name: attributes.look(names[key], self._own) for name, names, key in self._spots()}
+
+    def _shape(self) -> dict[str, Any]:
+        """What no forward may change about the model besides numbers."""
+        found: dict[str, Any] = {f"requires_grad of {name}": p.requires_grad for name, p in self._model.named_parameters()}
+        found |= {f"the buffer {name}": "" for name, _ in self._model.named_buffers()}
+        return found | {f"train() or eval() of {name or 'model'}": m.training for name, m in self._model.named_modules()}
+
+    @contextlib.contextmanager
+    def micro_batch(self, step: int, micro: MicroBatch) -> Iterator[None]:
+        """A forward and backward inside. Raises UsageError if it was found not to be pure."""
+        if micro.index == self._share[0]:
+            self._watch_optimizer(step)
+            self._versions = [parameter._version for parameter in self._parameters]
+        if not (self._is_chosen(step) and micro.index == self._share[0]):
+            yield
+        else:
+            bits, shape, before = self._bits(), self._shape(), self._look()
+            yield
+            _refuse_another_shape("the forward", shape, self._shape())
+            self._refuse_other_bits("the forward", bits)
+            after = self._look()
+            if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
+                self._refuse_a_state(changed, step, micro.index)
+        if micro.index == self._share[-1]:
+            self._refuse_in_place("the forward", self._versions)
+
+    @contextlib.contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """A whole evaluation inside: it leaves the model as it was. Raises UsageError if not."""
+        tensors = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        versions = {name: tensor._version for name, tensor in tensors.items()}
+        yield
+        now = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        for name in {**tensors, **now}:
+            if now.get(name) is not tensors.get(name) or versions[name] != now[name]._version:
+                raise UsageError(
+                    f"task: the evaluation changed {name} of the model, which would depend on who evaluates what; "
+                    "write `if self.training` around that, or keep it out of the model"
+                )
+
+    @contextlib.contextmanager
+    def after_step(self, step: int) -> Iterator[None]:
+        """The task's after_step inside: what it changes must be what a checkpoint holds. Raises UsageError if not."""
+        if not self._is_chosen(step):
+            yield
+            return
+        unsaved = [name for name, _ in self._model.named_buffers() if name not in self._model.state_dict(keep_vars=True)]
+        buffers = dict(self._model.named_buffers())
+        before = self._look() | {f"model.{name}": attributes.look(buffers[name]) for name in unsaved}
+        yield
+        buffers = dict(self._model.named_buffers())
+        after = self._look() | {f"model.{name}": attributes.look(buffers[name]) for name in unsaved if name in buffers}
+        if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
+            raise UsageError(
+                f"task: after_step changed {_listed(changed)}, which no checkpoint holds; keep it in a persistent buffer "
+                "or in a parameter without gradient of the model"
+            )
+
+    def _bits(self) -> torch.Tensor:
+        return fingerprint([parameter.detach() for parameter in self._parameters])
+
+    def _refuse_other_bits(self, who: str, before: torch.Tensor) -> None:
+        for name, changed in zip(self._names, (before != self._bits()).tolist(), strict=True):
+            if changed:
+                raise _in_place(who, name)
+
+    def _refuse_in_place(self, who: str, before: list[int]) -> None:
+        if [parameter._version for parameter in self._parameters] == before:
+            return
+        for name, parameter, version in zip(self._names, self._parameters, before, strict=True):
+            if parameter._version != version and not parameter.is_cuda:  # there cuDNN may only have laid them out anew
+                raise _in_place(who, name)
+
+    def _refuse_a_state(self, changed: list[str], step: int, index: int) -> None:
+        """Refuse changed attributes that a number depends on: one way with them as they are, one as the start had them."""
+        places = {name: (names, key) for name, names, key in self._spots()} | {n: p[:2] for n, p in self._at_start.items()}
+        now = [(*places[name], attributes.keep(places[name][0].get(places[name][1], _ABSENT))) for name in changed]
+        fresh = [(*places[name], self._at_start[name][2] if name in self._at_start else lambda: _ABSENT) for name in changed]
+
+        def recomputed(state: list[tuple[dict[str, Any], str, Callable[[], Any]]]) -> list[float]:
+            _put_back(state)
+            loss, weight = self._recompute(step, index)
+            return [float(loss.detach()), float(weight)]
+
+        try:
+            first, second = recomputed(fresh), recomputed(now)
+            if first != second and repr(first) != repr(second):
+                if recomputed(fresh) != first:
+                    return  # no attribute's doing: the loss is another one each time, which verify tells
+                raise UsageError(
+                    f"task: the loss depends on {_listed(changed)}, which the forward changes: after a resume, or on another "
+                    "number of processes, it would be another loss; change it in after_step, and keep it in a buffer"
+                )
+        finally:
+            _put_back(now)
+
+    def _watch_optimizer(self, step: int) -> None:
+        """Compare the optimizer's own attributes across a chosen step, the first aside, in which many prepare themselves."""
+        found = {
+            key: attributes.look(value)
+            for key, value in vars(self._optimizer).items()
+            if key not in self._of_any_optimizer and not isinstance(value, torch.nn.Module)
+        }
+        if self._steppers is not None:
+            changed = [key for key in {**self._steppers, **found} if self._steppers.get(key) != found.get(key)]
+            if changed:
+                raise UsageError(
+                    f"task: the optimizer's step changes its attribute {_listed(changed)}, which no checkpoint holds; "
+                    "keep it in its state or in a group"
+                )
+        self._steppers = found if self._is_chosen(step) and step > self._first_step else None
+
+
+def _put_back(state: list[tuple[dict[str, Any], str, Callable[[], Any]]]) -> None:
+    for names, key, back in state:
+        value = back()
+        if value is _ABSENT:
+            names.pop(key, None)
+        else:
+            names[key] = value
+
+
+def _refuse_another_shape(who: str, before: dict[str, Any], after: dict[str, Any]) -> None:
+    for name in {**before, **after}:
+        if before.get(name) != after.get(name):
+            what = "changed" if name in before and name in after else "made" if name in after else "removed"
+            advice = "make it in model()" if what == "made" else "do that in after_step"
+            raise UsageError(f"task: {who} {what} {name}; {advice}")
+
+
+def _in_place(who: str, name: str) -> UsageError:
+    return UsageError(
+        f"task: {who} changed the parameter {name}, which would depend on how a step is split over processes; "
+        "change it in after_step"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

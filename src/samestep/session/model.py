@@ -1,0 +1,113 @@
+"""The model of a run and its optimizer, laid out on the device as they stood at the run's last save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from samestep.checkpoint import Checkpoints, Saved, read, refuse_unsavable, restore, restore_modes
+from samestep.compiling import compile_blocks
+from samestep.config import Config
+from samestep.control import everyones
+from samestep.errors import UsageError
+from samestep.exact import fingerprint
+from samestep.optim import GatedOptimizer, build_optimizer, leave_dynamo_out
+from samestep.run_folder import RunFolder
+from samestep.seeding import seed_all
+from samestep.task import Task
+
+
+def make_model(
+    config: Config, task: Task, accelerator: Accelerator, saved: Saved | None, all_steps: int
+) -> tuple[nn.Module, GatedOptimizer]:
+    """The task's model on the device, with its optimizer, as `saved` has them or new. Raises UsageError for what cannot do."""
+    seed_all(config.seed)
+    model = task.model()
+    _refuse_unfit(model)
+    model.to(accelerator.device)
+    if not config.compile:
+        leave_dynamo_out()
+    torch_optimizer = build_optimizer(config, task, model)
+    optimizer = GatedOptimizer(
+        torch_optimizer, config.schedule, all_steps, accelerator.scaler, fresh=saved is None, seed=config.seed
+    )
+    if saved is not None:
+        restore(saved, model, torch_optimizer, accelerator.scaler)
+        if task.overrides("after_step"):
+            restore_modes(saved, model)
+    elif config.init:
+        _begin_from(config.init, model)
+    if config.compile:
+        compile_blocks(model)
+    refuse_unsavable(model, torch_optimizer)
+    return model, optimizer
+
+
+def _refuse_unfit(model: object) -> None:
+    """Raise UsageError for a model whose bits could not be kept, before it is trained."""
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"task: model() returned {type(model).__name__}; return a torch.nn.Module")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise UsageError(f"task: the parameter {name} has no shape yet; write the layer with its sizes, and not a lazy one")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError("task: the model has no trainable parameter; return a torch.nn.Module with some from model()")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            raise UsageError(
+                f"task: {name} is a SyncBatchNorm, whose statistics depend on the number of processes; write a BatchNorm: its "
+                "running statistics are averaged over the whole step"
+            )
+        if getattr(module, "sparse", False) is True:
+            raise UsageError(f"task: {name} has sparse gradients, which have no place in the ordered sum; write sparse=False")
+        if getattr(module, "max_norm", None) is not None and isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            raise UsageError(
+                f"task: {name} has a max_norm, with which the forward changes the weights; leave it out, and renormalise them in "
+                "after_step"
+            )
+
+
+def refuse_unequal_models(model: nn.Module) -> None:
+    """Raise UsageError on every rank if any has another model than rank 0: nothing lays one over the others."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    prints = fingerprint([tensor.detach() for tensor in tensors.values()]).tolist()
+    mine = {name: (str(tuple(tensors[name].shape)), bits) for name, bits in zip(tensors, prints, strict=True)}
+    first, *others = everyones(mine)
+    for rank, other in enumerate(others, 1):
+        for name in {**first, **other}:
+            if first.get(name) != other.get(name):
+                raise UsageError(
+                    f"task: model() made another {name} on rank {rank} than on rank 0; draw its numbers from torch, numpy or "
+                    "random, which are seeded, and let nothing in it depend on the rank, the clock or the machine"
+                )
+
+
+def notes_on(model: nn.Module, stepped: list[nn.Parameter]) -> list[str]:
+    """What is right, and may all the same not be meant."""
+    notes = []
+    known = {id(parameter) for parameter in stepped}
+    left = [name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in known]
+    if left:
+        notes.append(f"note: {len(left)} trainable parameters are in no group of the optimizer and stay as they are: {left[0]} …")
+    if not any(module.training for module in model.modules()):
+        notes.append("note: model() left the whole model in eval(): it trains without dropout; write model.train() there if not meant")
+    return notes
+
+
+def _begin_from(init: str, model: nn.Module) -> None:
+    """Lay the weights of a run, or of a safetensors file, over a new model."""
+    if Path(init).is_file():
+        try:
+            weights = safetensors.torch.load_file(init)
+        except safetensors.SafetensorError as error:
+            raise UsageError(f"init: {init} is no safetensors file ({error}); write a run or weights.safetensors") from None
+        restore(Saved(0, weights, {}, {"ties": {}}), model)
+        return
+    path, _, _ = Checkpoints(RunFolder.found(init), keep=1).newest()
+    if path is None:
+        raise UsageError(f"init: the run {init} has no checkpoint; write a run that has, or a safetensors file")
+    restore(read(path), model)
