@@ -34,6 +34,10 @@ class Padding(Plain):
         return {"x": torch.tensor([[*row["x"], *[0] * (longest - len(row["x"]))] for row in rows])}
 
 
+def rows_of(dataset: datasets.Dataset) -> Rows:
+    return Rows(dataset, Plain(), 0, torch.float32)
+
+
 def read(dataset: datasets.Dataset, rows: list[int], task: Task | None = None, epoch: int = 0) -> Batch:
     return Rows(dataset, task or Plain(), 0, torch.float32).read(np.array(rows), epoch)
 
@@ -74,16 +78,148 @@ def test_text_needs_a_collate_and_the_error_says_so(tmp_path: Path) -> None:
         "text", data_files=str(tmp_path / "lines.txt"), split="train", cache_dir=str(tmp_path / "cache")
     )
     with pytest.raises(UsageError, match="column text holds str, not numbers"):
-        read(dataset, [0, 1])
+        rows_of(dataset)
 
 
 def test_uneven_lists_need_a_collate_and_even_ones_do_not() -> None:
     uneven = datasets.Dataset.from_dict({"x": [[1], [2, 3], [4, 5]]})
-    assert read(uneven, [1, 2])["x"].tolist() == [[2, 3], [4, 5]]
-    with pytest.raises(UsageError, match="column x has rows of shapes"):
-        read(uneven, [0, 1])
+    with pytest.raises(UsageError, match="column x has lists of uneven length, the first in row 1; write a collate"):
+        rows_of(uneven)
     assert read(uneven, [0, 1], Padding())["x"].tolist() == [[1, 0], [2, 3]]
+    assert read(uneven.select([1, 2]), [0, 1])["x"].tolist() == [[2, 3], [4, 5]]
     assert read(datasets.Dataset.from_dict({"x": [[1, 2], [3, 4]]}), [1])["x"].tolist() == [[3, 4]]
+
+
+def bad_columns() -> datasets.Dataset:
+    return datasets.Dataset.from_dict(
+        {
+            "good": [0.5] * 6,
+            "age": [1, 2, 3, 4, None, 6],
+            "inside": [[1.0, 2.0]] * 3 + [[1.0, None]] * 3,
+            "gone": [[1], [2], None, [3], [4], [5]],
+            "uneven": [[1, 2]] * 5 + [[1, 2, 3]],
+            "nested": [[[1, 2], [3, 4]]] * 3 + [[[1, 2], [3]]] * 3,
+            "struct": [{"a": 1}] * 6,
+            "words": [["a", "b"]] * 6,
+            "blob": [b"x"] * 6,
+            "all": [None] * 6,
+        }
+    )
+
+
+LINES = [
+    "data: column age is null in row 4; fill it or drop the row in data()",
+    "data: column inside is null in row 3; fill it or drop the row in data()",
+    "data: column gone is null in row 2; fill it or drop the row in data()",
+    "data: column uneven has lists of uneven length, the first in row 5; write a collate() that pads them",
+    "data: column nested has lists of uneven length, the first in row 3; write a collate() that pads them",
+    "data: column struct holds dict, not numbers; ",
+    "data: column words holds str, not numbers; ",
+    "data: column blob holds bytes, not numbers; ",
+    "data: column all is null in row 0; fill it or drop the row in data()",
+]
+
+
+def shortened(lines: tuple[str, ...]) -> list[str]:
+    return [
+        line.removesuffix("remove it in data(), or write a transform() or collate() that turns it into numbers")
+        for line in lines
+    ]
+
+
+def test_every_column_that_cannot_be_stacked_has_its_line_before_a_row_is_read(tmp_path: Path) -> None:
+    bad_columns().save_to_disk(str(tmp_path / "saved"), num_shards=3)
+    for dataset in (bad_columns(), datasets.load_from_disk(str(tmp_path / "saved"))):  # whatever the chunks
+        with pytest.raises(UsageError) as caught:
+            rows_of(dataset)
+        assert shortened(caught.value.lines) == LINES
+    Rows(bad_columns(), Padding(), 0, torch.float32)  # a collate sees them first
+
+
+def test_a_bad_row_has_the_number_that_the_user_sees() -> None:
+    numbers = datasets.Dataset.from_dict({"age": [None if k == 40 else k for k in range(64)]})
+    shuffled = numbers.shuffle(seed=3)
+    seen = [row["age"] for row in shuffled].index(None)
+    with pytest.raises(UsageError, match=f"column age is null in row {seen};"):
+        rows_of(shuffled)
+    kept = numbers.filter(lambda row: row["age"] is not None)  # the table still holds the null, behind the row numbers
+    assert read(kept, [39, 40])["age"].tolist() == [39, 41]
+    lists = datasets.Dataset.from_dict({"x": [[1, 2], [3], [4], [5, 6], [7]]}).select([4, 1, 3, 2])
+    with pytest.raises(UsageError, match="column x has lists of uneven length, the first in row 2;"):
+        rows_of(lists)
+
+
+class Varied(Plain):
+    _made: list[Any]
+
+    def transform(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        made = self._made[int(row["x"])]
+        return made if isinstance(made, dict) or made is BROKEN else {"v": made}
+
+
+BROKEN = ...
+
+
+def varied(*made: Any) -> torch.Tensor:
+    task = Varied()
+    task._made = list(made)
+    return read(datasets.Dataset.from_dict({"x": list(range(len(made)))}), list(range(len(made))), task)["v"]
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        ((1, 2.5), torch.tensor([1.0, 2.5])),
+        ((np.int64(1), np.float32(0.5)), torch.tensor([1.0, 0.5])),
+        ((True, 2), torch.tensor([1, 2])),
+        (([1, 2], [0.5, 1.5]), torch.tensor([[1.0, 2.0], [0.5, 1.5]])),
+        ((torch.tensor([1.5]).bfloat16(), torch.tensor([2.5]).bfloat16()), torch.tensor([[1.5], [2.5]]).bfloat16()),
+        ((torch.tensor(1.5).bfloat16(), torch.tensor(2.5)), torch.tensor([1.5, 2.5])),
+        ((torch.tensor(1), 2.5, np.float32(3)), torch.tensor([1.0, 2.5, 3.0])),
+        (([torch.tensor(1.5).bfloat16()], [torch.tensor(2.5).bfloat16()]), torch.tensor([[1.5], [2.5]]).bfloat16()),
+        ((torch.ones(2, requires_grad=True), torch.zeros(2)), torch.tensor([[1.0, 1.0], [0.0, 0.0]])),
+        ((1 + 2j, np.complex64(3)), torch.tensor([1 + 2j, 3], dtype=torch.complex128)),
+        ((np.array([1.5], ">f4"), np.array([2.5], ">f4")), torch.tensor([[1.5], [2.5]])),
+        ((np.array([1.5], ">f4"), torch.tensor([2.5])), torch.tensor([[1.5], [2.5]])),
+        ((np.uint16(7), np.uint16(8)), torch.tensor([7, 8], dtype=torch.uint16)),
+    ],
+)
+def test_rows_stack_to_their_common_dtype(made: tuple[Any, ...], expected: torch.Tensor) -> None:
+    for values, wanted in ((made, expected), (made[::-1], expected.flip(0) if expected.dtype != torch.uint16 else None)):
+        stacked = varied(*values)
+        assert stacked.dtype == expected.dtype
+        assert wanted is None or torch.equal(stacked, wanted)
+
+
+@pytest.mark.parametrize(
+    ("made", "line"),
+    [
+        ((1.5, None), "data: column v is null in row 1; fill it or drop the row in data()"),
+        (([1.5], [None]), "data: column v is null in row 1; fill it or drop the row in data()"),
+        ((1, "a"), "data: column v holds str in row 1, not numbers; "),
+        ((1, {"v": {"a": 1}}), "data: column v holds dict in row 1, not numbers; "),
+        (
+            (np.zeros(2), np.zeros(3)),
+            "data: column v has rows of shapes (2,) (row 0) and (3,) (row 1); write a collate() that pads them",
+        ),
+        (
+            (torch.zeros(2), 1.0),
+            "data: column v has rows of shapes (2,) (row 0) and () (row 1); write a collate() that pads them",
+        ),
+        (([1, 2], [[1], [2, 3]]), "data: column v has lists of uneven length in row 1; write a collate() that pads them"),
+        (
+            (np.uint16(1), np.int64(2)),
+            "data: column v is uint16 in row 0 and int64 in row 1, which have no common dtype; write one dtype for all rows in "
+            "transform()",
+        ),
+        (({"v": 1, "w": 2}, {"v": 1}), "data: row 0 has the columns v, w, and row 1 has v; write the same for every row"),
+        (({"v": 1}, BROKEN), "task: transform returned ellipsis for row 1; write return row, a dict"),
+    ],
+)  # fmt: skip
+def test_rows_that_do_not_stack_are_refused_in_one_line(made: tuple[Any, ...], line: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        varied(*made)
+    assert shortened(caught.value.lines) == [line]
 
 
 def test_a_missing_column_is_named() -> None:

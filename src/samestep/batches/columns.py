@@ -1,14 +1,14 @@
-"""Rows of a data set as tensors: columns of numbers straight from Arrow's memory, the others through `datasets`."""
+"""Rows of a data set as tensors: columns of numbers straight from Arrow's memory, the others as `dataset[i]` gives them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
+from samestep.batches.arrow import Column, as_column, fault
+from samestep.batches.stacking import stack, torch_dtype
 from samestep.errors import UsageError
 from samestep.mixing import mix
 from samestep.order import Integers
@@ -17,59 +17,9 @@ from samestep.task import Batch, Columns, Task
 if TYPE_CHECKING:
     import datasets
 
-Array = NDArray[Any]
-
-
-class Column:
-    """A column of fixed-shape numbers, as views into the Arrow chunks: nothing is read until rows are asked for."""
-
-    def __init__(self, chunks: list[Array]) -> None:
-        self._chunks = chunks
-        self._starts = np.cumsum([0, *[len(chunk) for chunk in chunks]])
-        self.shape, self.dtype = chunks[0].shape[1:], chunks[0].dtype
-
-    def take(self, rows: Integers, out: Array) -> None:
-        """Copy the given rows into `out`, of shape (len(rows), *shape)."""
-        if len(self._chunks) == 1:
-            np.take(self._chunks[0], rows, axis=0, out=out, mode="clip")  # "raise" would go through a buffer
-            return
-        numbers = np.searchsorted(self._starts, rows, side="right") - 1
-        for position, (number, row) in enumerate(zip(numbers.tolist(), rows.tolist(), strict=True)):
-            out[position] = self._chunks[number][row - self._starts[number]]
-
-
-def _chunk_array(chunk: pa.Array) -> Array | None:
-    """An Arrow chunk as a numpy view of shape (rows, …), or None if its rows are not numbers of one shape."""
-    shape: list[int] = [len(chunk)]
-    while True:
-        if chunk.null_count:
-            return None
-        if isinstance(chunk, pa.ExtensionArray):
-            chunk = chunk.storage
-        elif pa.types.is_fixed_size_list(chunk.type):
-            shape.append(chunk.type.list_size)
-            chunk = chunk.flatten()
-        elif pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type):
-            offsets = chunk.offsets.to_numpy()
-            sizes = np.diff(offsets)
-            if len(sizes) == 0 or (sizes != sizes[0]).any():
-                return None
-            shape.append(int(sizes[0]))
-            chunk = chunk.flatten()
-        else:
-            break
-    if not (pa.types.is_integer(chunk.type) or pa.types.is_floating(chunk.type)):
-        return chunk.to_numpy(zero_copy_only=False).reshape(shape) if pa.types.is_boolean(chunk.type) else None
-    values: Array = chunk.to_numpy(zero_copy_only=True)
-    return values.reshape(shape)
-
-
-def _column(data: pa.ChunkedArray) -> Column | None:
-    arrays = [_chunk_array(chunk) for chunk in data.chunks if len(chunk)]
-    views = [array for array in arrays if array is not None]
-    if not views or len(views) < len(arrays) or len({array.shape[1:] for array in views}) > 1:
-        return None
-    return Column(views)
+_PLAIN = (None, "numpy", "torch")  # formats that do no more to numbers than `_formatted_dtype` says
+_TABLES = ("arrow", "pandas", "polars")
+_ROW_IS_BATCH = (None, "torch")  # formats that give a row the same whichever rows are read with it
 
 
 class Rows:
@@ -78,6 +28,9 @@ class Rows:
     Args:
         dataset: at least one row.
         float_dtype: what float64 columns become (Python's floats and CSV are float64): the model's own type, usually.
+
+    Raises:
+        UsageError: a column cannot be stacked, and no transform or collate of the task's will see it first.
     """
 
     def __init__(self, dataset: datasets.Dataset, task: Task, seed: int, float_dtype: torch.dtype) -> None:
@@ -85,67 +38,98 @@ class Rows:
         self._float_dtype = float_dtype
         self.num_rows = len(dataset)
         self._indices = _indices(dataset)
-        table = dataset.data
-        names = dataset.column_names
-        self._columns = {name: column for name in names if (column := _column(table.column(name))) is not None}
-        others = [name for name in names if name not in self._columns]
-        self._others = dataset.select_columns(others) if others else None
-        self._row_by_row = bool(others) or task.overrides("transform") or task.overrides("collate")
+        form = dataset.format
+        kind, formatted = form["type"], set(form["columns"])
+        if kind in _TABLES:
+            raise UsageError(f'data: the data set has the format "{kind}", whose rows are tables; write .with_format(None), '
+                             '"numpy" or "torch" in data()')  # fmt: skip
+        names = [name for name in dataset.column_names if name in formatted or form["output_all_columns"]]
+        found = {name: as_column(dataset.data.column(name)) for name in names if not _is_decoded(dataset, name)}
+        stacked_as_is = kind in _PLAIN and not (task.overrides("transform") or task.overrides("collate"))
+        if stacked_as_is:
+            bad = [name for name, column in found.items() if column is None]
+            nullable = formatted if kind else set()  # these formats make NaN of a null
+            lines = [fault(name, dataset.data.column(name), self._indices, name in nullable) for name in bad]
+            if any(lines):
+                raise UsageError(*filter(None, lines))
+        columns = {name: column for name, column in found.items() if column is not None}
+        if kind and not (stacked_as_is and len(columns) == len(names) and not form["format_kwargs"]):
+            columns = {}
+        others = [name for name in names if name not in columns]
+        self._columns = columns
+        self._dtypes = {name: _formatted_dtype(kind, column) for name, column in columns.items() if name in formatted}
+        self._keep_float64 = formatted if "dtype" in form["format_kwargs"] else set()
+        self._dataset = dataset
+        self._others = dataset if not columns else dataset.select_columns(others) if others else None
+        self._one_by_one = kind not in _ROW_IS_BATCH
+        self._row_by_row = not stacked_as_is or self._others is not None
 
     def read(self, rows: Integers, epoch: int) -> Batch:
         """A micro-batch on the CPU: each column's tensor, of shape (len(rows), …), in an allocation of its own."""
         if self._row_by_row:
-            return self._finished(self._assemble(self._python_rows(rows, epoch)))
+            return self._finished(self._assemble(self._python_rows(rows, epoch), rows.tolist()))
         wanted = rows if self._indices is None else self._indices[rows]
         batch = {}
         for name, column in self._columns.items():
-            tensor = _empty((len(rows), *column.shape), column.dtype)
+            # memory of torch's own alignment: kernels may take other paths, and give other bits, on numpy's
+            tensor = torch.empty((len(rows), *column.shape), dtype=torch_dtype(column.dtype))
             column.take(wanted, tensor.numpy())
             batch[name] = tensor
         return self._finished(batch)
 
     def _finished(self, batch: Batch) -> Batch:
-        return Columns(
-            (name, tensor.to(self._float_dtype) if tensor.dtype == torch.float64 else tensor) for name, tensor in batch.items()
-        )
+        return Columns((name, tensor.to(self._dtype(name, tensor.dtype))) for name, tensor in batch.items())
+
+    def _dtype(self, name: str, found: torch.dtype) -> torch.dtype:
+        own = self._float_dtype if found == torch.float64 and name not in self._keep_float64 else found
+        return self._dtypes.get(name) or own
 
     def _python_rows(self, rows: Integers, epoch: int) -> list[dict[str, Any]]:
+        numbers = rows.tolist()
+        found = [self._dataset[number] for number in numbers] if self._one_by_one else self._batch_rows(rows)
+        if not self._task.overrides("transform"):
+            return found
+        transformed = []
+        for row, number in zip(found, numbers, strict=True):
+            rng = np.random.Generator(np.random.Philox(mix(self._seed, epoch, number)))
+            result = self._task.transform(row, rng)
+            if not isinstance(result, dict):
+                raise UsageError(f"task: transform returned {type(result).__name__} for row {number}; write return row, a dict")
+            transformed.append(result)
+        return transformed
+
+    def _batch_rows(self, rows: Integers) -> list[dict[str, Any]]:
         wanted = rows if self._indices is None else self._indices[rows]
         batch: dict[str, Any] = dict(self._others[rows.tolist()]) if self._others is not None else {}
         for name, column in self._columns.items():
             batch[name] = np.empty((len(rows), *column.shape), column.dtype)
             column.take(wanted, batch[name])
-        found = [{name: values[place] for name, values in batch.items()} for place in range(len(rows))]
-        if not self._task.overrides("transform"):
-            return found
-        return [
-            self._task.transform(row, np.random.Generator(np.random.Philox(mix(self._seed, epoch, number))))
-            for row, number in zip(found, rows.tolist(), strict=True)
-        ]
+        return [{name: values[place] for name, values in batch.items()} for place in range(len(rows))]
 
-    def _assemble(self, rows: list[dict[str, Any]]) -> Batch:
+    def _assemble(self, rows: list[dict[str, Any]], numbers: list[int]) -> Batch:
         if self._task.overrides("collate"):
             batch = self._task.collate(rows)
             return {name: tensor.clone() if tensor.storage_offset() else tensor for name, tensor in batch.items()}
-        return {name: self._stack(name, [row[name] for row in rows]) for name in rows[0]}
-
-    def _stack(self, name: str, values: list[Any]) -> torch.Tensor:
-        arrays = [np.asarray(value) for value in values]
-        if len({array.shape for array in arrays}) > 1:
-            raise UsageError(f"data: column {name} has rows of shapes {arrays[0].shape} and others; write a collate() that "
-                             "pads them")  # fmt: skip
-        if arrays[0].dtype.kind not in "biuf":
-            raise UsageError(f"data: column {name} holds {type(values[0]).__name__}, not numbers; remove it in data(), or "
-                             "write a transform() or collate() that turns it into numbers")  # fmt: skip
-        first = arrays[0]
-        tensor = _empty((len(arrays), *first.shape), first.dtype)
-        np.stack(arrays, out=tensor.numpy())
-        return tensor
+        for row, number in zip(rows, numbers, strict=True):
+            if row.keys() != rows[0].keys():
+                raise UsageError(f"data: row {numbers[0]} has the columns {', '.join(rows[0])}, and row {number} has "
+                                 f"{', '.join(row)}; write the same for every row")  # fmt: skip
+        return {name: stack(name, [row[name] for row in rows], numbers) for name in rows[0]}
 
 
-def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor:
-    """Memory of torch's own alignment: kernels may take other paths, and give other bits, on numpy's."""
-    return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype)
+def _formatted_dtype(kind: str | None, column: Column) -> torch.dtype | None:
+    """What a format without options makes of a column's dtype; None: nothing.
+
+    Both make float32 of floats and int64 of integers, but numpy's leaves a row's single number as it is.
+    """
+    if kind is None or (kind == "numpy" and not column.shape):
+        return None
+    return {"f": torch.float32, "i": torch.int64, "u": torch.int64}.get(column.dtype.kind)
+
+
+def _is_decoded(dataset: datasets.Dataset, name: str) -> bool:
+    """Whether a column's values are made from what is stored: images from their files' bytes, say."""
+    return bool(dataset.features._column_requires_decoding[name])
 
 
 def _indices(dataset: datasets.Dataset) -> Integers | None:
