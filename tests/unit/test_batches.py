@@ -154,10 +154,11 @@ class Varied(Plain):
 
     def transform(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         made = self._made[int(row["x"])]
-        return made if isinstance(made, dict) or made is BROKEN else {"v": made}
+        return made if isinstance(made, (dict, Broken)) else {"v": made}  # type: ignore[return-value]
 
 
-BROKEN = ...
+class Broken:
+    """What a transform should not return."""
 
 
 def varied(*made: Any) -> torch.Tensor:
@@ -213,13 +214,35 @@ def test_rows_stack_to_their_common_dtype(made: tuple[Any, ...], expected: torch
             "transform()",
         ),
         (({"v": 1, "w": 2}, {"v": 1}), "data: row 0 has the columns v, w, and row 1 has v; write the same for every row"),
-        (({"v": 1}, BROKEN), "task: transform returned ellipsis for row 1; write return row, a dict"),
+        (({"v": 1}, Broken()), "task: transform returned Broken for row 1; write return row, a dict"),
     ],
 )  # fmt: skip
 def test_rows_that_do_not_stack_are_refused_in_one_line(made: tuple[Any, ...], line: str) -> None:
     with pytest.raises(UsageError) as caught:
         varied(*made)
     assert shortened(caught.value.lines) == [line]
+
+
+class Collating(Plain):
+    _made: Any
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        return self._made  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("made", "line"),
+    [
+        ((1, 2), "task: collate returned tuple; write a dict of column name to tensor"),
+        ({"x": np.zeros(2)}, "task: collate returned ndarray for x; write a tensor"),
+    ],
+)
+def test_a_collate_returns_tensors_by_name(made: Any, line: str) -> None:
+    task = Collating()
+    task._made = made
+    with pytest.raises(UsageError) as caught:
+        read(datasets.Dataset.from_dict({"x": [1]}), [0], task)
+    assert caught.value.lines == (line,)
 
 
 def test_a_missing_column_is_named() -> None:

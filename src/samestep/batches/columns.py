@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from samestep.task import Batch, Columns, Task
 if TYPE_CHECKING:
     import datasets
 
-_PLAIN = (None, "numpy", "torch")  # formats that do no more to numbers than `_formatted_dtype` says
+_PLAIN = (None, "numpy", "torch")  # formats that do no more to numbers than `_straight_dtype` says
 _TABLES = ("arrow", "pandas", "polars")
 _ROW_IS_BATCH = (None, "torch")  # formats that give a row the same whichever rows are read with it
 
@@ -38,27 +39,28 @@ class Rows:
         self._float_dtype = float_dtype
         self.num_rows = len(dataset)
         self._indices = _indices(dataset)
-        form = dataset.format
-        kind, formatted = form["type"], set(form["columns"])
-        if kind in _TABLES:
-            raise UsageError(f'data: the data set has the format "{kind}", whose rows are tables; write .with_format(None), '
-                             '"numpy" or "torch" in data()')  # fmt: skip
-        names = [name for name in dataset.column_names if name in formatted or form["output_all_columns"]]
+        kind, options = dataset.format["type"], dataset.format["format_kwargs"]
+        formatted, names = set(dataset.format["columns"]), _names(dataset)
         found = {name: as_column(dataset.data.column(name)) for name in names if not _is_decoded(dataset, name)}
         stacked_as_is = kind in _PLAIN and not (task.overrides("transform") or task.overrides("collate"))
         if stacked_as_is:
-            bad = [name for name, column in found.items() if column is None]
             nullable = formatted if kind else set()  # these formats make NaN of a null
-            lines = [fault(name, dataset.data.column(name), self._indices, name in nullable) for name in bad]
-            if any(lines):
-                raise UsageError(*filter(None, lines))
+            faults = [
+                fault(name, dataset.data.column(name), self._indices, name in nullable)
+                for name, column in found.items()
+                if column is None
+            ]
+            if any(faults):
+                raise UsageError(*filter(None, faults))
         columns = {name: column for name, column in found.items() if column is not None}
-        if kind and not (stacked_as_is and len(columns) == len(names) and not form["format_kwargs"]):
+        if kind and not (stacked_as_is and len(columns) == len(names) and not options):
             columns = {}
         others = [name for name in names if name not in columns]
         self._columns = columns
-        self._dtypes = {name: _formatted_dtype(kind, column) for name, column in columns.items() if name in formatted}
-        self._keep_float64 = formatted if "dtype" in form["format_kwargs"] else set()
+        self._dtypes = {
+            name: _straight_dtype(kind if name in formatted else None, column, float_dtype) for name, column in columns.items()
+        }
+        self._keep_float64 = formatted if "dtype" in options else set()
         self._dataset = dataset
         self._others = dataset if not columns else dataset.select_columns(others) if others else None
         self._one_by_one = kind not in _ROW_IS_BATCH
@@ -69,20 +71,19 @@ class Rows:
         if self._row_by_row:
             return self._finished(self._assemble(self._python_rows(rows, epoch), rows.tolist()))
         wanted = rows if self._indices is None else self._indices[rows]
-        batch = {}
+        batch = Columns()
         for name, column in self._columns.items():
             # memory of torch's own alignment: kernels may take other paths, and give other bits, on numpy's
             tensor = torch.empty((len(rows), *column.shape), dtype=torch_dtype(column.dtype))
             column.take(wanted, tensor.numpy())
-            batch[name] = tensor
-        return self._finished(batch)
+            batch[name] = tensor.to(self._dtypes[name])
+        return batch
 
     def _finished(self, batch: Batch) -> Batch:
-        return Columns((name, tensor.to(self._dtype(name, tensor.dtype))) for name, tensor in batch.items())
-
-    def _dtype(self, name: str, found: torch.dtype) -> torch.dtype:
-        own = self._float_dtype if found == torch.float64 and name not in self._keep_float64 else found
-        return self._dtypes.get(name) or own
+        return Columns(
+            (name, tensor.to(self._float_dtype) if tensor.dtype == torch.float64 and name not in self._keep_float64 else tensor)
+            for name, tensor in batch.items()
+        )
 
     def _python_rows(self, rows: Integers, epoch: int) -> list[dict[str, Any]]:
         numbers = rows.tolist()
@@ -93,7 +94,7 @@ class Rows:
         for row, number in zip(found, numbers, strict=True):
             rng = np.random.Generator(np.random.Philox(mix(self._seed, epoch, number)))
             result = self._task.transform(row, rng)
-            if not isinstance(result, dict):
+            if not isinstance(result, Mapping):
                 raise UsageError(f"task: transform returned {type(result).__name__} for row {number}; write return row, a dict")
             transformed.append(result)
         return transformed
@@ -109,6 +110,11 @@ class Rows:
     def _assemble(self, rows: list[dict[str, Any]], numbers: list[int]) -> Batch:
         if self._task.overrides("collate"):
             batch = self._task.collate(rows)
+            if not isinstance(batch, Mapping):
+                raise UsageError(f"task: collate returned {type(batch).__name__}; write a dict of column name to tensor")
+            for name, value in batch.items():
+                if not isinstance(value, torch.Tensor):
+                    raise UsageError(f"task: collate returned {type(value).__name__} for {name}; write a tensor")
             return {name: tensor.clone() if tensor.storage_offset() else tensor for name, tensor in batch.items()}
         for row, number in zip(rows, numbers, strict=True):
             if row.keys() != rows[0].keys():
@@ -117,14 +123,24 @@ class Rows:
         return {name: stack(name, [row[name] for row in rows], numbers) for name in rows[0]}
 
 
-def _formatted_dtype(kind: str | None, column: Column) -> torch.dtype | None:
-    """What a format without options makes of a column's dtype; None: nothing.
+def _names(dataset: datasets.Dataset) -> list[str]:
+    """The columns that a row has, under the data set's format."""
+    form = dataset.format
+    if form["type"] in _TABLES:
+        raise UsageError(f'data: the data set has the format "{form["type"]}", whose rows are tables; write '
+                         '.with_format(None), "numpy" or "torch" in data()')  # fmt: skip
+    return [name for name in dataset.column_names if name in form["columns"] or form["output_all_columns"]]
 
-    Both make float32 of floats and int64 of integers, but numpy's leaves a row's single number as it is.
+
+def _straight_dtype(kind: str | None, column: Column, float_dtype: torch.dtype) -> torch.dtype:
+    """What becomes of a column's dtype under a format without options.
+
+    Both numpy's and torch's make float32 of floats and int64 of integers, but numpy's leaves a row's single number as it is.
     """
+    found = torch_dtype(column.dtype)
     if kind is None or (kind == "numpy" and not column.shape):
-        return None
-    return {"f": torch.float32, "i": torch.int64, "u": torch.int64}.get(column.dtype.kind)
+        return float_dtype if found == torch.float64 else found
+    return {"f": torch.float32, "i": torch.int64, "u": torch.int64}.get(column.dtype.kind, found)
 
 
 def _is_decoded(dataset: datasets.Dataset, name: str) -> bool:

@@ -15,6 +15,8 @@ from samestep.errors import UsageError
 
 Array = NDArray[Any]
 
+_NUMBERS = "?bhilqBHILQefdFD"  # the characters of numpy's dtypes that torch has too
+
 
 def stack(name: str, values: Sequence[Any], rows: Sequence[int]) -> torch.Tensor:
     """One tensor of the rows' values, on the CPU: numbers, arrays, tensors or lists of them, of one shape.
@@ -22,12 +24,12 @@ def stack(name: str, values: Sequence[Any], rows: Sequence[int]) -> torch.Tensor
     The dtype is the one to which torch promotes all of theirs: ints beside floats become floats.
     """
     parts = [_numbers(name, value, row) for value, row in zip(values, rows, strict=True)]
-    for part, row in zip(parts, rows, strict=True):
-        if part.shape != parts[0].shape:
-            raise UsageError(f"data: column {name} has rows of shapes {tuple(parts[0].shape)} (row {rows[0]}) and "
-                             f"{tuple(part.shape)} (row {row}); write a collate() that pads them")  # fmt: skip
-    dtypes = [part.dtype if isinstance(part, torch.Tensor) else torch_dtype(part.dtype) for part in parts]
-    dtype = _common(name, dtypes, rows)
+    shapes = {tuple(part.shape): row for part, row in zip(parts[::-1], rows[::-1], strict=True)}  # where each shape begins
+    if len(shapes) > 1:
+        one, other, *_ = sorted(shapes, key=lambda shape: rows.index(shapes[shape]))
+        raise UsageError(f"data: column {name} has rows of shapes {one} (row {shapes[one]}) and {other} (row {shapes[other]}); "
+                         "write a collate() that pads them")  # fmt: skip
+    dtype = _common(name, parts, rows)
     stacked = torch.empty((len(parts), *parts[0].shape), dtype=dtype)
     arrays = [part for part in parts if not isinstance(part, torch.Tensor)]
     if len(arrays) == len(parts):
@@ -50,21 +52,20 @@ def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _numbers(name: str, value: Any, row: int) -> Array | torch.Tensor:
+    if isinstance(value, np.ndarray) and value.dtype.char in _NUMBERS:
+        return value
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
-    if value is None:
-        raise UsageError(null(name, row))
     if isinstance(value, (list, tuple)) and isinstance(_innermost(value), torch.Tensor):
         return stack(name, value, [row] * len(value))
     try:
         array = np.asarray(value)
-        if array.dtype.kind in "biufc" and torch_dtype(array.dtype):
-            return array
     except (ValueError, TypeError, RuntimeError):
-        if isinstance(value, (list, tuple)):
-            raise UsageError(f"data: column {name} has lists of uneven length in row {row}; write a collate() that pads "
-                             "them") from None  # fmt: skip
-    raise UsageError(_unfit(name, value, row))
+        raise UsageError(f"data: column {name} has lists of uneven length in row {row}; write a collate() that pads "
+                         "them") from None  # fmt: skip
+    if array.dtype.char not in _NUMBERS:
+        raise UsageError(_unfit(name, value, row))
+    return array
 
 
 def _innermost(value: Any) -> Any:
@@ -83,14 +84,14 @@ def _unfit(name: str, value: Any, row: int) -> str:
     return not_numbers(name, f"{found} in row {row}")
 
 
-def _common(name: str, dtypes: Sequence[torch.dtype], rows: Sequence[int]) -> torch.dtype:
-    if len(set(dtypes)) == 1:
-        return dtypes[0]
+def _common(name: str, parts: list[Array | torch.Tensor], rows: Sequence[int]) -> torch.dtype:
+    first = {part.dtype: row for part, row in zip(parts[::-1], rows[::-1], strict=True)}  # where each dtype begins
+    dtypes = {dtype if isinstance(dtype, torch.dtype) else torch_dtype(dtype): row for dtype, row in first.items()}
     try:
         return functools.reduce(torch.promote_types, dtypes)
     except RuntimeError:
-        other, row = next((dtype, row) for dtype, row in zip(dtypes, rows, strict=True) if dtype != dtypes[0])
-        raise UsageError(f"data: column {name} is {_short(dtypes[0])} in row {rows[0]} and {_short(other)} in row {row}, which "
+        (one, row), (other, other_row), *_ = sorted(dtypes.items(), key=lambda item: rows.index(item[1]))
+        raise UsageError(f"data: column {name} is {_short(one)} in row {row} and {_short(other)} in row {other_row}, which "
                          "have no common dtype; write one dtype for all rows in transform()") from None  # fmt: skip
 
 
