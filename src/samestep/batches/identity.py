@@ -1,0 +1,167 @@
+"""What tells one data set from another: the number of its rows, their columns and format, a checksum of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+if TYPE_CHECKING:
+    import datasets
+
+Identity = dict[str, Any]
+
+WHOLE_BYTES = 64 * 2**20  # a table of up to this size is summed whole, a larger one by slices from its first row to its last
+SLICES = SLICE_ROWS = 64
+
+_ADVICE = "give data() the rows that the run began with, or start a new run"
+
+
+def identity(dataset: datasets.Dataset) -> Identity:
+    """The data's identity, for JSON.
+
+    It speaks of the rows as `dataset[i]` numbers them, not of how they are kept: in memory or mapped from a file, in few
+    chunks or many, in their own order or behind the row numbers that shuffle() and select() lay over a table.
+    """
+    whole = _fits(dataset)
+    digest = xxhash.xxh3_128()
+    for name, values in _whole(dataset) if whole else _sample(dataset):
+        digest.update(name.encode())
+        _add(digest, values)
+    return {
+        "rows": len(dataset),
+        "columns": [f"{name}: {dataset.features[name]}" for name in dataset.column_names],
+        "format": _format(dataset),
+        "checksum": digest.hexdigest(),
+        "whole": whole,
+        "fingerprint": dataset._fingerprint,
+    }
+
+
+def differences(
+    before: Identity, now: Identity, split: str, had: str = "had", has: str = "has", advice: str = _ADVICE
+) -> list[str]:
+    """How two identities differ, a line for each kind of difference; none if they are of the same data.
+
+    The fingerprint alone is no difference: `datasets` draws a new one for what it cannot hash.
+
+    Args:
+        had, has: the words before each side's values; between ranks "on rank 0 has" and "on rank 1 has", say.
+    """
+    found = []
+    if before["rows"] != now["rows"]:
+        found.append(f"{had} {before['rows']} rows and {has} {now['rows']}")
+    if before["columns"] != now["columns"]:
+        one = [column for column in before["columns"] if column not in now["columns"]]
+        other = [column for column in now["columns"] if column not in before["columns"]]
+        if not one and not other:  # the same in another order
+            one, other = before["columns"], now["columns"]
+        found.append(f"{had} {_listed(one)} and {has} {_listed(other)}")
+    if before["format"] != now["format"]:
+        found.append(f"{had} the format {before['format']} and {has} {now['format']}")
+    if not found and before["whole"] == now["whole"] and before["checksum"] != now["checksum"]:
+        found.append(f"{had} {before['rows']} rows with the checksum {before['checksum'][:12]} and {has} as many with "
+                     f"{now['checksum'][:12]}, other values or another order")  # fmt: skip
+    return [f'data: "{split}" {words}; {advice}' for words in found]
+
+
+def doubt(before: Identity, now: Identity, split: str) -> str | None:
+    """The note on data too large for a whole checksum, of which `datasets` believes that they are others."""
+    if (before["whole"] and now["whole"]) or before["fingerprint"] == now["fingerprint"]:
+        return None
+    return (
+        f'data: "{split}" has the size, the columns and, in the {SLICES * SLICE_ROWS} rows looked at, the values that it had, '
+        f"but the fingerprint {now['fingerprint']} where it had {before['fingerprint']}; if other rows changed, start a new run"
+    )
+
+
+def _listed(columns: list[str]) -> str:
+    return ", ".join(columns) or "no other column"
+
+
+def _format(dataset: datasets.Dataset) -> str:
+    form = dataset.format
+    words = [form["type"] or "none"]
+    if set(form["columns"]) != set(dataset.column_names):
+        words.append(f"of {', '.join(sorted(form['columns']))}{' beside the others' if form['output_all_columns'] else ''}")
+    options = [f"{name}={value}" for name, value in sorted(form["format_kwargs"].items()) if name != "transform"]
+    return " ".join(words + options)
+
+
+def _fits(dataset: datasets.Dataset) -> bool:
+    table = dataset.data.table
+    seen = table.nbytes * len(dataset) / max(1, table.num_rows)
+    return bool(max(table.nbytes, seen) <= WHOLE_BYTES)
+
+
+def _whole(dataset: datasets.Dataset) -> Iterator[tuple[str, pa.Array]]:
+    rows = None if dataset._indices is None else _joined(dataset._indices.column(0))
+    for name in dataset.column_names:
+        values = _joined(dataset.data.column(name))
+        yield name, values if rows is None else values.take(rows)
+
+
+def _sample(dataset: datasets.Dataset) -> Iterator[tuple[str, pa.Array]]:
+    tables = dataset.with_format("arrow")
+    starts = np.linspace(0, max(0, len(dataset) - SLICE_ROWS), SLICES).astype(int)
+    for start in np.unique(starts).tolist():
+        table = tables[start : start + SLICE_ROWS]
+        yield from zip(table.column_names, map(_joined, table.columns), strict=True)
+
+
+def _joined(column: pa.ChunkedArray) -> pa.Array:
+    chunks = [chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk for chunk in column.chunks]
+    if len(chunks) == 1:
+        return chunks[0]
+    return pa.concat_arrays(chunks) if chunks else pa.array([], pa.null())
+
+
+def _add(digest: Any, array: pa.Array) -> None:
+    """Add an array's values to a checksum: those alone, since what lies in its buffers beside them is anybody's.
+
+    (Arrow's own serialization writes a part of a table with some bytes of the rows after it.)
+    """
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    kind = array.type
+    digest.update(len(array).to_bytes(8, "little"))
+    if array.null_count:
+        digest.update(np.packbits(array.is_null().to_numpy(zero_copy_only=False)))
+    if pa.types.is_struct(kind):
+        for part in array.flatten():
+            _add(digest, part)
+        return
+    if pa.types.is_nested(kind) and not pa.types.is_union(kind):
+        digest.update(pc.list_value_length(array).fill_null(0).cast(pa.int64()).to_numpy())
+        _add(digest, array.flatten())
+        return
+    if array.null_count:
+        array = array.drop_null()
+    if pa.types.is_boolean(kind):
+        digest.update(array.to_numpy(zero_copy_only=False))
+    elif pa.types.is_primitive(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_decimal(kind):
+        size = kind.bit_width // 8
+        _add_bytes(digest, array.buffers()[1], array.offset * size, len(array) * size)
+    elif _is_text(kind):
+        array = array.cast(pa.large_binary())
+        digest.update(pc.binary_length(array).cast(pa.int64()).to_numpy())
+        ends = np.frombuffer(array.buffers()[1], np.int64)[array.offset :][: len(array) + 1] if len(array) else [0, 0]
+        _add_bytes(digest, array.buffers()[2], int(ends[0]), int(ends[-1] - ends[0]))
+    elif not pa.types.is_null(kind):
+        digest.update(repr(array.to_pylist()).encode())
+
+
+def _add_bytes(digest: Any, buffer: pa.Buffer | None, start: int, size: int) -> None:
+    if buffer is not None and size:
+        digest.update(buffer.slice(start, size))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    names = ("string", "binary", "large_string", "large_binary", "string_view", "binary_view")
+    return str(kind) in names
