@@ -43,7 +43,7 @@ def build_optimizer(config: Config, task: Task, model: torch.nn.Module) -> torch
 
 
 def _refuse_what_cannot_be_kept(optimizer: object, model: torch.nn.Module) -> None:
-    """Raise UsageError for an optimizer that would need more than a step after the gradients, or whose state nobody could save."""
+    """Raise UsageError for an optimizer that needs more than gradients to step, or whose state nobody could save."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise UsageError(f"task: optimizer() returned {type(optimizer).__name__}; return a torch.optim.Optimizer")
     name = type(optimizer).__name__
@@ -54,8 +54,8 @@ def _refuse_what_cannot_be_kept(optimizer: object, model: torch.nn.Module) -> No
         raise UsageError("optimizer: SparseAdam steps sparse gradients alone; write adam, and sparse=False in the embeddings")
     if getattr(optimizer.step, "_wrapped_by_lr_sched", False) or any("initial_lr" in group for group in optimizer.param_groups):
         raise UsageError(
-            "task: a torch learning-rate scheduler hangs on the optimizer, whose place no checkpoint would hold; write schedule: "
-            "in the config, and leave it out of optimizer()"
+            "task: a torch learning-rate scheduler hangs on the optimizer, whose place no checkpoint would hold; write "
+            "schedule: in the config, and leave it out of optimizer()"
         )
     inner = [key for key, value in vars(optimizer).items() if _holds_optimizers(value)]
     if inner and type(optimizer).state_dict is torch.optim.Optimizer.state_dict:
@@ -170,7 +170,7 @@ class GatedOptimizer:
         fresh: the run begins here, so that `scaler` has no scale of an earlier start's.
         seed: for the random numbers that an optimizer of one's own may draw.
 
-    It must be made before a checkpoint is laid over the optimizer: the groups' rates are the base of the schedule only until then.
+    It must be made before a checkpoint is laid over the optimizer: until then the groups' rates are the schedule's base.
     """
 
     def __init__(

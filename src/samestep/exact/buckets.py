@@ -33,7 +33,7 @@ def as_real(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def memory_order_views(flat: torch.Tensor, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Each parameter's part of a flat bucket, strided as the parameter is: a reshape would transpose `channels_last` weights."""
+    """Each parameter's part of a flat bucket, strided as the parameter is: a reshape would turn `channels_last` weights."""
     views, offset = [], flat.storage_offset()
     for parameter in parameters:
         dense = _is_dense(parameter)

@@ -171,7 +171,10 @@ class OrderedSum:
         beside.blocks = [(block, [kept[place] for place in bucket.places]) for block, kept in self._kept.blocks]
         beside.push(self._last_leaf, list(bucket.views))
         return [
-            [view.new_zeros(()).expand_as(view) if grad is None else grad for grad, view in zip(kept, bucket.views, strict=True)]
+            [
+                view.new_zeros(()).expand_as(view) if grad is None else grad
+                for grad, view in zip(kept, bucket.views, strict=True)
+            ]
             for _, kept in beside.blocks[:-1]
         ]
 

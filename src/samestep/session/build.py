@@ -21,7 +21,7 @@ from samestep.exact import FastSum, OrderedSum, Statistics, StepExchange, everyo
 from samestep.loop import Training
 from samestep.order import Order
 from samestep.runtime import Runtime
-from samestep.session.data import read_data, refuse_other_data
+from samestep.session.data import notes_on_data, read_data, refuse_other_data
 from samestep.session.model import make_model, notes_on, refuse_unequal_models
 from samestep.task import Task
 from samestep.tracking import NullTracker, Reports, Tracker
@@ -101,7 +101,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     every = config.audit.every if config.audit else 0
     values = saved.values if saved else {}
     tracker = make_tracker(all_steps)
-    for note in notes_on(model, stepped):
+    for note in [*notes_on_data(saved.values["data"] if saved else facts, facts), *notes_on(model, stepped)]:
         tracker.line(note)
     return Training(
         config=config,
@@ -113,9 +113,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         batches=batches,
         gradients=gradients,
         statistics=Statistics(model, config.micro_batches, config.num_leaves, runtime.world_size),
-        exchange=StepExchange(
-            config.micro_batches, config.num_leaves, len(gradients.parameters), runtime.world_size, device
-        ),
+        exchange=StepExchange(config.micro_batches, config.num_leaves, len(gradients.parameters), runtime.world_size, device),
         audit=Auditor(every, plan, recompute, gradients, runtime.rank, plans.peers) if every else NoAudit(),
         purity=Purity(task, model, optimizer.inner, recompute, gradients.share, first_step),
         evaluator=evaluator,

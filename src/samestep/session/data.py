@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from samestep.batches import differences, identity
+from samestep.batches import Identity, differences, doubt, identity
 from samestep.config import Config
 from samestep.control import everyones, first_on_each_machine
 from samestep.errors import UsageError
@@ -14,9 +14,10 @@ from samestep.task import Task
 
 _READING = 5  # sets the random numbers of data() apart from the forward's
 _SPLITS = ("train", "eval")
+Facts = dict[str, Identity | None]
 
 
-def read_data(task: Task, config: Config, runtime: Runtime) -> tuple[Any, Any, dict[str, Any]]:
+def read_data(task: Task, config: Config, runtime: Runtime) -> tuple[Any, Any, Facts]:
     """The task's two splits, and the facts by which they are known again. Raises UsageError if ranks have different ones."""
     train, held_out = (
         first_on_each_machine(runtime.local_rank, lambda split=split: _read_split(task, config.seed, split))  # type: ignore[misc]
@@ -24,31 +25,35 @@ def read_data(task: Task, config: Config, runtime: Runtime) -> tuple[Any, Any, d
     )
     if train is None:
         raise UsageError('data: data("train") returned None; return a datasets.Dataset')
-    facts = {split: None if rows is None else identity(rows) for split, rows in zip(_SPLITS, (train, held_out), strict=True)}
+    facts: Facts = {
+        split: None if rows is None else identity(rows) for split, rows in zip(_SPLITS, (train, held_out), strict=True)
+    }
     first, *others = everyones(facts)
     for rank, other in enumerate(others, 1):
-        for split in _SPLITS:
-            if (first[split] is None) != (other[split] is None):
-                raise UsageError(f'data: data("{split}") returned None on rank 0 or on rank {rank} alone; return the same on each')
-        lines = [line for split in _SPLITS for line in _told_apart(first, other, split)]
-        if lines:
-            raise UsageError(
-                *(f"{line} (rank 0 first, then rank {rank}); let data() depend on nothing but its seeded numbers" for line in lines)
-            )
+        words = ("on rank 0 has", f"on rank {rank} has", "let it depend on nothing but its seeded numbers")
+        if lines := [line for split in _SPLITS for line in _told_apart(first[split], other[split], split, *words)]:
+            raise UsageError(*lines)
     return train, held_out, facts
 
 
-def refuse_other_data(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise UsageError if a run is to go on with other rows than it began with."""
-    lines = [line for split in _SPLITS for line in _told_apart(before, now, split)]
-    if lines:
-        raise UsageError(*(f"{line}; a run goes on with the data it began with: write another --run NAME" for line in lines))
+def refuse_other_data(before: Facts, now: Facts) -> None:
+    """Raise UsageError if a run is to go on with other rows than it began with; an evaluation may begin at any start."""
+    both = [split for split in _SPLITS if before[split] is not None and now[split] is not None]
+    if lines := [line for split in both for line in _told_apart(before[split], now[split], split)]:
+        raise UsageError(*lines)
 
 
-def _told_apart(before: dict[str, Any], now: dict[str, Any], split: str) -> list[str]:
-    if before[split] is None or now[split] is None:  # an evaluation may begin or end with any start
-        return []
-    return differences(before[split], now[split], split)
+def notes_on_data(before: Facts, now: Facts) -> list[str]:
+    """What cannot be known of data too large to be looked at whole."""
+    pairs = [(before[split], now[split], split) for split in _SPLITS]
+    doubts = [doubt(old, new, split) for old, new, split in pairs if old is not None and new is not None]
+    return [f"WARNING: {words}" for words in doubts if words]
+
+
+def _told_apart(before: Identity | None, now: Identity | None, split: str, *words: str) -> list[str]:
+    if before is None or now is None:
+        return [] if before is now else [f'data: "{split}" is None on one rank and not on another; return the same on each']
+    return differences(before, now, split, *words)
 
 
 def _read_split(task: Task, seed: int, split: str) -> Any:

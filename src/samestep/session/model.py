@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import safetensors.torch
-import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -66,8 +65,8 @@ def _refuse_unfit(model: object) -> None:
             raise UsageError(f"task: {name} has sparse gradients, which have no place in the ordered sum; write sparse=False")
         if getattr(module, "max_norm", None) is not None and isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             raise UsageError(
-                f"task: {name} has a max_norm, with which the forward changes the weights; leave it out, and renormalise them in "
-                "after_step"
+                f"task: {name} has a max_norm, with which the forward changes the weights; leave it out, and "
+                "renormalise them in after_step"
             )
 
 
@@ -92,9 +91,13 @@ def notes_on(model: nn.Module, stepped: list[nn.Parameter]) -> list[str]:
     known = {id(parameter) for parameter in stepped}
     left = [name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in known]
     if left:
-        notes.append(f"note: {len(left)} trainable parameters are in no group of the optimizer and stay as they are: {left[0]} …")
+        notes.append(
+            f"note: {len(left)} trainable parameters are in no group of the optimizer and stay as they are: {left[0]} …"
+        )
     if not any(module.training for module in model.modules()):
-        notes.append("note: model() left the whole model in eval(): it trains without dropout; write model.train() there if not meant")
+        notes.append(
+            "note: model() left the whole model in eval(): it trains without dropout; write model.train() there if not meant"
+        )
     return notes
 
 

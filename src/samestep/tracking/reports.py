@@ -74,8 +74,8 @@ class Reports:
         step = posted.step + 1
         if weight == 0:
             raise TrainingError(
-                f"step {step}: none of its rows counts: the weights of {self._rows(posted.step)} add up to 0. No step was taken. "
-                "Leave such rows out in data(), or write a larger global_batch_size"
+                f"step {step}: none of its rows counts: the weights of {self._rows(posted.step)} add up to 0. No step was "
+                "taken. Leave such rows out in data(), or write a larger global_batch_size"
             )
         if not math.isfinite(loss) or not (math.isfinite(norm) or self._skips_overflows):
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
