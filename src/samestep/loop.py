@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -28,8 +28,6 @@ from samestep.seeding import seed_all
 from samestep.task import Ratio, Task, checked_ratio
 from samestep.tracking import NullTracker, Reports, Tracker
 
-_AFTER_STEP = 4  # sets after_step's random numbers apart from the forward's
-
 
 @dataclass
 class Training:
@@ -40,6 +38,7 @@ class Training:
     model: torch.nn.Module  # the task's own: nothing wraps it, at any number of processes
     accelerator: Accelerator
     optimizer: GatedOptimizer
+    after_step: Callable[[int], None]  # the task's own change of the model, once the optimizer has stepped
     plan: Plan
     batches: Batches
     gradients: OrderedSum
@@ -74,13 +73,6 @@ class Training:
             self.watch.at("computing")
             yield
         self.watch.at("reading data")
-
-    def after_step(self, step: int) -> None:
-        """What the task itself changes after a step that counts: an average of the weights, say, or what is frozen."""
-        if self.task.overrides("after_step") and bool(self.optimizer.counts):
-            seed_all(self.config.seed, step, 0, _AFTER_STEP, device=self.accelerator.device)
-            with self.optimizer.stepping(), self.purity.after_step(step), torch.no_grad():
-                self.task.after_step(self.model, step + 1)
 
     def asked_to_stop(self) -> int:
         """A signal that asks for a stop, on this rank, or the time limit's being near; 0 otherwise."""

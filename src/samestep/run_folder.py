@@ -116,7 +116,7 @@ class RunFolder:
 
     def refusal(self) -> list[str] | None:
         """The lines in which a rank of this start has refused the task or its data, if one has."""
-        return next((failure["paragraph"].splitlines() for failure in self.failures() if failure["refusal"]), None)
+        return next((failure["paragraph"].splitlines() for failure in self.failures() if failure.get("refusal")), None)
 
     def tidy(self) -> None:
         """A new start begins: what an earlier one died of is in its logs, and what it had half written is nothing."""

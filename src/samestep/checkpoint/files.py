@@ -208,8 +208,8 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise Damaged(f"{path}: the manifest is damaged")
     if manifest["format"] != _FORMAT:
         raise TrainingError(
-            f"{path}: is of format {manifest['format']}, and this version reads {_FORMAT}; go on with the version that wrote it, "
-            f"or begin a new run with init={path / 'weights.safetensors'}"
+            f"{path}: is of format {manifest['format']}, and this version reads {_FORMAT}; go on with the version that wrote "
+            f"it, or begin a new run with init={path / 'weights.safetensors'}"
         )
     return manifest
 

@@ -50,8 +50,10 @@ def refuse_unsavable(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -
     try:
         to_tree(optimizer.state_dict(), "", {})
     except Unsavable as error:
-        lines.append(f"task: the optimizer's {error}, which a checkpoint cannot hold; it holds numbers, texts, tensors, and lists, "
-                     "tuples and dicts of them")  # fmt: skip
+        lines.append(
+            f"task: the optimizer's {error}, which a checkpoint cannot hold; it holds numbers, texts, tensors, and lists, "
+            "tuples and dicts of them"
+        )
     if lines:
         raise UsageError(*lines)
 

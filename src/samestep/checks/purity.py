@@ -65,7 +65,7 @@ class Purity(NoPurity):
         self._parameters = list(model.parameters())
         self._own = frozenset(id(module) for module in model.modules())
         self._at_start = {name: (names, key, attributes.keep(names[key])) for name, names, key in self._spots()}
-        self._versions = [parameter._version for parameter in self._parameters]
+        self._touched = self._touches()
         self._of_any_optimizer = {*vars(torch.optim.SGD([torch.zeros(1)])), *_PUT_THERE}
         self._steppers: dict[str, Any] | None = None  # the optimizer's attributes before a chosen step
 
@@ -90,19 +90,19 @@ class Purity(NoPurity):
         """A forward and backward inside. Raises UsageError if it was found not to be pure."""
         if micro.index == self._share[0]:
             self._watch_optimizer(step)
-            self._versions = [parameter._version for parameter in self._parameters]
+            self._touched = self._touches()
         if not (self._is_chosen(step) and micro.index == self._share[0]):
             yield
         else:
             bits, shape, before = self._bits(), self._shape(), self._look()
             yield
-            _refuse_another_shape("the forward", shape, self._shape())
-            self._refuse_other_bits("the forward", bits)
+            _refuse_another_shape(shape, self._shape())
+            self._refuse_other_bits(bits)
             after = self._look()
             if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
                 self._refuse_a_state(changed, step, micro.index)
         if micro.index == self._share[-1]:
-            self._refuse_in_place("the forward", self._versions)
+            self._refuse_touched(self._touched)
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -139,17 +139,23 @@ class Purity(NoPurity):
     def _bits(self) -> torch.Tensor:
         return fingerprint([parameter.detach() for parameter in self._parameters])
 
-    def _refuse_other_bits(self, who: str, before: torch.Tensor) -> None:
+    def _refuse_other_bits(self, before: torch.Tensor) -> None:
         for name, changed in zip(self._names, (before != self._bits()).tolist(), strict=True):
             if changed:
-                raise _in_place(who, name)
+                raise _in_place(name)
 
-    def _refuse_in_place(self, who: str, before: list[int]) -> None:
-        if [parameter._version for parameter in self._parameters] == before:
+    def _touches(self) -> list[tuple[int, bool]]:
+        """What tells in every step, at little cost, that somebody wrote into a parameter or froze it."""
+        return [(parameter._version, parameter.requires_grad) for parameter in self._parameters]
+
+    def _refuse_touched(self, before: list[tuple[int, bool]]) -> None:
+        if (now := self._touches()) == before:
             return
-        for name, parameter, version in zip(self._names, self._parameters, before, strict=True):
-            if parameter._version != version and not parameter.is_cuda:  # there cuDNN may only have laid them out anew
-                raise _in_place(who, name)
+        for name, parameter, old, new in zip(self._names, self._parameters, before, now, strict=True):
+            if old[1] != new[1]:
+                raise UsageError(f"task: the forward changed requires_grad of {name}; do that in after_step")
+            if old != new and not parameter.is_cuda:  # there cuDNN may only have laid it out anew
+                raise _in_place(name)
 
     def _refuse_a_state(self, changed: list[str], step: int, index: int) -> None:
         """Refuse changed attributes that a number depends on: one way with them as they are, one as the start had them."""
@@ -200,17 +206,17 @@ def _put_back(state: list[tuple[dict[str, Any], str, Callable[[], Any]]]) -> Non
             names[key] = value
 
 
-def _refuse_another_shape(who: str, before: dict[str, Any], after: dict[str, Any]) -> None:
+def _refuse_another_shape(before: dict[str, Any], after: dict[str, Any]) -> None:
     for name in {**before, **after}:
         if before.get(name) != after.get(name):
             what = "changed" if name in before and name in after else "made" if name in after else "removed"
             advice = "make it in model()" if what == "made" else "do that in after_step"
-            raise UsageError(f"task: {who} {what} {name}; {advice}")
+            raise UsageError(f"task: the forward {what} {name}; {advice}")
 
 
-def _in_place(who: str, name: str) -> UsageError:
+def _in_place(name: str) -> UsageError:
     return UsageError(
-        f"task: {who} changed the parameter {name}, which would depend on how a step is split over processes; "
+        f"task: the forward changed the parameter {name}, which would depend on how a step is split over processes; "
         "change it in after_step"
     )
 

@@ -190,7 +190,10 @@ class Statistics:
             return [part[None] for part in parts]
         everyone = gather(torch.cat([part.reshape(-1).view(torch.uint8) for part in parts]))
         pieces = everyone.split([part.nbytes for part in parts], dim=1)
-        return [piece.contiguous().view(part.dtype).view(-1, *part.shape) for piece, part in zip(pieces, parts, strict=True)]
+        return [
+            piece.contiguous().view(part.dtype).view(len(everyone), *part.shape)
+            for piece, part in zip(pieces, parts, strict=True)
+        ]
 
     def _refuse_disagreement(self, smallest: torch.Tensor) -> None:
         if torch.equal(self._largest, smallest):

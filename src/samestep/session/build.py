@@ -22,7 +22,7 @@ from samestep.loop import Training
 from samestep.order import Order
 from samestep.runtime import Runtime
 from samestep.session.data import notes_on_data, read_data, refuse_other_data
-from samestep.session.model import make_model, notes_on, refuse_unequal_models
+from samestep.session.model import make_after_step, make_model, notes_on, refuse_unequal_models
 from samestep.task import Task
 from samestep.tracking import NullTracker, Reports, Tracker
 
@@ -98,6 +98,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         evaluator = Evaluator(task, held_out, config.micro_batch_size, config.evaluate.batches, accelerator, config.seed)
     agreed(lambda: refuse_unknown_metrics(config, evaluator, model))
     recompute = Recompute(config.seed, task, model, accelerator, gradients, batches)
+    purity = Purity(task, model, optimizer.inner, recompute, gradients.share, first_step)
     every = config.audit.every if config.audit else 0
     values = saved.values if saved else {}
     tracker = make_tracker(all_steps)
@@ -109,13 +110,14 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         model=model,
         accelerator=accelerator,
         optimizer=optimizer,
+        after_step=make_after_step(config, task, model, optimizer, purity, first_step),
         plan=plan,
         batches=batches,
         gradients=gradients,
         statistics=Statistics(model, config.micro_batches, config.num_leaves, runtime.world_size),
         exchange=StepExchange(config.micro_batches, config.num_leaves, len(gradients.parameters), runtime.world_size, device),
         audit=Auditor(every, plan, recompute, gradients, runtime.rank, plans.peers) if every else NoAudit(),
-        purity=Purity(task, model, optimizer.inner, recompute, gradients.share, first_step),
+        purity=purity,
         evaluator=evaluator,
         convergence=Convergence(config.converge, values.get("best"), values.get("waited", 0)),
         best=Best(config.checkpoint.best, values.get("best_metric"), values.get("best_step")),

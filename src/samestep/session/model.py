@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from accelerate import Accelerator
 from torch import nn
 
 from samestep.checkpoint import Checkpoints, Saved, read, refuse_unsavable, restore, restore_modes
+from samestep.checks import NoPurity
 from samestep.compiling import compile_blocks
 from samestep.config import Config
 from samestep.control import everyones
@@ -18,6 +21,8 @@ from samestep.optim import GatedOptimizer, build_optimizer, leave_dynamo_out
 from samestep.run_folder import RunFolder
 from samestep.seeding import seed_all
 from samestep.task import Task
+
+_AFTER_STEP = 4  # sets after_step's random numbers apart from the forward's
 
 
 def make_model(
@@ -99,6 +104,23 @@ def notes_on(model: nn.Module, stepped: list[nn.Parameter]) -> list[str]:
             "note: model() left the whole model in eval(): it trains without dropout; write model.train() there if not meant"
         )
     return notes
+
+
+def make_after_step(
+    config: Config, task: Task, model: nn.Module, optimizer: GatedOptimizer, purity: NoPurity, first_step: int
+) -> Callable[[int], None]:
+    """What runs after each optimizer step, the same on every rank: the task's own `after_step`, if it has one."""
+    changes = task.overrides("after_step")
+
+    def after_step(step: int) -> None:
+        if step == first_step:  # by now the optimizer shows what it keeps
+            refuse_unsavable(model, optimizer.inner)
+        if changes and bool(optimizer.counts):  # on a GPU this waits: what a step that counts for nothing changed would stay
+            seed_all(config.seed, step, 0, _AFTER_STEP, device=optimizer.counts.device)
+            with optimizer.stepping(), purity.after_step(step), torch.no_grad():
+                task.after_step(model, step + 1)
+
+    return after_step
 
 
 def _begin_from(init: str, model: nn.Module) -> None:

@@ -114,7 +114,8 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
             raise Stopped(reason) from None
         except Exception as error:
             watch.stop()
-            if isinstance(error, TrainingError):
+            is_early = isinstance(error, UsageError) and run.finished <= 1  # a first step is no loss, and may be unsavable
+            if isinstance(error, TrainingError) or is_early:
                 raise
             has_trained = save_what_is_finished(run, saver, folder, runtime, board)
             refusal = folder.refusal() if is_victim(error) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import netrc
 import os
 import queue
@@ -40,10 +41,20 @@ def cut_back(folder: RunFolder, step: int, latest: list[Row], evaluates_again: b
         if stays(row):
             kept.append(line + "\n")
             present.add((row["step"], "loss" in row))
-    kept += [json.dumps(row) + "\n" for row in latest if stays(row) and (row["step"], "loss" in row) not in present]
+    kept += [as_line(row) for row in latest if stays(row) and (row["step"], "loss" in row) not in present]
     if not lines and not kept:
         return
     write_atomically(folder.metrics, "".join(kept))
+
+
+def as_line(row: Row) -> str:
+    """A row as JSON, which has no word for what is not a number."""
+    return (
+        json.dumps(
+            {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        )
+        + "\n"
+    )
 
 
 class Metrics:
@@ -56,7 +67,7 @@ class Metrics:
         self._warn, self._has_warned = warn, False
 
     def log(self, row: Row) -> None:
-        self._waiting.append(json.dumps(row).encode() + b"\n")
+        self._waiting.append(as_line(row).encode())
         self._write()
 
     def _write(self) -> None:

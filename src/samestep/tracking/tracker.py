@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import sys
 import time
 
@@ -52,6 +53,9 @@ class Tracker:
             sink.log(row)
         self.last.update(row)
         self.recent.append(row)
+        for key, value in row.items():
+            if key[:5] == "eval_" and math.isnan(value):
+                self.line(f"WARNING: {key} is nan at step {row['step']}: no row counts for it (weight 0), or its sum is nan")
         self.line(f"step {row['step']}  " + "  ".join(f"{key} {value:.4f}" for key, value in row.items() if key[:5] == "eval_"))
 
     def _show(self, row: Row) -> None:
