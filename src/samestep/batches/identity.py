@@ -102,7 +102,17 @@ def _whole(dataset: datasets.Dataset) -> Iterator[tuple[str, pa.Array]]:
     rows = None if dataset._indices is None else _joined(dataset._indices.column(0))
     for name in dataset.column_names:
         values = _joined(dataset.data.column(name))
-        yield name, values if rows is None else values.take(rows)
+        yield name, values if rows is None else _taken(values, rows)
+
+
+def _taken(values: pa.Array, rows: pa.Array) -> pa.Array:
+    """The rows of an array. Arrow is faster at lists of one length when their type says so."""
+    kind = values.type
+    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and len(values) and not values.null_count:
+        length = len(values[0])
+        if length and pc.all(pc.equal(pc.list_value_length(values), length)).as_py():
+            values = pa.FixedSizeListArray.from_arrays(values.flatten(), length)
+    return values.take(rows)
 
 
 def _sample(dataset: datasets.Dataset) -> Iterator[tuple[str, pa.Array]]:
