@@ -39,6 +39,7 @@ COLUMNS: dict[str, list[Any]] = {
     "nullable int": [None if k % 5 == 2 else k for k in NUMBERS],
     "nullable flag": [None if k % 5 == 2 else k % 2 == 0 for k in NUMBERS],
     "nullable text": [None if k % 5 == 2 else str(k) for k in NUMBERS],
+    "nullable view": [None if k % 5 == 2 else f"longer than the twelve letters of a view {k}" for k in NUMBERS],
     "nullable list": [None if k % 5 == 2 else [k, None] for k in NUMBERS],
     "nullable struct": [None if k % 5 == 2 else {"a": k} for k in NUMBERS],
 }
@@ -47,6 +48,7 @@ FEATURES = datasets.Features(
         **datasets.Dataset.from_dict(COLUMNS).features,
         "int": datasets.Value("int8"),
         "list": datasets.List(datasets.Value("int16"), length=2),
+        "nullable view": datasets.Value("string_view"),
         "price": datasets.Value("decimal128(10, 2)"),
     }
 )

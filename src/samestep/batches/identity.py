@@ -112,7 +112,10 @@ def _taken(values: pa.Array, rows: pa.Array) -> pa.Array:
         length = len(values[0])
         if length and pc.all(pc.equal(pc.list_value_length(values), length)).as_py():
             values = pa.FixedSizeListArray.from_arrays(values.flatten(), length)
-    return values.take(rows)
+    try:
+        return values.take(rows)
+    except pa.ArrowNotImplementedError:  # views of strings, for one
+        return pa.concat_arrays([values.slice(row, 1) for row in rows.to_pylist()])
 
 
 def _sample(dataset: datasets.Dataset) -> Iterator[tuple[str, pa.Array]]:
@@ -147,10 +150,12 @@ def _add(digest: Any, array: pa.Array) -> None:
         for part in array.flatten():
             _add(digest, part)
         return
-    if pa.types.is_nested(kind) and not pa.types.is_union(kind):
+    if pa.types.is_nested(kind) and not (pa.types.is_union(kind) or pa.types.is_map(kind)):
         digest.update(pc.list_value_length(array).fill_null(0).cast(pa.int64()).to_numpy())
         _add(digest, array.flatten())
         return
+    if _is_text(kind):
+        array = array.cast(pa.large_binary())
     if array.null_count:
         array = array.drop_null()
     if pa.types.is_boolean(kind):
@@ -159,7 +164,6 @@ def _add(digest: Any, array: pa.Array) -> None:
         size = kind.bit_width // 8
         _add_bytes(digest, array.buffers()[1], array.offset * size, len(array) * size)
     elif _is_text(kind):
-        array = array.cast(pa.large_binary())
         digest.update(pc.binary_length(array).cast(pa.int64()).to_numpy())
         ends = np.frombuffer(array.buffers()[1], np.int64)[array.offset :][: len(array) + 1] if len(array) else [0, 0]
         _add_bytes(digest, array.buffers()[2], int(ends[0]), int(ends[-1] - ends[0]))
