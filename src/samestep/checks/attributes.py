@@ -1,4 +1,4 @@
-"""What hangs on a model, a task or an optimizer besides parameters and buffers: how it looks, and how to put it back.
+"""What hangs on a model, a task or an optimizer besides parameters and buffers: how it looks, and a copy of it.
 
 Only what can hold state plainly is looked at: numbers, texts, tensors, arrays, generators, and containers of them.
 """
@@ -6,8 +6,9 @@ Only what can hold state plainly is looked at: numbers, texts, tensors, arrays, 
 from __future__ import annotations
 
 import collections
+import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -67,60 +68,44 @@ def look(value: Any, beside: frozenset[int] = frozenset(), depth: int = 0) -> An
     return type(value).__name__
 
 
-def keep(value: Any, depth: int = 0) -> Callable[[], Any]:
-    """What gives back `value`: the same object, with the contents that it has now."""
-    refill = _refill(value, depth)
+def copied(value: Any, memo: dict[int, Any], depth: int = 0) -> Any:
+    """A copy with the contents that `value` has now and nothing in common with it; what `look` passes over is itself.
 
-    def back() -> Any:
-        if refill is not None:
-            refill()
-        return value
-
-    return back
-
-
-def _refill(value: Any, depth: int) -> Callable[[], object] | None:
+    Args:
+        memo: what has been copied by then, by its id: two names for one generator stay that.
+    """
     if isinstance(value, torch.nn.Parameter) or depth >= _DEPTH or _is_large(value):
-        return None
+        return value
+    if id(value) not in memo:
+        memo[id(value)] = _copied(value, memo, depth)
+    return memo[id(value)]
+
+
+def _copied(value: Any, memo: dict[int, Any], depth: int) -> Any:
     if isinstance(value, torch.Tensor):
-        tensor = value.detach().clone()
-        return lambda: value.data.copy_(tensor) if value.shape == tensor.shape else None
-    if isinstance(value, np.ndarray):
-        array = value.copy()
-        return lambda: np.copyto(value, array)
+        return value.detach().clone()
     if isinstance(value, torch.Generator):
-        state = value.get_state()
-        return lambda: value.set_state(state)
-    if isinstance(value, random.Random):
-        words = value.getstate()
-        return lambda: value.setstate(words)
-    if isinstance(value, np.random.Generator):
-        bits = value.bit_generator.state
-        return lambda: setattr(value.bit_generator, "state", bits)
-    if isinstance(value, torch.nn.Module):
-        tensors = [keep(tensor.data) for _, tensor in _tensors(value)]
-        return lambda: [back() for back in tensors]
+        return torch.Generator(value.device).set_state(value.get_state())
+    if isinstance(value, (np.ndarray, np.random.Generator, random.Random)):
+        return copy.deepcopy(value)
     if isinstance(value, set):
-        members = set(value)
-        return lambda: _emptied(value).update(members)
-    if isinstance(value, (list, collections.deque)):
-        entries = [keep(entry, depth + 1) for entry in value]
-        return lambda: _emptied(value).extend([back() for back in entries])
+        return copy.copy(value)
     if isinstance(value, dict):
-        items = {key: keep(entry, depth + 1) for key, entry in value.items()}
-        return lambda: _emptied(value).update({key: back() for key, back in items.items()})
-    return None
+        changed = copy.copy(value)
+        changed.update({key: copied(entry, memo, depth + 1) for key, entry in value.items()})
+        return changed
+    if isinstance(value, (list, collections.deque)):
+        filled = copy.copy(value)
+        for place, entry in enumerate(value):
+            filled[place] = copied(entry, memo, depth + 1)
+        return filled
+    return value
 
 
 def _is_large(value: Any) -> bool:
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return value.nbytes > _MOST_LOOKED_AT * 4
     return isinstance(value, (list, dict, set, collections.deque)) and len(value) > _MOST_ENTRIES
-
-
-def _emptied(container: Any) -> Any:
-    container.clear()
-    return container
 
 
 def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -64,7 +64,8 @@ class Purity(NoPurity):
         self._names = [name for name, _ in model.named_parameters()]
         self._parameters = list(model.parameters())
         self._own = frozenset(id(module) for module in model.modules())
-        self._at_start = {name: (names, key, attributes.keep(names[key])) for name, names, key in self._spots()}
+        self._spots_at_start = self._spots()
+        self._at_start = self._copies({name: names[key] for name, names, key in self._spots_at_start})
         self._touched = self._touches()
         self._of_any_optimizer = {*vars(torch.optim.SGD([torch.zeros(1)])), *_PUT_THERE}
         self._steppers: dict[str, Any] | None = None  # the optimizer's attributes before a chosen step
@@ -100,6 +101,7 @@ class Purity(NoPurity):
             self._refuse_other_bits(bits)
             after = self._look()
             if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
+                self._refuse_modules(changed)
                 self._refuse_a_state(changed, step, micro.index)
         if micro.index == self._share[-1]:
             self._refuse_touched(self._touched)
@@ -157,28 +159,42 @@ class Purity(NoPurity):
             if old != new and not parameter.is_cuda:  # there cuDNN may only have laid it out anew
                 raise _in_place(name)
 
+    def _refuse_modules(self, changed: list[str]) -> None:
+        for name, names, key in self._spots():
+            if name in changed and isinstance(names[key], torch.nn.Module):
+                raise UsageError(
+                    f"task: the forward changed {name}, a module beside the model, which no checkpoint holds; make it a part "
+                    "of the model, and change it in after_step"
+                )
+
     def _refuse_a_state(self, changed: list[str], step: int, index: int) -> None:
         """Refuse changed attributes that a number depends on: one way with them as they are, one as the start had them."""
-        places = {name: (names, key) for name, names, key in self._spots()} | {n: p[:2] for n, p in self._at_start.items()}
-        now = [(*places[name], attributes.keep(places[name][0].get(places[name][1], _ABSENT))) for name in changed]
-        fresh = [(*places[name], self._at_start[name][2] if name in self._at_start else lambda: _ABSENT) for name in changed]
+        spots = {name: (names, key) for name, names, key in [*self._spots_at_start, *self._spots()]}
+        places = {name: spots[name] for name in changed}
+        real = {name: names.get(key, _ABSENT) for name, (names, key) in places.items()}
+        fresh = {name: self._at_start.get(name, _ABSENT) for name in changed}
+        now = self._copies(real)
 
-        def recomputed(state: list[tuple[dict[str, Any], str, Callable[[], Any]]]) -> list[float]:
-            _put_back(state)
+        def recomputed(values: dict[str, Any]) -> str:
+            _put(places, self._copies(values))
             loss, weight = self._recompute(step, index)
-            return [float(loss.detach()), float(weight)]
+            return repr((float(loss.detach()), float(weight)))
 
         try:
             first, second = recomputed(fresh), recomputed(now)
-            if first != second and repr(first) != repr(second):
-                if recomputed(fresh) != first:
-                    return  # no attribute's doing: the loss is another one each time, which verify tells
-                raise UsageError(
-                    f"task: the loss depends on {_listed(changed)}, which the forward changes: after a resume, or on another "
-                    "number of processes, it would be another loss; change it in after_step, and keep it in a buffer"
-                )
+            if first == second or recomputed(fresh) != first:  # in the latter case it is no attribute's doing: see verify
+                return
+            raise UsageError(
+                f"task: the loss depends on {_listed(changed)}, which the forward changes: after a resume, or on another "
+                "number of processes, it would be another loss; change it in after_step, and keep it in a buffer"
+            )
         finally:
-            _put_back(now)
+            _put(places, real)
+
+    @staticmethod
+    def _copies(values: dict[str, Any]) -> dict[str, Any]:
+        memo: dict[int, Any] = {}
+        return {name: attributes.copied(value, memo) for name, value in values.items()}
 
     def _watch_optimizer(self, step: int) -> None:
         """Compare the optimizer's own attributes across a chosen step, the first aside, in which many prepare themselves."""
@@ -197,13 +213,12 @@ class Purity(NoPurity):
         self._steppers = found if self._is_chosen(step) and step > self._first_step else None
 
 
-def _put_back(state: list[tuple[dict[str, Any], str, Callable[[], Any]]]) -> None:
-    for names, key, back in state:
-        value = back()
-        if value is _ABSENT:
+def _put(places: dict[str, tuple[dict[str, Any], str]], values: dict[str, Any]) -> None:
+    for name, (names, key) in places.items():
+        if values[name] is _ABSENT:
             names.pop(key, None)
         else:
-            names[key] = value
+            names[key] = values[name]
 
 
 def _refuse_another_shape(before: dict[str, Any], after: dict[str, Any]) -> None:

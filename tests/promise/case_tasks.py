@@ -1,0 +1,543 @@
+"""Tasks of the kinds that users of other tools have reported, each of which once gave other numbers in silence, or hung."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import nn
+
+from samestep import Task
+
+Batch = dict[str, torch.Tensor]
+
+
+def rows(number: int = 64) -> datasets.Dataset:
+    x = torch.randn(number, 3, generator=torch.Generator().manual_seed(3))
+    return datasets.Dataset.from_dict({"x": x.numpy(), "y": x.sum(1, keepdim=True).numpy()})
+
+
+def small() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+class Base(Task):
+    """A line to fit. `end` is "SIGNAL CALL": the process sends itself that signal in its so-manieth loss."""
+
+    _calls: int = 0
+
+    def data(self, split: str) -> Any:
+        return rows() if split == "train" else None
+
+    def model(self) -> nn.Module:
+        return small()
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        self._calls += 1  # which reaches no number, and is nobody's business
+        name, _, call = os.environ.get("CASE_END", " ").partition(" ")
+        if name and self._calls == int(call):
+            os.kill(os.getpid(), getattr(signal, name))
+        errors = model(batch["x"]) - batch["y"]
+        return errors.square().sum(), errors.numel()
+
+
+# What must be the same at every world size
+
+
+class Transformed(Base):
+    def data(self, split: str) -> Any:
+        def ten_times(batch: dict[str, Any]) -> dict[str, Any]:
+            return {"x": [[10 * value for value in row] for row in batch["x"]], "y": batch["y"]}
+
+        return rows().with_transform(ten_times) if split == "train" else None
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        assert torch.allclose(batch["x"].sum(1, keepdim=True), 10 * batch["y"], rtol=1e-4)
+        return super().loss(model, batch)
+
+
+class Split(Base):
+    """data() splits at random; the seed is the run's."""
+
+    def data(self, split: str) -> Any:
+        return rows().train_test_split(test_size=0.25)["train" if split == "train" else "test"]
+
+
+class HalfOutput(Base):
+    def loss(self, model: Any, batch: Batch) -> Any:
+        out = model(batch["x"])
+        assert out.dtype == torch.bfloat16
+        return (out * out).sum() - (out * 0.3).sum(), out.numel()
+
+
+class Complex(Base):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(3, 2, dtype=torch.complex64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.to(torch.complex64) @ self.w
+
+    def model(self) -> nn.Module:
+        return self.Net()
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        out = model(batch["x"])
+        return out.abs().square().sum() - (out.real * batch["y"]).sum(), len(out)
+
+
+class Inner(Base):
+    """Reaches for what wraps the model elsewhere."""
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        return super().loss(getattr(model, "module", model), batch)
+
+
+class Parts(Base):
+    """Calls parts of the model, and a penalty by name."""
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        errors = model[2](torch.tanh(model[0](batch["x"]))) - batch["y"]
+        penalty = sum(p.square().sum() for name, p in model.named_parameters() if name == "0.weight")
+        return errors.square().sum() + 0.1 * penalty, errors.numel()
+
+
+class WithoutTheModel(Base):
+    def loss(self, model: Any, batch: Batch) -> Any:
+        if batch["x"][0, 0] > 0.3:
+            return sum(p.sum() for p in model.parameters()) * 0.0, 0
+        return super().loss(model, batch)
+
+
+class HeadOnly(Base):
+    def optimizer(self, model: Any, config: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model[2].parameters(), lr=config.optimizer.lr)
+
+
+class FrozenNorm(Base):
+    """A BatchNorm that model() left in eval(): its statistics stay, after an evaluation too."""
+
+    def data(self, split: str) -> Any:
+        return rows(64 if split == "train" else 8)
+
+    def model(self) -> nn.Module:
+        model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+        model[0].eval().requires_grad_(False)
+        return model
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        assert not model[0].training
+        assert not model[0].running_mean.any()
+        return super().loss(model, batch)
+
+
+class SometimesNormed(Base):
+    """Some micro-batches pass the BatchNorm by, and a second one is used by none."""
+
+    def model(self) -> nn.Module:
+        return nn.ModuleDict({"norm": nn.BatchNorm1d(3), "unused": nn.BatchNorm1d(3), "line": nn.Linear(3, 1)})
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        x = model["norm"](batch["x"]) if batch["x"][0, 0] > 0 else batch["x"]
+        return (model["line"](x) - batch["y"]).square().sum(), len(x)
+
+
+class Spectral(Base):
+    """Its vectors change in each forward, to the same: they see the weights and no data."""
+
+    def model(self) -> nn.Module:
+        model = small()
+        nn.utils.spectral_norm(model[0])
+        nn.utils.parametrizations.spectral_norm(model[2])
+        return model
+
+
+class FromASet(Base):
+    def data(self, split: str) -> Any:
+        words = [f"w{number}" for number in range(40)]
+        place = {word: number for number, word in enumerate(set(words))}
+        x = [[float(place[words[number % 40]]), 1.0, 0.5] for number in range(96)]
+        return datasets.Dataset.from_dict({"x": x, "y": [[float(number % 3)] for number in range(96)]})
+
+
+class Hooked(Base):
+    """A hook of the user's on a parameter that only some micro-batches use: called where it is used, and nowhere else."""
+
+    _heard: int = 0
+    _meant: int = 0
+
+    def model(self) -> nn.Module:
+        model = nn.ModuleDict({"line": nn.Linear(3, 1), "more": nn.Linear(3, 1)})
+        model["more"].weight.register_hook(self.hear)  # type: ignore[operator]
+        return model
+
+    def hear(self, grad: torch.Tensor) -> None:
+        self._heard += 1
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        assert self._heard == self._meant
+        out = model["line"](batch["x"])
+        if batch["x"][0, 0] > 0:
+            self._meant += 1
+            out = out + model["more"](batch["x"])
+        return (out - batch["y"]).square().sum(), len(out)
+
+
+# What a resume must bring back
+
+
+class State(torch.optim.Optimizer):
+    """A step whose memory is of a kind: a list, a dict, a tuple, a name of its own, float32 copies of the weights, noise."""
+
+    def __init__(self, params: Any, lr: float, kind: str) -> None:
+        super().__init__(params, {"lr": lr, "pair": (0.5, 1.5)})
+        self.kind = kind
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        if self.kind == "own":
+            self.state["all"]["k"] = self.state["all"].get("k", 0) + 1  # type: ignore[index]
+        for group in self.param_groups:
+            assert isinstance(group["pair"], tuple)
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state, change = self.state[p], p.grad
+                if self.kind == "list":
+                    state["past"] = [*state.get("past", []), p.grad.clone()][-3:]
+                    change = sum(state["past"])
+                if self.kind == "dict":
+                    change = state.setdefault("inner", {"m": torch.zeros_like(p)})["m"].mul_(0.9).add_(p.grad)
+                if self.kind == "tuple":
+                    low, high = state.setdefault("range", (0.5, 1.5))
+                    assert isinstance(state["range"], tuple)
+                    change = p.grad * (low + high)
+                if self.kind == "own":
+                    change = p.grad / self.state["all"]["k"]  # type: ignore[index]
+                if self.kind == "noise":
+                    change = p.grad + torch.randn_like(p) * random.random() * float(np.random.rand())
+                if self.kind == "master":
+                    state.setdefault("master", p.detach().float().clone()).add_(p.grad.float(), alpha=-group["lr"])
+                    p.copy_(state["master"])
+                else:
+                    p.sub_(change, alpha=group["lr"])
+
+
+class OwnState(Base):
+    kind: str
+
+    def model(self) -> nn.Module:
+        return small().bfloat16() if self.kind == "master" else small()
+
+    def optimizer(self, model: Any, config: Any) -> torch.optim.Optimizer:
+        half = [{"params": model[0].parameters(), "lr": 0.02}, {"params": model[2].parameters()}]
+        return State(half, config.optimizer.lr, self.kind)
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        loss, weight = super().loss(model, batch)
+        return loss.float(), weight
+
+
+class Changing(Base):
+    """after_step freezes and frees, keeps an average for the evaluation and a teacher, and holds a norm in bounds."""
+
+    def data(self, split: str) -> Any:
+        return rows(64 if split == "train" else 8)
+
+    def model(self) -> nn.Module:
+        model = nn.ModuleDict({"student": small(), "teacher": small(), "norm": nn.BatchNorm1d(3)})
+        model["teacher"].requires_grad_(False)
+        model["student"][2].requires_grad_(False)  # type: ignore[index]
+        model.register_buffer("steps", torch.zeros(()))
+        return model
+
+    def after_step(self, model: Any, step: int) -> None:
+        for slow, fast in zip(model["teacher"].parameters(), model["student"].parameters(), strict=True):
+            slow.lerp_(fast, 0.2)
+        model.steps += 1
+        model["student"][0].weight.clamp_(-1, 1).add_(torch.rand(()) * 1e-3)
+        if step == 3:
+            model["student"][2].requires_grad_(True)
+            model["student"][0].requires_grad_(False)
+            model["norm"].eval()
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        super().loss(model["teacher"], batch)
+        x = model["norm"](batch["x"])
+        out = model["student"](x)
+        return (out - batch["y"]).square().sum() + (out - model["teacher"](x)).square().sum() / (1 + model.steps), len(out)
+
+    def metrics(self, model: Any, batch: Batch) -> Any:
+        return {"loss": ((model["teacher"](batch["x"]) - batch["y"]).square().sum(), len(batch["x"]))}
+
+
+class PassingFault(Base):
+    """An error after the forward of one micro-batch, with a BatchNorm in the way, and a counter."""
+
+    def model(self) -> nn.Module:
+        model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1))
+        nn.utils.spectral_norm(model[3])
+        return model
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        result = super().loss(model, batch)
+        if self._calls == int(os.environ.get("CASE_FAIL", 0)):
+            raise OSError("a passing fault")
+        return result
+
+
+class Scored(Base):
+    """An evaluation that scores what the list says, by the step; -1 stands for a weight of zero."""
+
+    scores: list[float]
+
+    def data(self, split: str) -> Any:
+        return rows(64 if split == "train" else 6)
+
+    def model(self) -> nn.Module:
+        model = nn.Sequential(nn.Linear(3, 1))
+        model.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        model.register_forward_pre_hook(self.count)
+        return model
+
+    @staticmethod
+    def count(model: Any, x: Any) -> None:
+        if model.training:
+            model.steps += 1
+
+    def metrics(self, model: Any, batch: Batch) -> Any:
+        value = self.scores[(int(model.steps) - 1) // 2]
+        found = {"score": (torch.tensor(value if value >= 0 else 0.0), 1 if value >= 0 else 0)}
+        if batch["x"][0, 0] > 0:
+            found["sometimes"] = (batch["x"].sum(), len(batch["x"]))
+        return found
+
+
+# What must be refused by name
+
+
+class Counting(Base):
+    """A buffer of whole numbers that sees the data."""
+
+    class Net(nn.Linear):
+        seen: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__(3, 1)
+            self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                self.seen += (x > 0).sum()
+            return super().forward(x)
+
+    def model(self) -> nn.Module:
+        return self.Net()
+
+
+class Averaging(Base):
+    """Something in the model that a forward changes: `what` it is."""
+
+    what: str
+
+    class Net(nn.Linear):
+        mean: torch.Tensor
+        steps: torch.Tensor
+
+        def __init__(self, what: str) -> None:
+            super().__init__(3, 1)
+            self.what, self.calls, self.past = what, 0, [0.0]
+            self.generator = torch.Generator().manual_seed(0)
+            self.kept = torch.zeros(3)
+            self.register_buffer("mean", torch.zeros(3))
+            self.register_buffer("steps", torch.zeros((), dtype=torch.long), persistent=False)
+            self.frozen = nn.Parameter(torch.zeros(3), requires_grad=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.training:
+                if self.what == "evaluation":
+                    self.mean += 1
+                return super().forward(x)
+            self.calls += 1
+            if self.what == "mean":
+                self.mean.lerp_(x.mean(0), 0.1)
+            if self.what == "late" and "late" not in self._buffers:
+                self.register_buffer("late", torch.zeros(3))
+            if self.what == "steps":
+                self.steps += 1
+            if self.what == "frozen":
+                self.frozen.lerp_(x.mean(0), 0.1)
+            if self.what == "weight":
+                self.weight.data.clamp_(-0.1, 0.1)
+            if self.what == "requires_grad":
+                self.bias.requires_grad_(self.calls < 2)
+            if self.what == "mode" and self.calls == 1:
+                self.eval()
+            out = super().forward(x)
+            if self.what == "calls":
+                out = out * (1 + self.calls)
+            if self.what == "past":
+                self.past.append(self.past[-1] + 1)
+                out = out * self.past[-1]
+            if self.what == "kept":
+                self.kept.add_(x.detach().mean(0))
+                out = out + self.kept.sum()
+            if self.what == "generator":
+                out = out + torch.rand((), generator=self.generator)
+            return out
+
+    def data(self, split: str) -> Any:
+        return rows(64 if split == "train" else 8)
+
+    def model(self) -> nn.Module:
+        return self.Net(self.what)
+
+
+class Annealed(Base):
+    """A weight of the loss that the task itself moves with each call."""
+
+    beta: float = 1.0
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        loss, weight = super().loss(model, batch)
+        self.beta *= 0.9
+        return loss * self.beta, weight
+
+
+class LateThreshold(Base):
+    """Nothing to see until the twentieth call."""
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        loss, weight = super().loss(model, batch)
+        return loss * (2 if self._calls > 20 else 1), weight
+
+
+class ChangingTheTask(Base):
+    """after_step changes what no checkpoint holds."""
+
+    scale: float = 1.0
+
+    def after_step(self, model: Any, step: int) -> None:
+        self.scale = 1.0 + step
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        loss, weight = super().loss(model, batch)
+        return loss * self.scale, weight
+
+
+class Layer(Base):
+    """A layer that cannot keep the bits."""
+
+    kind: str
+
+    def model(self) -> nn.Module:
+        made = {
+            "sync": lambda: nn.Sequential(nn.SyncBatchNorm(3), nn.Linear(3, 1)),
+            "sparse": lambda: nn.Sequential(nn.Linear(3, 1), nn.Embedding(2, 2, sparse=True)),
+            "max_norm": lambda: nn.Sequential(nn.Linear(3, 1), nn.Embedding(2, 2, max_norm=1.0)),
+            "lazy": lambda: nn.LazyLinear(1),
+        }
+        return made[self.kind]()  # type: ignore[no-untyped-call]
+
+
+class Two(torch.optim.Optimizer):
+    def __init__(self, one: torch.optim.Optimizer, other: torch.optim.Optimizer) -> None:
+        super().__init__(one.param_groups + other.param_groups, {})
+        self.both = [one, other]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for inner in self.both:
+            inner.step()
+
+
+class Momentum(torch.optim.SGD):
+    """Counts its steps, or keeps something, where nobody would look."""
+
+    def __init__(self, params: Any, lr: float, kind: str) -> None:
+        super().__init__(params, lr)
+        self.kind, self.k = kind, 0
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.k += self.kind == "counts"
+        super().step()
+        if self.kind == "keeps":
+            self.state[self.param_groups[0]["params"][0]]["name"] = object()
+
+
+class Optimizers(Base):
+    kind: str
+
+    def optimizer(self, model: Any, config: Any) -> Any:
+        parameters, lr = list(model.parameters()), config.optimizer.lr
+        if self.kind == "scheduled":
+            optimizer = torch.optim.SGD(parameters, lr)
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=100)
+            optimizer.register_step_post_hook(lambda *_: scheduler.step())
+            return optimizer
+        if self.kind == "two":
+            return Two(torch.optim.SGD(parameters[:2], lr), torch.optim.Adam(parameters[2:], lr))
+        if self.kind == "foreign":
+            return torch.optim.SGD([*parameters, nn.Parameter(torch.zeros(2))], lr)
+        if self.kind == "closure":
+            return torch.optim.LBFGS(parameters)
+        if self.kind == "none":
+            return None
+        return Momentum(parameters, lr, self.kind)
+
+
+class OnRankOne(Base):
+    """Rank 1 has another `what`."""
+
+    what: str
+
+    def data(self, split: str) -> Any:
+        other = self.what == "rows" and os.environ.get("RANK") == "1"
+        return rows(56 if other else 64) if split == "train" else None
+
+    def model(self) -> nn.Module:
+        if self.what == "weights":
+            torch.manual_seed(int(os.environ.get("RANK", 0)))
+        return small()
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        if self.what == "mistake" and os.environ.get("RANK", "1") == "1":
+            return super().loss(model, batch)[0]
+        if self.what == "mistake":
+            time.sleep(0.2)
+        return super().loss(model, batch)
+
+
+class Masked(Base):
+    """No row of the second step counts."""
+
+    def data(self, split: str) -> Any:
+        from samestep.order import Order
+
+        masked = set(Order(64, 1).rows(0, 8, 16).tolist())
+        return rows().add_column("keep", [int(number not in masked) for number in range(64)])
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        keep = batch["keep"].unsqueeze(1)
+        return ((model(batch["x"]) - batch["y"]).square() * keep).sum(), keep.sum()
+
+
+class Resized(Base):
+    def data(self, split: str) -> Any:
+        return rows(int(os.environ.get("CASE_ROWS", 64))) if split == "train" else None
+
+
+class Unscored(Base):
+    """Metrics of a wrong shape."""
+
+    def data(self, split: str) -> Any:
+        return rows(64 if split == "train" else 8)
+
+    def metrics(self, model: Any, batch: Batch) -> Any:
+        return {"accuracy": (model(batch["x"]), len(batch["x"]))}

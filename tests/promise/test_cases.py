@@ -1,0 +1,266 @@
+"""What users of other tools have reported, by kinds: the same at every world size and after every resume, or refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import HERE, Ranks
+
+CONFIG = """
+task: case_tasks.py:{task}
+global_batch_size: 8
+micro_batch_size: 2
+steps: {steps}
+seed: 1
+optimizer: {{name: adamw, lr: 1e-2}}
+track: {{every: 1, wandb: off}}
+"""
+SCHEDULED = ["schedule={name: cosine, warmup: 3, floor: 0.1}", "clip=1.0"]
+
+
+@dataclass
+class Outcome:
+    """One start of a run: the exit codes of its ranks, what they said, and what stands in its folder."""
+
+    codes: list[int]
+    out: str
+    err: str
+    folder: Path
+
+    @property
+    def weights(self) -> str:
+        assert set(self.codes) == {0}, self.err + self.out
+        return self.out.rstrip("\n").rpartition("weights ")[2]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        text = (self.folder / "metrics.jsonl").read_text()
+        return [{key: value for key, value in json.loads(line).items() if key != "time"} for line in text.splitlines()]
+
+
+class Cases:
+    """A folder with the tasks, and the ranks to start in it."""
+
+    def __init__(self, folder: Path, ranks: Ranks) -> None:
+        self.folder, self._ranks = folder, ranks
+        shutil.copy(HERE / "case_tasks.py", folder)
+
+    def start(
+        self, task: str, *words: str, size: int = 1, run: str = "", steps: int = 6, env: dict[str, str] | None = None
+    ) -> Outcome:
+        name = run or f"on-{size}"
+        (self.folder / "case.yaml").write_text(CONFIG.format(task=task, steps=steps))
+        job = {"folder": str(self.folder), "name": name, "world_size": size, "env": env or {}}
+        answer = self._ranks.ask({**job, "words": ["case.yaml", "--run", name, *words]})
+        assert not answer["stuck"], answer
+        out, err = ("".join(said) for said in zip(*answer["said"], strict=True))
+        return Outcome(answer["codes"], out, err, self.folder / "runs" / name)
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    made = Ranks()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def cases(tmp_path: Path, ranks: Ranks) -> Cases:
+    return Cases(tmp_path, ranks)
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("Transformed", []),
+        ("Split", []),
+        ("HalfOutput", ["precision=bf16"]),
+        ("Complex", []),
+        ("Inner", []),
+        ("Parts", []),
+        ("WithoutTheModel", []),
+        ("HeadOnly", ["clip=0.05"]),
+        ("FrozenNorm", ["evaluate.every=2"]),
+        ("SometimesNormed", []),
+        ("SometimesNormed", ["global_batch_size=6"]),
+        ("Spectral", []),
+        ("Hooked", []),
+        ("Changing", ["evaluate.every=2", "with={}"]),
+    ],
+)
+def test_the_same_at_every_world_size(cases: Cases, task: str, words: list[str]) -> None:
+    alone, three = cases.start(task, *words), cases.start(task, *words, size=3)
+    assert alone.weights == three.weights
+    assert alone.rows == three.rows
+
+
+def test_the_order_of_a_set_is_the_same_in_every_process(cases: Cases) -> None:
+    alone, two = cases.start("FromASet"), cases.start("FromASet", size=2)
+    assert alone.weights == two.weights
+
+
+def stopped_and_resumed(
+    cases: Cases, task: str, *words: str, sizes: tuple[int, int] = (1, 1), **env: str
+) -> tuple[Outcome, Outcome]:
+    """An unbroken run of ten steps, and one that is stopped in the fifth and goes on."""
+    whole = cases.start(task, *words, run="whole", steps=10)
+    env = env or {"CASE_END": f"SIGTERM {18 if sizes[0] == 1 else 9}"}
+    broken = cases.start(task, *words, run="part", steps=10, size=sizes[0], env=env)
+    assert set(broken.codes) <= {75, 1}, broken.err
+    assert set(broken.codes) != {0}
+    part = cases.start(task, *words, run="part", steps=10, size=sizes[1])
+    assert "resumed from step" in part.out
+    return whole, part
+
+
+@pytest.mark.parametrize("sizes", [(1, 2), (2, 1)])
+@pytest.mark.parametrize(
+    "schedule",
+    ["{name: linear}", "{name: cosine, warmup: 2, floor: 0.1}", "{name: constant, warmup: 8}", "{name: constant}"],
+)
+def test_a_resumed_run_has_the_unbroken_runs_rate_at_every_step(cases: Cases, schedule: str, sizes: tuple[int, int]) -> None:
+    whole, part = stopped_and_resumed(cases, "Base", f"schedule={schedule}", sizes=sizes)
+    assert [row["lr"] for row in part.rows] == [row["lr"] for row in whole.rows]
+    assert part.weights == whole.weights
+
+
+@pytest.mark.parametrize("kind", ["list", "dict", "tuple", "own", "master", "noise"])
+def test_an_optimizers_whole_state_comes_back_as_it_was(cases: Cases, kind: str) -> None:
+    whole, part = stopped_and_resumed(cases, "OwnState", f"with.kind={kind}", *SCHEDULED, sizes=(2, 1))
+    assert part.rows == whole.rows
+    assert part.weights == whole.weights
+
+
+def test_what_after_step_changes_is_saved_and_comes_back(cases: Cases) -> None:
+    whole, part = stopped_and_resumed(cases, "Changing", "evaluate.every=2", *SCHEDULED, sizes=(2, 3))
+    assert part.rows == whole.rows
+    assert part.weights == whole.weights
+
+
+@pytest.mark.parametrize(("micro_batch_size", "size"), [(8, 1), (2, 1), (2, 2)])
+def test_a_save_after_a_fault_holds_the_finished_step_alone(cases: Cases, micro_batch_size: int, size: int) -> None:
+    words = [f"micro_batch_size={micro_batch_size}", "watchdog=20"]
+    call = 5 if micro_batch_size == 8 else 18 if size == 1 else 9
+    whole = cases.start("PassingFault", *words, run="whole", steps=10)
+    broken = cases.start("PassingFault", *words, run="part", steps=10, size=size, env={"CASE_FAIL": str(call)})
+    assert 1 in broken.codes
+    assert "has saved step 4" in broken.out
+    part = cases.start("PassingFault", *words, run="part", steps=10)
+    assert part.weights == whole.weights
+
+
+def test_nan_is_never_best(cases: Cases) -> None:
+    words = ["with.scores=[5.0, 1.0, -1.0, 3.0, 7.0, 9.0]", "evaluate.every=2"]
+    keeping = ["checkpoint={best: score, keep: 1, every: 2, background: false}"]
+    found = cases.start("Scored", *words, *keeping, steps=12, size=2)
+    assert found.weights
+    assert sorted(path.name for path in (found.folder / "checkpoints").iterdir()) == ["step-00000004", "step-00000012"]
+    assert [row["eval_score"] for row in found.rows if "eval_score" in row] == [5.0, 1.0, None, 3.0, 7.0, 9.0]
+    assert "WARNING: eval_score is nan at step 6: no row counts for it (weight 0)" in found.out
+    rows = cases.start("Scored", *words, steps=12).rows
+    assert rows == found.rows
+    assert all(row["eval_sometimes"] for row in rows if "eval_score" in row)
+
+
+def test_nan_is_never_better(cases: Cases) -> None:
+    words = ["with.scores=[-1.0, 5.0, 4.0, 3.0, 2.0, 1.0]", "evaluate.every=2"]
+    found = cases.start("Scored", *words, "converge={metric: score, goal: min, patience: 3}", steps=12)
+    assert found.rows[-1]["step"] == 12
+    worse = cases.start("Scored", "with.scores=[5.0, -1.0, -1.0, -1.0, 1.0, 1.0]", "evaluate.every=2",
+                        "converge={metric: score, goal: min, patience: 3}", steps=12, run="worse")  # fmt: skip
+    assert worse.rows[-1]["step"] == 8
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "line"),
+    [
+        ("Counting", [], "task: the forward changed the buffer seen, and each micro-batch made another value of it"),
+        ("Averaging", ["with.what=mean"], "task: the forward changed the buffer mean, and each micro-batch made another"),
+        ("Averaging", ["with.what=late"], "task: the forward made the buffer late; make it in model()"),
+        ("Averaging", ["with.what=steps"], "task: the forward changed the buffer steps, which is not persistent"),
+        ("Averaging", ["with.what=steps", "micro_batch_size=8"], "task: the forward changed the buffer steps, which is not"),
+        ("Averaging", ["with.what=frozen"], "task: the forward changed the parameter frozen, which would depend on how"),
+        ("Averaging", ["with.what=weight"], "task: the forward changed the parameter weight, which would depend on how"),
+        ("Averaging", ["with.what=requires_grad"], "task: the forward changed requires_grad of bias; do that in after_step"),
+        ("Averaging", ["with.what=mode"], "task: the forward changed train() or eval() of model; do that in after_step"),
+        ("Averaging", ["with.what=calls"], "task: the loss depends on model.calls, which the forward changes"),
+        ("Averaging", ["with.what=past"], "task: the loss depends on model.calls, model.past, which the forward changes"),
+        ("Averaging", ["with.what=kept"], "task: the loss depends on model.calls, model.kept, which the forward changes"),
+        ("Averaging", ["with.what=generator"], "task: the loss depends on model.calls, model.generator, which the forward"),
+        ("Annealed", [], "task: the loss depends on self.beta, self._calls, which the forward changes"),
+        ("ChangingTheTask", [], "task: after_step changed self.scale, which no checkpoint holds"),
+        ("Layer", ["with.kind=sync"], "task: 0 is a SyncBatchNorm, whose statistics depend on the number of processes"),
+        ("Layer", ["with.kind=sparse"], "task: 1 has sparse gradients, which have no place in the ordered sum"),
+        ("Layer", ["with.kind=max_norm"], "task: 1 has a max_norm, with which the forward changes the weights"),
+        ("Layer", ["with.kind=lazy"], "task: the parameter weight has no shape yet; write the layer with its sizes"),
+        ("Optimizers", ["with.kind=scheduled"], "task: a torch learning-rate scheduler hangs on the optimizer"),
+        ("Optimizers", ["with.kind=two"], "task: the optimizer holds others in its both, whose state no checkpoint would hold"),
+        ("Optimizers", ["with.kind=foreign"], "task: the optimizer has a parameter of shape (2,) that the model lacks"),
+        ("Optimizers", ["with.kind=closure"], "optimizer: LBFGS calls the loss again in its step (a closure)"),
+        ("Optimizers", ["with.kind=none"], "task: optimizer() returned NoneType; return a torch.optim.Optimizer"),
+        ("Optimizers", ["with.kind=keeps"], "task: the optimizer's state.0.name is a object, which a checkpoint cannot hold"),
+        ("Base", ["optimizer={name: lbfgs, lr: 1.0}"], "optimizer: LBFGS calls the loss again in its step (a closure)"),
+        ("Base", ["optimizer={name: sparseadam, lr: 1.0}"], "optimizer: SparseAdam steps sparse gradients alone"),
+        ("Unscored", ["checkpoint.best=accuracy"], "task: metrics returned a tensor of shape (2, 1) as a sum of 'accuracy'"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_cannot_be_kept_is_one_line_at_every_world_size(
+    cases: Cases, task: str, words: list[str], line: str, size: int
+) -> None:
+    if "micro_batch_size=8" in words and size > 1:
+        size = 1
+    found = cases.start(task, *words, size=size)
+    assert set(found.codes) == {2}, found.err + found.out
+    assert found.err.startswith(f"samestep: {line}")
+    assert len(found.err.splitlines()) == 1
+    assert not found.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "line"),
+    [
+        ("Optimizers", ["with.kind=counts"], "task: the optimizer's step changes its attribute k, which no checkpoint holds"),
+        ("LateThreshold", [], "task: the loss depends on self._calls, which the forward changes"),
+        ("Averaging", ["with.what=evaluation", "evaluate.every=3"], "task: the evaluation changed mean of the model"),
+        ("Masked", [], "step 2: none of its rows counts: the weights of rows "),
+    ],
+)
+def test_what_shows_only_later_is_named_and_costs_no_finished_step(
+    cases: Cases, task: str, words: list[str], line: str
+) -> None:
+    found = cases.start(task, *words, steps=12)
+    assert set(found.codes) == {1}
+    assert line in found.err
+    assert len(found.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        ("rows", 'data: "train" on rank 0 has 64 rows and on rank 1 has 56 rows'),
+        ("weights", "task: model() made another 0.weight on rank 1 than on rank 0"),
+        ("mistake", "task: loss returned Tensor; write return loss_sum, weight"),
+    ],
+)
+def test_what_only_one_rank_does_is_refused_on_all(cases: Cases, what: str, line: str) -> None:
+    found = cases.start("OnRankOne", f"with.what={what}", size=2)
+    assert set(found.codes) == {2}, found.err + found.out
+    assert found.err.startswith(f"samestep: {line}")
+    assert len(found.err.splitlines()) == 1
+    assert not found.folder.exists()
+
+
+def test_a_run_goes_on_with_the_data_that_it_began_with(cases: Cases) -> None:
+    cases.start("Resized", run="r", env={"CASE_END": "SIGTERM 10"})
+    found = cases.start("Resized", run="r", env={"CASE_ROWS": "24"})
+    assert found.codes == [2]
+    assert found.err.startswith('samestep: data: "train" had 64 rows and has 24 rows')
+    assert (found.folder / "checkpoints").exists()
+    assert cases.start("Resized", run="r").weights == cases.start("Resized", run="whole").weights
