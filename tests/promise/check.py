@@ -1,0 +1,168 @@
+"""One drawn run, held against the oracle; `python tests/promise/check.py 'LINE'` replays a line of a failure's."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import json
+import math
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from draw import PENDING, REFUSED_BY, Run, features
+from ranks import HERE, Ranks
+
+_PER_STEP = ("epoch", "loss", "lr", "grad_norm")
+
+
+class Broken(AssertionError):
+    """A promise that was not kept."""
+
+
+class Checker:
+    """Runs drawn runs, one at a time, and counts what was in them."""
+
+    def __init__(self) -> None:
+        self._trainer, self._oracle = Ranks(), Ranks()
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.refusals: collections.Counter[str] = collections.Counter()
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        self._trainer.close()
+        self._oracle.close()
+
+    def check(self, run: Run) -> None:
+        """Raises Broken if the run did not come to what the oracle says, and was not refused as it may be."""
+        folder = Path(tempfile.mkdtemp(prefix="promise-"))
+        try:
+            self._check(run, folder)
+        except Broken as broken:
+            raise Broken(f"{broken}\nreplay: python tests/promise/check.py '{json.dumps(run)}'") from None
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _check(self, run: Run, folder: Path) -> None:
+        for name in ("drawn_task.py", "drawn_parts.py"):
+            shutil.copy(HERE / name, folder)
+        (folder / "drawn.yaml").write_text(yaml.safe_dump(run["config"]))
+        asked = self._thread.submit(self._oracle.ask, {"folder": str(folder), "oracle": run["config"]})
+        answers = []
+        for number, (size, signal, rank, call) in enumerate(run["starts"]):
+            env = {"PROMISE_FUSE": f"{signal}:{rank}:{call}"} if signal else {}
+            answers.append(self._start(folder, f"start-{number}", size, "drawn", env))
+            if set(answers[-1]["codes"]) <= {0} or 2 in answers[-1]["codes"]:
+                break
+        meant = asked.result()
+        self._count(run, answers)
+        if any(answer["stuck"] for answer in answers):
+            raise Broken(f"a start did not end: {_words(answers[-1])}")
+        last = answers[-1]
+        if 2 in last["codes"]:
+            self._check_refusal(run, folder, last, len(answers) - 1, meant)
+        elif "error" in meant:
+            found = f"exit {last['codes']}: {_words(last)}"
+            if last["codes"] != [1] * len(last["codes"]) or not meant["rows"]:
+                raise Broken(f"the oracle says {meant['error']}, samestep {found}")
+            self.refusals["an error in a later step"] += 1
+        elif meant.get("diverged"):
+            if 1 not in last["codes"] or "No step was taken with it" not in _words(last):
+                raise Broken(
+                    f"the oracle diverges after step {len(meant['rows'])}, samestep: exit {last['codes']} {_words(last)}"
+                )
+            self.refusals["diverged"] += 1
+            _compare(folder, meant, at_the_end=False)
+        else:
+            if set(last["codes"]) != {0}:
+                raise Broken(f"exit {last['codes']}: {_words(last)}")
+            _compare(folder, meant, at_the_end=True)
+
+    def _start(self, folder: Path, name: str, size: int, run_name: str, env: dict[str, str]) -> dict[str, Any]:
+        job = {"folder": str(folder), "name": name, "world_size": size, "words": ["drawn.yaml", "--run", run_name], "env": env}
+        answer: dict[str, Any] = self._trainer.ask(job)
+        return answer
+
+    def _check_refusal(self, run: Run, folder: Path, answer: dict[str, Any], number: int, meant: dict[str, Any]) -> None:
+        """One line, before the first step, with the same words at another size, nothing left, and for a reason."""
+        words = _words(answer)
+        if number:
+            raise Broken(f"refused at start {number + 1} of a run that had begun: {words}")
+        if set(answer["codes"]) != {2}:
+            raise Broken(f"exit {answer['codes']}: {words}")
+        allowed = [REFUSED_BY[name] for name in features(run) if name in REFUSED_BY]
+        if not any(re.search(pattern, words) for pattern in allowed) and "error" not in meant:
+            raise Broken(f"refused, and the oracle sees nothing wrong: {words}")
+        if len(words.splitlines()) != 1:
+            raise Broken(f"refused in {len(words.splitlines())} lines: {words}")
+        if (folder / "runs" / "drawn").exists():
+            raise Broken(f"refused, and left a run folder behind: {words}")
+        most = min(2, run["config"].get("leaves") or run["config"]["global_batch_size"] // run["config"]["micro_batch_size"])
+        other = 1 if run["starts"][0][0] > 1 else most
+        again = self._start(folder, "other", other, "other", {})
+        if set(again["codes"]) != {2} or _words(again).replace("other", "drawn") != words:
+            raise Broken(f"refused on {run['starts'][0][0]} as {words!r}, on {other} exit {again['codes']}: {_words(again)!r}")
+        self.refusals[re.sub(r"\d+|'[^']*'", "…", words)[:90]] += 1
+
+    def _count(self, run: Run, answers: list[dict[str, Any]]) -> None:
+        self.counts.update(features(run))
+        self.counts["runs"] += 1
+        self.counts["runs with two processes or more"] += any(len(answer["codes"]) > 1 for answer in answers)
+        self.counts["runs with a kill or stop"] += any(set(answer["codes"]) & {75, -9} for answer in answers)
+
+    def report(self) -> str:
+        lines = [f"{number:6d}  {name}" for name, number in sorted(self.counts.items())]
+        return "\n".join([*lines, "refused:", *(f"{number:6d}  {name}" for name, number in self.refusals.most_common())])
+
+
+def _words(answer: dict[str, Any]) -> str:
+    """What a start said on stderr, the first rank that said anything."""
+    said = [err.strip() for _, err in answer["said"] if err.strip()]
+    return said[0] if said else ""
+
+
+def _compare(folder: Path, meant: dict[str, Any], at_the_end: bool) -> None:
+    path = folder / "runs" / "drawn"
+    found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for row, want in zip(found, meant["rows"], strict=False):
+        keys = [key for key in want if key in _PER_STEP or key == "step" or key.startswith("eval_")]
+        for key in keys:
+            if not _same(row.get(key), want[key]):
+                raise Broken(f"step {want['step']}: {key} is {row.get(key)}, the oracle's {want[key]}")
+        extra = {key for key in row if key.startswith("eval_") or key in _PER_STEP} - set(keys)
+        if extra:
+            raise Broken(f"step {want['step']}: {sorted(extra)} beyond the oracle's row")
+    if len(found) != len(meant["rows"]):
+        raise Broken(f"{len(found)} rows, the oracle's {len(meant['rows'])}")
+    if at_the_end:
+        state, end = json.loads((path / "state.json").read_text()), meant["end"]
+        if (state["step"], state["weights"]) != (end["step"], end["weights"]):
+            raise Broken(
+                f"step {state['step']}, weights {state['weights'][:12]}; the oracle's {end['step']}, {end['weights'][:12]}"
+            )
+        best = end["best"]
+        if best is not None and not (path / "checkpoints" / f"step-{best:08d}").is_dir():
+            raise Broken(f"the best, step {best}, is not kept: {sorted(p.name for p in (path / 'checkpoints').iterdir())}")
+
+
+def _same(found: Any, want: Any) -> bool:
+    if isinstance(want, float) and math.isnan(want):
+        return found is None or (isinstance(found, float) and math.isnan(found))
+    return bool(found == want)
+
+
+def is_pending(run: Run) -> bool:
+    return bool(features(run) & PENDING)
+
+
+if __name__ == "__main__":
+    checker = Checker()
+    for line in sys.argv[1:]:
+        checker.check(json.loads(line))
+        print("kept")
+    checker.close()

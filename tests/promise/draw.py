@@ -1,0 +1,188 @@
+"""What a drawn run is: a config, a task's fields, and the starts that it goes through; all of it plain JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from drawn_parts import PARTS
+from drawn_task import COLUMNS, MIXINS, NEEDS_COLLATE, WRAPS, class_name
+from hypothesis import strategies as st
+
+Run = dict[str, Any]
+
+# What samestep cannot do yet, by the feature's name in `features`.
+PENDING = {
+    "after_step", "mixin:after_step", "wrap:with_transform", "wrap:numpy", "wrap:torch", "part:frozen_norm", "part:complex",
+    "metric:missing", "metric:nan", "mixin:head_only", "twist:part", "twist:no_model", "twist:penalty", "twist:teacher",
+    "impure", "schedule after a stop",
+}  # fmt: skip
+
+# A task whose forward is not pure, or whose rows cannot be stacked, may be refused: by these words, and at every size.
+REFUSED_BY = {
+    "part:counter": "seen", "part:averaging": "mean", "part:hidden_averaging": "mean", "part:remembering": "calls",
+    "part:late": "shift", "part:tracked_instance_norm": "running_mean|running_var", "part:spectral_norm": "_u|_v",
+    "part:complex": "complex",
+}  # fmt: skip
+IMPURE = {"counter", "averaging", "hidden_averaging", "remembering", "late", "tracked_instance_norm", "spectral_norm"}
+
+OPTIMIZERS: list[dict[str, Any]] = [
+    {"name": "adamw", "lr": 0.01},
+    {"name": "adamw", "lr": 0.01, "weight_decay": 0.1, "betas": [0.8, 0.95], "amsgrad": True},
+    {"name": "adam", "lr": 0.02},
+    {"name": "adam", "lr": 0.01, "fused": False, "foreach": False},
+    {"name": "sgd", "lr": 0.02},
+    {"name": "sgd", "lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+    {"name": "rmsprop", "lr": 0.005, "momentum": 0.5, "centered": True},
+    {"name": "adagrad", "lr": 0.05, "lr_decay": 0.1},
+    {"name": "nadam", "lr": 0.01},
+    {"name": "radam", "lr": 0.01},
+    {"name": "adamax", "lr": 0.01},
+    {"name": "adadelta", "lr": 1.0},
+    {"name": "asgd", "lr": 0.01},
+    {"name": "rprop", "lr": 0.01},
+]
+
+
+def _known(prefix: str, names: Iterable[str]) -> list[str]:
+    """Those that samestep can do."""
+    return [name for name in names if f"{prefix}:{name}" not in PENDING]
+
+
+def _maybe(strategy: st.SearchStrategy[Any], absent: int = 1) -> st.SearchStrategy[Any]:
+    """A value, or, `absent` times as often, None."""
+    return st.one_of(*[st.none()] * absent, strategy)
+
+
+@st.composite
+def tasks(draw: st.DrawFn) -> Run:
+    """The class and the fields of a task."""
+    mixins = draw(st.lists(st.sampled_from(_known("mixin", MIXINS)), max_size=2, unique=True))
+    column = draw(st.sampled_from(sorted(COLUMNS)))
+    if column in NEEDS_COLLATE and "collate" not in mixins:
+        mixins.append("collate")
+    if {"groups", "head_only"} <= set(mixins):
+        mixins.remove("groups")
+    parts = [name for name in _known("part", sorted(PARTS)) if name not in IMPURE or "impure" not in PENDING]
+    fields = {
+        "parts": draw(st.lists(st.sampled_from(parts), min_size=draw(st.sampled_from([0, 1, 2, 3])), max_size=5)),
+        "column": column,
+        "wrap": draw(st.sampled_from(_known("wrap", WRAPS))),
+        "rows": draw(st.integers(1, 60)),
+        "eval_rows": draw(st.sampled_from([0, 1, 5, 13, 20])),
+        "dtype": draw(st.sampled_from(["float32"] * 6 + ["float64", "bfloat16"])),
+        "target": draw(st.sampled_from(["squares", "classes", "weighted", "counted", "masked"])),
+        "twist": draw(
+            st.sampled_from(
+                _known("twist", ["", "", "", "part", "no_model", "penalty", "twice", "teacher", "mode", "out_dtype"])
+            )
+        ),
+        "metric": draw(st.sampled_from(_known("metric", ["", "accuracy", "nan", "drawn", "missing"]))),
+        "made": draw(st.integers(1, 9)),
+    }
+    if "after_step" in mixins:
+        fields["every_step"] = draw(st.sampled_from(["teacher", "freeze", "thaw", "clamp"]))
+    return {"task": f"drawn_task.py:{class_name(mixins)}", "with": fields}
+
+
+@st.composite
+def configs(draw: st.DrawFn, task: Run) -> Run:
+    micro, num_micro = draw(st.integers(1, 5)), draw(st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 12]))
+    fields = task["with"]
+    config = {
+        **task,
+        "seed": draw(st.one_of(st.integers(0, 3), st.just((1 << 63) - 1))),
+        "global_batch_size": micro * num_micro,
+        "micro_batch_size": micro,
+        "optimizer": draw(st.sampled_from(OPTIMIZERS)),
+        "drop_last": draw(st.booleans()),
+        "schedule": draw(_maybe(_schedules())),
+        "clip": draw(_maybe(st.sampled_from([0.05, 1.0, 1e-3, 100.0]))),
+        "precision": draw(st.sampled_from(["no", "no", "no", "bf16"])),
+        "leaves": draw(_maybe(st.sampled_from([n for n in range(1, num_micro + 1) if num_micro % n == 0]), absent=2)),
+        "threads": draw(st.sampled_from([1] * 9 + [2])),
+        "workers": draw(st.sampled_from([0] * 19 + [1])),
+        "watchdog": draw(st.sampled_from([0.0] * 9 + [60.0])),
+        "track": {"every": 1, "wandb": "off", "fingerprint": draw(st.sampled_from([False, False, True]))},
+    }
+    if config["drop_last"] and fields["rows"] < micro * num_micro:
+        config["drop_last"] = False
+    per_epoch = max(1, fields["rows"] // (micro * num_micro) + 1)
+    if draw(st.booleans()) and per_epoch <= 12:
+        config["epochs"] = draw(st.integers(1, max(1, 12 // per_epoch)))
+    else:
+        config["steps"] = draw(st.integers(1, 12))
+    checkpoint = {"every": draw(_maybe(st.integers(1, 6))), "keep": draw(_maybe(st.integers(1, 3)))}
+    checkpoint["background"] = draw(_maybe(st.booleans()))
+    if fields["eval_rows"]:
+        config["evaluate"] = {"every": draw(_maybe(st.integers(1, 6))), "batches": draw(_maybe(st.integers(1, 4), absent=2))}
+        metrics = ["loss", *([fields["metric"]] if fields["metric"] else [])]
+        checkpoint["best"] = draw(_maybe(st.sampled_from([m + goal for m in metrics for goal in ("", ":min", ":max")])))
+        if draw(st.booleans()):
+            goal, delta = draw(st.sampled_from(["min", "max"])), draw(st.sampled_from([0.0, 0.01, 1.0]))
+            config["converge"] = {"metric": metrics[-1], "goal": goal, "patience": draw(st.integers(1, 3)), "min_delta": delta}
+    config["checkpoint"] = checkpoint
+    kept: Run = without_none(config)
+    return kept
+
+
+def _schedules() -> st.SearchStrategy[Run]:
+    names = st.sampled_from(["constant", "linear", "cosine"])
+    return st.fixed_dictionaries({"name": names, "warmup": st.integers(0, 5), "floor": st.sampled_from([0.0, 0.1, 1.0])})
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> Run:
+    """A config and a list of starts: [processes, signal or "", rank that gets it, its call of `loss` that sends it]."""
+    config = draw(configs(draw(tasks())))
+    most = min(4, config.get("leaves") or config["global_batch_size"] // config["micro_batch_size"])
+    sizes = st.sampled_from([1, *range(1, most + 1), *range(2, most + 1)])
+    starts = []
+    for _ in range(draw(st.sampled_from([0, 1, 1, 2, 3]))):
+        size = draw(sizes)
+        calls = 14 * config["global_batch_size"] // config["micro_batch_size"] // size
+        name = draw(st.sampled_from(["SIGTERM", "SIGKILL"]))
+        starts.append([size, name, draw(st.integers(0, size - 1)), draw(st.integers(1, calls))])
+    starts.append([draw(sizes), "", 0, 0])
+    return {"config": config, "starts": starts}
+
+
+def without_none(value: Any) -> Any:
+    return {key: without_none(inner) for key, inner in value.items() if inner is not None} if isinstance(value, dict) else value
+
+
+def features(run: Run) -> set[str]:
+    """What a run has in it, as names to count and to leave out by."""
+    config, fields = run["config"], run["config"]["with"]
+    found = {f"part:{name}" for name in fields["parts"]}
+    found |= {
+        f"{key}:{fields[key]}"
+        for key in ("column", "wrap", "dtype", "target", "twist", "metric", "every_step")
+        if fields.get(key)
+    }
+    found |= {
+        f"mixin:{name}" for name in ("transform", "collate", "groups", "head_only", "after_step") if name in config["task"]
+    }
+    if "mixin:groups" not in found and "mixin:head_only" not in found:
+        found.add(f"optimizer:{config['optimizer']['name']}")
+    for key in ("clip", "leaves", "converge", "epochs", "init", "compile"):
+        if key in config:
+            found.add(key)
+    found |= {f"{key}:{config[key]}" for key in ("precision", "drop_last", "workers", "threads", "watchdog") if config.get(key)}
+    found |= {f"checkpoint.{key}" for key in config["checkpoint"]}
+    found |= {f"evaluate.{key}" for key in config.get("evaluate", {})}
+    if "schedule" in config:
+        found.add(f"schedule:{config['schedule']['name']}")
+        found |= {"warmup"} if config["schedule"]["warmup"] else set()
+    if IMPURE & set(fields["parts"]):
+        found.add("impure")
+    size = config["global_batch_size"]
+    if fields["rows"] % size and not config["drop_last"]:
+        found.add("short last batch")
+    if fields["rows"] < size:
+        found.add("fewer rows than a global batch")
+    if len(run["starts"]) > 1 and "schedule" in config:
+        found.add("schedule after a stop")
+    found |= {f"start:{name or 'to the end'}" for _, name, _, _ in run["starts"]}
+    found |= {f"W={size}" for size, *_ in run["starts"]}
+    return found

@@ -1,0 +1,285 @@
+"""What a run has to come to: one process, one plain loop, written from the contract and apart from the product's code.
+
+Only the order of rows and the words that seed the generators are the product's own, for the same random numbers must be
+drawn. Everything else is said again here in the plainest way: no hooks, no wrapper, nothing saved and nothing resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import nn
+
+from samestep.mixing import mix
+from samestep.order import Order
+from samestep.seeding import seed_all
+from samestep.task import Task
+
+Tensors = dict[Any, torch.Tensor]
+
+
+class Diverged(Exception):
+    """A step's loss or norm is not finite: the run ends there, with the weights before it."""
+
+
+def tree(leaves: list[Any], add: Callable[[Any, Any], Any]) -> Any:
+    """Pairs, pairs of pairs, …; what is left over on the right joins last."""
+    if len(leaves) == 1:
+        return leaves[0]
+    half = 1 << (len(leaves) - 1).bit_length() - 1
+    return add(tree(leaves[:half], add), tree(leaves[half:], add))
+
+
+def tree_of_tensors(leaves: list[Tensors]) -> Tensors:
+    """Over dictionaries; what a leaf lacks is zero in it."""
+
+    def add(left: Tensors, right: Tensors) -> Tensors:
+        nothing = {key: torch.zeros_like(value) for key, value in (left | right).items()}
+        return {key: left.get(key, zero) + right.get(key, zero) for key, zero in nothing.items()}
+
+    total: Tensors = tree(leaves, add)
+    return total
+
+
+def tree_of_pairs(pairs: list[tuple[Any, Any]]) -> tuple[float, float]:
+    """Over (sum, weight), in float64."""
+    plain = [(float(total), float(weight)) for total, weight in pairs]
+    found: tuple[float, float] = tree(plain, lambda left, right: (left[0] + right[0], left[1] + right[1]))
+    return found
+
+
+def digest(model: nn.Module) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        plain = tensor.detach().contiguous()
+        found.update(f"{name}{plain.dtype}{tuple(plain.shape)}".encode())
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def rate_factor(schedule: dict[str, Any], step: int, steps: int) -> float:
+    """Warm-up in equal parts to the whole rate, then down to `floor` of it; `step` counts from 0."""
+    warmup, floor = schedule.get("warmup", 0), schedule.get("floor", 0.0)
+    if step < warmup:
+        return float((step + 1) / warmup)
+    way = (step - warmup) / max(1, steps - warmup)
+    match schedule.get("name", "constant"):
+        case "linear":
+            return float(floor + (1 - floor) * (1 - way))
+        case "cosine":
+            return float(floor + (1 - floor) * ((1 + math.cos(math.pi * way)) / 2))
+    return 1.0
+
+
+class Reader:
+    """Rows as `dataset[i]` gives them, in the dtype that their column has, as micro-batches."""
+
+    def __init__(self, task: Task, dataset: Any, seed: int, floats: torch.dtype) -> None:
+        self.task, self.dataset, self.seed, self.floats = task, dataset, seed, floats
+        plain = dataset.format["type"] is None
+        self.dtypes = {name: _dtype(feature) for name, feature in dataset.features.items()} if plain else {}
+
+    def read(self, numbers: list[int], epoch: int) -> dict[str, torch.Tensor]:
+        rows = []
+        for number in numbers:
+            found = self.dataset[number]
+            row = {k: v if isinstance(v, str) else np.asarray(v, self.dtypes.get(k)) for k, v in found.items()}
+            rng = np.random.Generator(np.random.Philox(mix(self.seed, epoch, number)))
+            rows.append(self.task.transform(row, rng))
+        if self.task.overrides("collate"):
+            batch = self.task.collate(rows)
+        else:
+            batch = {name: torch.tensor(np.stack([np.asarray(row[name]) for row in rows])) for name in rows[0]}
+        return {k: (v.to(self.floats) if v.dtype == torch.float64 else v).clone() for k, v in batch.items()}
+
+
+def _dtype(feature: Any) -> Any:
+    while not hasattr(feature, "dtype") or feature.dtype in ("list", "string"):
+        if not hasattr(feature, "feature"):
+            return None
+        feature = feature.feature
+    return feature.dtype
+
+
+def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The running statistics: the float buffers of BatchNorm, of whatever dimension."""
+    norms = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return {
+        f"{path}.{k}": v
+        for path, module in norms
+        for k, v in module._buffers.items()
+        if v is not None and v.is_floating_point()
+    }
+
+
+def make_optimizer(config: dict[str, Any], task: Task, model: nn.Module, parsed: Any) -> torch.optim.Optimizer:
+    if task.overrides("optimizer"):
+        return task.optimizer(model, parsed)
+    arguments = dict(config["optimizer"])
+    name = arguments.pop("name")
+    kind = next(value for key, value in vars(torch.optim).items() if key.lower() == name.lower())
+    if kind.__name__ in ("Adam", "AdamW", "SGD"):  # one kernel for a step, unless the user asks for another
+        arguments.setdefault("fused", True)
+    return kind([p for p in model.parameters() if p.requires_grad], **arguments)  # type: ignore[no-any-return]
+
+
+def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[dict[str, Any]]:
+    """Train, and give a row for each step and for each evaluation; the last row says what the run came to.
+
+    Args:
+        config: as it is written, without defaults.
+        parsed: the config as an own optimizer gets it.
+    """
+    seed, size, micro_size = config.get("seed", 0), config["global_batch_size"], config["micro_batch_size"]
+    num_micro = size // micro_size
+    leaf_size = num_micro // (config.get("leaves") or num_micro)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.get("precision") == "bf16")
+    seed_all(seed)
+    dataset, held_out = task.data("train"), task.data("eval")
+    assert dataset is not None
+    seed_all(seed)
+    model = task.model()
+    floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    if config.get("init"):
+        model.load_state_dict(safetensors.torch.load_file(Path(config["init"])), strict=False)
+    optimizer = make_optimizer(config, task, model, parsed)
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+    stepped = {p for group in optimizer.param_groups for p in group["params"]}
+    rows, order = Reader(task, dataset, seed, floats), Order(len(dataset), seed)
+    full, rest = divmod(len(dataset), size)
+    per_epoch = full + (rest > 0 and not config.get("drop_last", False))
+    steps = config.get("steps") or config["epochs"] * per_epoch
+    judge = Judge(config)
+
+    def evaluation(step: int) -> Iterator[dict[str, Any]]:
+        if held_out is not None:
+            found = evaluate(config, task, model, Reader(task, held_out, seed, floats), autocast)
+            judge.take(step, found, lambda: digest(model))
+            yield {"step": step, "epoch": (step - 1) // per_epoch + 1} | {f"eval_{k}": v for k, v in found.items()}
+
+    for step in range(steps):
+        epoch, begin = step // per_epoch, step % per_epoch * size
+        model.zero_grad(set_to_none=True)
+        pairs: list[tuple[Any, Any]] = []
+        leaves: list[Tensors] = []
+        averages: list[Tensors] = []
+        start = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        for index in range(num_micro):
+            if index % leaf_size == 0:
+                leaves.append({})
+                averages.append({})
+            first = begin + index * micro_size
+            count = max(0, min(micro_size, len(dataset) - first))
+            if count == 0:
+                pairs.append((0.0, 0.0))
+                continue
+            seed_all(seed, step, index, 1)
+            batch = rows.read(order.rows(epoch, first, first + count).tolist(), epoch)
+            seed_all(seed, step, index)
+            with torch.no_grad():
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(start[name])
+            for p in model.parameters():
+                p.grad = leaves[-1].get(p)
+            with autocast:
+                loss, weight = task.loss(model, batch)[:2]
+            loss.backward()
+            leaves[-1] = {p: p.grad for p in model.parameters() if p.grad is not None}
+            pairs.append((loss.detach().double(), weight))
+            now = {name: value.clone() for name, value in statistics(model).items()}
+            averages[-1] = {name: averages[-1][name] + value if averages[-1] else value for name, value in now.items()}
+
+        total, weight_sum = tree_of_pairs(pairs)
+        weight = torch.tensor(weight_sum, dtype=torch.float64)
+        counted = sum(first > 0 for first in _rows_left(len(dataset) - begin, num_micro, micro_size))
+        average = tree_of_tensors(averages)
+        sums = tree_of_tensors(leaves)
+        with torch.no_grad():
+            for name, buffer in statistics(model).items():
+                buffer.copy_(average[name] / counted)
+        for p in model.parameters():
+            p.grad = sums[p] if p in sums and p in stepped else None
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        loss_value = total / weight_sum if weight_sum else math.nan
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads])) / weight
+        if not math.isfinite(loss_value + float(norm)):
+            raise Diverged(f"step {step + 1}")
+        clip = config.get("clip")
+        for grad in grads:
+            grad.div_(weight if clip is None else weight * (norm / clip).clamp(min=1.0))
+        factor = rate_factor(config.get("schedule", {}), step, steps)
+        for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+            group["lr"] = rate * factor
+        optimizer.step()
+        if hasattr(task, "after_step"):
+            with torch.no_grad():
+                task.after_step(model, step + 1)
+        yield {"step": step + 1, "epoch": epoch + 1, "loss": loss_value, "lr": base_rates[0] * factor, "grad_norm": float(norm)}
+
+        every = config.get("evaluate", {}).get("every")
+        if every and (step + 1) % every == 0 and step + 1 < steps:
+            yield from evaluation(step + 1)
+            if judge.is_converged:
+                break
+    else:
+        yield from evaluation(steps)
+    yield {"weights": digest(model), "step": step + 1, "best": judge.best_step, "best_weights": judge.best_weights}
+
+
+def _rows_left(rows: int, num_micro: int, micro_size: int) -> list[int]:
+    return [max(0, min(micro_size, rows - index * micro_size)) for index in range(num_micro)]
+
+
+def evaluate(config: dict[str, Any], task: Task, model: nn.Module, rows: Reader, autocast: torch.autocast) -> dict[str, float]:
+    """Each metric's Σ sums / Σ weights over the micro-batches that have it, in the split's own order."""
+    size, most = config["micro_batch_size"], config.get("evaluate", {}).get("batches")
+    starts = list(range(0, len(rows.dataset), size))[:most]
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    found: list[dict[str, tuple[Any, Any]]] = []
+    for index, first in enumerate(starts):
+        seed_all(config.get("seed", 0), index, 2)
+        batch = rows.read(list(range(first, min(first + size, len(rows.dataset)))), epoch=0)
+        with torch.no_grad(), autocast:
+            found.append(dict(task.metrics(model, batch)))
+    for module, training in modes.items():
+        module.training = training
+    names = sorted({name for metrics in found for name in metrics})
+    totals = {name: tree_of_pairs([metrics.get(name, (0.0, 0.0)) for metrics in found]) for name in names}
+    return {name: total / weight for name, (total, weight) in totals.items()}
+
+
+class Judge:
+    """The best evaluation so far, and whether patience has run out. NaN is never better than anything."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.converge: dict[str, Any] = config.get("converge") or {}
+        best: str = config.get("checkpoint", {}).get("best") or ""
+        self.metric, _, self.goal = best.partition(":")
+        self.best = self.best_of_wait = math.inf
+        self.waited = 0
+        self.best_step: int | None = None
+        self.best_weights: str | None = None
+
+    def take(self, step: int, metrics: dict[str, float], weights: Callable[[], str]) -> None:
+        if self.metric:
+            value = metrics[self.metric] * (-1 if self.goal == "max" else 1)
+            if value < self.best:
+                self.best, self.best_step, self.best_weights = value, step, weights()
+        if self.converge:
+            value = metrics[self.converge["metric"]] * (-1 if self.converge["goal"] == "max" else 1)
+            if value < self.best_of_wait - self.converge.get("min_delta", 0.0):
+                self.best_of_wait, self.waited = value, 0
+            else:
+                self.waited += 1
+
+    @property
+    def is_converged(self) -> bool:
+        return bool(self.converge) and self.waited >= self.converge["patience"]

@@ -1,0 +1,68 @@
+"""Drawn runs come to what a plain loop in one process comes to, bit for bit, whatever happens to them; or are refused.
+
+In CI for two minutes, from a seed that is printed. By command, as many as are asked for:
+`PROMISE_RUNS=1000 bash tests/run.sh -m long tests/promise -s`, and with `PROMISE_SEED=N` the same ones again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Iterator
+
+import draw
+import pytest
+from check import Checker, is_pending
+from examples import LINES
+from hypothesis import HealthCheck, Phase, assume, given, seed, settings
+
+_CI_S = 100.0
+_settings = settings(
+    deadline=None,
+    derandomize=False,
+    database=None,
+    phases=[Phase.generate, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
+    print_blob=False,
+)
+
+
+@pytest.fixture(scope="module")
+def checker() -> Iterator[Checker]:
+    checker = Checker()
+    yield checker
+    print("\n" + checker.report())
+    checker.close()
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_what_failed_once_holds(checker: Checker, line: str) -> None:
+    checker.check(json.loads(line))
+
+
+def _drawn(checker: Checker, count: int, longest_s: float) -> None:
+    number = int(os.environ.get("PROMISE_SEED", random.SystemRandom().randrange(1 << 32)))
+    print(f"\nPROMISE_SEED={number}")
+    ends_at = time.monotonic() + longest_s
+
+    @seed(number)
+    @settings(_settings, max_examples=count)
+    @given(draw.runs())
+    def hold(run: draw.Run) -> None:
+        assume(not is_pending(run))
+        if time.monotonic() < ends_at:
+            checker.check(run)
+
+    hold()
+
+
+def test_drawn_runs_hold(checker: Checker) -> None:
+    _drawn(checker, 10_000, _CI_S)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_many_drawn_runs_hold(checker: Checker) -> None:
+    _drawn(checker, int(os.environ.get("PROMISE_RUNS", "1000")), 7000.0)
