@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import oracle
+import safetensors.torch
 import yaml
 from draw import PENDING, REFUSED_BY, Run, features
 from ranks import HERE, Ranks
@@ -31,6 +33,7 @@ class Checker:
         self._trainer, self._oracle = Ranks(), Ranks()
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self.counts: collections.Counter[str] = collections.Counter()
+        self._seen: set[str] = set()
         self.refusals: collections.Counter[str] = collections.Counter()
 
     def close(self) -> None:
@@ -40,11 +43,16 @@ class Checker:
 
     def check(self, run: Run) -> None:
         """Raises Broken if the run did not come to what the oracle says, and was not refused as it may be."""
+        line = json.dumps(run, sort_keys=True)
+        if line in self._seen:
+            return
+        self._seen.add(line)
         folder = Path(tempfile.mkdtemp(prefix="promise-"))
         try:
             self._check(run, folder)
         except Broken as broken:
-            raise Broken(f"{broken}\nreplay: python tests/promise/check.py '{json.dumps(run)}'") from None
+            self._seen.discard(line)  # to be seen again where it is shrunk
+            raise Broken(f"{broken}\nreplay: python tests/promise/check.py '{line}'") from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -70,18 +78,20 @@ class Checker:
             found = f"exit {last['codes']}: {_words(last)}"
             if last["codes"] != [1] * len(last["codes"]) or not meant["rows"]:
                 raise Broken(f"the oracle says {meant['error']}, samestep {found}")
-            self.refusals["an error in a later step"] += 1
+            self.refusals[f"in a later step: {meant['error'][:60]}"] += 1
+            if (folder / "runs/drawn/metrics.jsonl").exists():  # else it has failed before the first step, in evaluation say
+                _compare(folder, run, meant, at_the_end=False)
         elif meant.get("diverged"):
             if 1 not in last["codes"] or "No step was taken with it" not in _words(last):
                 raise Broken(
                     f"the oracle diverges after step {len(meant['rows'])}, samestep: exit {last['codes']} {_words(last)}"
                 )
             self.refusals["diverged"] += 1
-            _compare(folder, meant, at_the_end=False)
+            _compare(folder, run, meant, at_the_end=False)
         else:
             if set(last["codes"]) != {0}:
                 raise Broken(f"exit {last['codes']}: {_words(last)}")
-            _compare(folder, meant, at_the_end=True)
+            _compare(folder, run, meant, at_the_end=True)
 
     def _start(self, folder: Path, name: str, size: int, run_name: str, env: dict[str, str]) -> dict[str, Any]:
         job = {"folder": str(folder), "name": name, "world_size": size, "words": ["drawn.yaml", "--run", run_name], "env": env}
@@ -104,8 +114,8 @@ class Checker:
             raise Broken(f"refused, and left a run folder behind: {words}")
         most = min(2, run["config"].get("leaves") or run["config"]["global_batch_size"] // run["config"]["micro_batch_size"])
         other = 1 if run["starts"][0][0] > 1 else most
-        again = self._start(folder, "other", other, "other", {})
-        if set(again["codes"]) != {2} or _words(again).replace("other", "drawn") != words:
+        again = self._start(folder, "other", other, "drawn", {})
+        if set(again["codes"]) != {2} or _words(again) != words:
             raise Broken(f"refused on {run['starts'][0][0]} as {words!r}, on {other} exit {again['codes']}: {_words(again)!r}")
         self.refusals[re.sub(r"\d+|'[^']*'", "…", words)[:90]] += 1
 
@@ -126,7 +136,7 @@ def _words(answer: dict[str, Any]) -> str:
     return said[0] if said else ""
 
 
-def _compare(folder: Path, meant: dict[str, Any], at_the_end: bool) -> None:
+def _compare(folder: Path, run: Run, meant: dict[str, Any], at_the_end: bool) -> None:
     path = folder / "runs" / "drawn"
     found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     for row, want in zip(found, meant["rows"], strict=False):
@@ -139,8 +149,17 @@ def _compare(folder: Path, meant: dict[str, Any], at_the_end: bool) -> None:
             raise Broken(f"step {want['step']}: {sorted(extra)} beyond the oracle's row")
     if len(found) != len(meant["rows"]):
         raise Broken(f"{len(found)} rows, the oracle's {len(meant['rows'])}")
+    saved = sorted((path / "checkpoints").glob("step-*"))
+    wanted = {row["step"]: row["weights"] for row in meant["rows"] if "weights" in row}
+    for place in saved if "part:tied" not in features(run) else []:  # of tied weights a file holds one
+        step = int(place.name.removeprefix("step-"))
+        if oracle.digest(safetensors.torch.load_file(place / "weights.safetensors")) != wanted[step]:
+            raise Broken(f"the checkpoint of step {step} holds other weights than the oracle's")
+    state = json.loads((path / "state.json").read_text())
+    if wanted and max(wanted) != int(saved[-1].name.removeprefix("step-")):
+        raise Broken(f"the last finished step is {max(wanted)}, the last saved is {saved[-1].name}")
     if at_the_end:
-        state, end = json.loads((path / "state.json").read_text()), meant["end"]
+        end = meant["end"]
         if (state["step"], state["weights"]) != (end["step"], end["weights"]):
             raise Broken(
                 f"step {state['step']}, weights {state['weights'][:12]}; the oracle's {end['step']}, {end['weights'][:12]}"

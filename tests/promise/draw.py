@@ -12,11 +12,7 @@ from hypothesis import strategies as st
 Run = dict[str, Any]
 
 # What samestep cannot do yet, by the feature's name in `features`.
-PENDING = {
-    "after_step", "mixin:after_step", "wrap:with_transform", "wrap:numpy", "wrap:torch", "part:frozen_norm", "part:complex",
-    "metric:missing", "metric:nan", "mixin:head_only", "twist:part", "twist:no_model", "twist:penalty", "twist:teacher",
-    "impure", "schedule after a stop",
-}  # fmt: skip
+PENDING: set[str] = {"judged by a metric that some micro-batches lack"}
 
 # A task whose forward is not pure, or whose rows cannot be stacked, may be refused: by these words, and at every size.
 REFUSED_BY = {
@@ -174,6 +170,9 @@ def features(run: Run) -> set[str]:
     if "schedule" in config:
         found.add(f"schedule:{config['schedule']['name']}")
         found |= {"warmup"} if config["schedule"]["warmup"] else set()
+    judged = [config.get("converge", {}).get("metric"), config["checkpoint"].get("best", "").partition(":")[0]]
+    if "missing" in judged:
+        found.add("judged by a metric that some micro-batches lack")
     if IMPURE & set(fields["parts"]):
         found.add("impure")
     size = config["global_batch_size"]

@@ -227,9 +227,14 @@ def frozen(module: nn.Module) -> nn.Module:
     return module.requires_grad_(False)
 
 
+def in_channels_last(module: nn.Conv2d) -> nn.Module:
+    module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+    return module
+
+
 def pruned() -> nn.Module:
     inner = nn.Linear(WIDTH, WIDTH)
-    prune.random_unstructured(inner, "weight", amount=0.3)  # type: ignore[no-untyped-call]
+    prune.random_unstructured(inner, "weight", amount=0.3)
     return Shaped(inner, WIDTH)
 
 
@@ -278,7 +283,7 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
     "encoder": lambda: Shaped(encoder(), 3, 4),
     "conv1d": lambda: Shaped(nn.Conv1d(3, 3, 3, padding=1), 3, 4),
     "conv2d": lambda: Shaped(nn.Conv2d(3, 3, 3, padding=1, groups=3), 3, 2, 2),
-    "channels_last": lambda: ChannelsLast(nn.Conv2d(3, 3, 2, padding="same").to(memory_format=torch.channels_last), 3, 2, 2),
+    "channels_last": lambda: ChannelsLast(in_channels_last(nn.Conv2d(3, 3, 2, padding="same")), 3, 2, 2),
     "transposed": lambda: Shaped(nn.Sequential(nn.ConvTranspose1d(3, 3, 3), nn.AdaptiveAvgPool1d(4)), 3, 4),
     "pooled": lambda: Shaped(nn.Sequential(nn.Conv1d(3, 12, 1), nn.MaxPool1d(4)), 3, 4),
     "embedding": lambda: Looked(nn.Embedding),

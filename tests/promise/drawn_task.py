@@ -100,7 +100,7 @@ class Model(nn.Module):
 
     def __init__(self, parts: tuple[str, ...], tokens: bool, teacher: bool) -> None:
         super().__init__()
-        self.stem: nn.Module = nn.Embedding(11, WIDTH) if tokens else nn.Linear(WIDTH, WIDTH)
+        self.stem: nn.Module = nn.Embedding(12, WIDTH) if tokens else nn.Linear(WIDTH, WIDTH)
         self.body = nn.Sequential(*map(make, parts))
         self.head, self.aside = nn.Linear(WIDTH, CLASSES), nn.Linear(WIDTH, CLASSES)
         if teacher:

@@ -22,6 +22,8 @@ from samestep.order import Order
 from samestep.seeding import seed_all
 from samestep.task import Task
 
+LOADING, EVALUATING, STEPPING, AFTER_STEP, READING = range(1, 6)  # what else draws random numbers, each from its own words
+
 Tensors = dict[Any, torch.Tensor]
 
 
@@ -55,9 +57,9 @@ def tree_of_pairs(pairs: list[tuple[Any, Any]]) -> tuple[float, float]:
     return found
 
 
-def digest(model: nn.Module) -> str:
+def digest(state: dict[str, torch.Tensor]) -> str:
     found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         plain = tensor.detach().contiguous()
         found.update(f"{name}{plain.dtype}{tuple(plain.shape)}".encode())
         found.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -141,8 +143,10 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
     num_micro = size // micro_size
     leaf_size = num_micro // (config.get("leaves") or num_micro)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.get("precision") == "bf16")
-    seed_all(seed)
-    dataset, held_out = task.data("train"), task.data("eval")
+    seed_all(seed, 0, 0, READING)
+    dataset = task.data("train")
+    seed_all(seed, 1, 0, READING)
+    held_out = task.data("eval")
     assert dataset is not None
     seed_all(seed)
     model = task.model()
@@ -161,7 +165,7 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
     def evaluation(step: int) -> Iterator[dict[str, Any]]:
         if held_out is not None:
             found = evaluate(config, task, model, Reader(task, held_out, seed, floats), autocast)
-            judge.take(step, found, lambda: digest(model))
+            judge.take(step, found, lambda: digest(model.state_dict()))
             yield {"step": step, "epoch": (step - 1) // per_epoch + 1} | {f"eval_{k}": v for k, v in found.items()}
 
     for step in range(steps):
@@ -180,7 +184,7 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
             if count == 0:
                 pairs.append((0.0, 0.0))
                 continue
-            seed_all(seed, step, index, 1)
+            seed_all(seed, step, index, LOADING)
             batch = rows.read(order.rows(epoch, first, first + count).tolist(), epoch)
             seed_all(seed, step, index)
             with torch.no_grad():
@@ -208,7 +212,8 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
             p.grad = sums[p] if p in sums and p in stepped else None
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         loss_value = total / weight_sum if weight_sum else math.nan
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads])) / weight
+        norms = torch.stack([torch.linalg.vector_norm(grad) for grad in grads]) if grads else torch.zeros(1)
+        norm = torch.linalg.vector_norm(norms) / weight
         if not math.isfinite(loss_value + float(norm)):
             raise Diverged(f"step {step + 1}")
         clip = config.get("clip")
@@ -217,11 +222,14 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
         factor = rate_factor(config.get("schedule", {}), step, steps)
         for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
             group["lr"] = rate * factor
+        seed_all(seed, step, 0, STEPPING)
         optimizer.step()
-        if hasattr(task, "after_step"):
+        if task.overrides("after_step"):
+            seed_all(seed, step, 0, AFTER_STEP)
             with torch.no_grad():
                 task.after_step(model, step + 1)
-        yield {"step": step + 1, "epoch": epoch + 1, "loss": loss_value, "lr": base_rates[0] * factor, "grad_norm": float(norm)}
+        numbers = {"loss": loss_value, "lr": base_rates[0] * factor, "grad_norm": float(norm)}
+        yield {"step": step + 1, "epoch": epoch + 1, "weights": digest(model.state_dict()), **numbers}
 
         every = config.get("evaluate", {}).get("every")
         if every and (step + 1) % every == 0 and step + 1 < steps:
@@ -230,7 +238,7 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
                 break
     else:
         yield from evaluation(steps)
-    yield {"weights": digest(model), "step": step + 1, "best": judge.best_step, "best_weights": judge.best_weights}
+    yield {"weights": digest(model.state_dict()), "step": step + 1, "best": judge.best_step, "best_weights": judge.best_weights}
 
 
 def _rows_left(rows: int, num_micro: int, micro_size: int) -> list[int]:
@@ -245,7 +253,7 @@ def evaluate(config: dict[str, Any], task: Task, model: nn.Module, rows: Reader,
     model.eval()
     found: list[dict[str, tuple[Any, Any]]] = []
     for index, first in enumerate(starts):
-        seed_all(config.get("seed", 0), index, 2)
+        seed_all(config.get("seed", 0), index, EVALUATING)
         batch = rows.read(list(range(first, min(first + size, len(rows.dataset)))), epoch=0)
         with torch.no_grad(), autocast:
             found.append(dict(task.metrics(model, batch)))
@@ -253,7 +261,7 @@ def evaluate(config: dict[str, Any], task: Task, model: nn.Module, rows: Reader,
         module.training = training
     names = sorted({name for metrics in found for name in metrics})
     totals = {name: tree_of_pairs([metrics.get(name, (0.0, 0.0)) for metrics in found]) for name in names}
-    return {name: total / weight for name, (total, weight) in totals.items()}
+    return {name: total / weight if weight else math.nan for name, (total, weight) in totals.items()}
 
 
 class Judge:
