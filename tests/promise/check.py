@@ -62,8 +62,8 @@ class Checker:
         (folder / "drawn.yaml").write_text(yaml.safe_dump(run["config"]))
         asked = self._thread.submit(self._oracle.ask, {"folder": str(folder), "oracle": run["config"]})
         answers = []
-        for number, (size, signal, rank, call) in enumerate(run["starts"]):
-            env = {"PROMISE_FUSE": f"{signal}:{rank}:{call}"} if signal else {}
+        for number, (size, signal, rank, place, call) in enumerate(run["starts"]):
+            env = {"PROMISE_FUSE": f"{signal}:{rank}:{place}:{call}"} if signal else {}
             answers.append(self._start(folder, f"start-{number}", size, "drawn", env))
             if set(answers[-1]["codes"]) <= {0} or 2 in answers[-1]["codes"]:
                 break
@@ -76,9 +76,9 @@ class Checker:
             self._check_refusal(run, folder, last, len(answers) - 1, meant)
         elif "error" in meant:
             found = f"exit {last['codes']}: {_words(last)}"
-            if last["codes"] != [1] * len(last["codes"]) or not meant["rows"]:
+            if last["codes"] != [1] * len(last["codes"]) or meant["error"].partition(":")[0] not in found:
                 raise Broken(f"the oracle says {meant['error']}, samestep {found}")
-            self.refusals[f"in a later step: {meant['error'][:60]}"] += 1
+            self.refusals[f"in the middle: {meant['error'][:60]}"] += 1
             if (folder / "runs/drawn/metrics.jsonl").exists():  # else it has failed before the first step, in evaluation say
                 _compare(folder, run, meant, at_the_end=False)
         elif meant.get("diverged"):

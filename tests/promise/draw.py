@@ -22,6 +22,8 @@ REFUSED_BY = {
 }  # fmt: skip
 IMPURE = {"counter", "averaging", "hidden_averaging", "remembering", "late", "tracked_instance_norm", "spectral_norm"}
 
+OPTIMIZING = ("groups", "head_only", "own", "noise")  # each brings an optimizer of its own
+
 OPTIMIZERS: list[dict[str, Any]] = [
     {"name": "adamw", "lr": 0.01},
     {"name": "adamw", "lr": 0.01, "weight_decay": 0.1, "betas": [0.8, 0.95], "amsgrad": True},
@@ -38,6 +40,9 @@ OPTIMIZERS: list[dict[str, Any]] = [
     {"name": "asgd", "lr": 0.01},
     {"name": "rprop", "lr": 0.01},
 ]
+
+
+PLACES = ["data", "model", "transform", "metrics", "after_step"]
 
 
 def _known(prefix: str, names: Iterable[str]) -> list[str]:
@@ -57,8 +62,7 @@ def tasks(draw: st.DrawFn) -> Run:
     column = draw(st.sampled_from(sorted(COLUMNS)))
     if column in NEEDS_COLLATE and "collate" not in mixins:
         mixins.append("collate")
-    if {"groups", "head_only"} <= set(mixins):
-        mixins.remove("groups")
+    mixins = [name for name in mixins if name not in OPTIMIZING] + [name for name in mixins if name in OPTIMIZING][:1]
     parts = [name for name in _known("part", sorted(PARTS)) if name not in IMPURE or "impure" not in PENDING]
     fields = {
         "parts": draw(st.lists(st.sampled_from(parts), min_size=draw(st.sampled_from([0, 1, 2, 3])), max_size=5)),
@@ -129,17 +133,23 @@ def _schedules() -> st.SearchStrategy[Run]:
 
 @st.composite
 def runs(draw: st.DrawFn) -> Run:
-    """A config and a list of starts: [processes, signal or "", rank that gets it, its call of `loss` that sends it]."""
+    """A config and a list of starts: [processes, signal or "", rank that gets it, the method that sends it, in its call of number N]."""
     config = draw(configs(draw(tasks())))
-    most = min(4, config.get("leaves") or config["global_batch_size"] // config["micro_batch_size"])
+    most = min(
+        draw(st.sampled_from([2, 3, 4, 4, 7])),
+        config.get("leaves") or config["global_batch_size"] // config["micro_batch_size"],
+    )
     sizes = st.sampled_from([1, *range(1, most + 1), *range(2, most + 1)])
     starts = []
     for _ in range(draw(st.sampled_from([0, 1, 1, 2, 3]))):
         size = draw(sizes)
-        calls = 14 * config["global_batch_size"] // config["micro_batch_size"] // size
-        name = draw(st.sampled_from(["SIGTERM", "SIGKILL"]))
-        starts.append([size, name, draw(st.integers(0, size - 1)), draw(st.integers(1, calls))])
-    starts.append([draw(sizes), "", 0, 0])
+        name, place = draw(st.sampled_from(["SIGTERM", "SIGKILL"])), draw(st.sampled_from(["loss"] * 6 + PLACES))
+        most_calls = {"data": 2, "model": 1, "after_step": 12, "metrics": 12}
+        calls = draw(
+            st.integers(1, most_calls.get(place, 14 * config["global_batch_size"] // config["micro_batch_size"] // size))
+        )
+        starts.append([size, name, draw(st.integers(0, size - 1)), place, calls])
+    starts.append([draw(sizes), "", 0, "", 0])
     return {"config": config, "starts": starts}
 
 
@@ -156,10 +166,8 @@ def features(run: Run) -> set[str]:
         for key in ("column", "wrap", "dtype", "target", "twist", "metric", "every_step")
         if fields.get(key)
     }
-    found |= {
-        f"mixin:{name}" for name in ("transform", "collate", "groups", "head_only", "after_step") if name in config["task"]
-    }
-    if "mixin:groups" not in found and "mixin:head_only" not in found:
+    found |= {f"mixin:{name}" for name in MIXINS if f"_{name}" in config["task"]}
+    if not {f"mixin:{name}" for name in OPTIMIZING} & found:
         found.add(f"optimizer:{config['optimizer']['name']}")
     for key in ("clip", "leaves", "converge", "epochs", "init", "compile"):
         if key in config:
@@ -182,6 +190,6 @@ def features(run: Run) -> set[str]:
         found.add("fewer rows than a global batch")
     if len(run["starts"]) > 1 and "schedule" in config:
         found.add("schedule after a stop")
-    found |= {f"start:{name or 'to the end'}" for _, name, _, _ in run["starts"]}
+    found |= {f"start:{name or 'to the end'}" for _, name, *_ in run["starts"]}
     found |= {f"W={size}" for size, *_ in run["starts"]}
     return found

@@ -61,11 +61,10 @@ class Doubled(Shaped):
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__(nn.Linear(WIDTH, WIDTH).to(dtype), WIDTH)
-        self.dtype = dtype
 
     def call(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", enabled=False):
-            return self.inner(x.to(self.dtype)).to(x.dtype)  # type: ignore[no-any-return]
+            return self.inner(x.to(next(self.inner.parameters()).dtype)).to(x.dtype)  # type: ignore[no-any-return]
 
 
 class Tied(nn.Module):

@@ -5,6 +5,7 @@ What a class may or may not override is drawn too: the names at the end are all 
 
 from __future__ import annotations
 
+import collections
 import os
 import signal
 from collections.abc import Callable
@@ -23,17 +24,16 @@ Batch = dict[str, torch.Tensor]
 Ratio = tuple[torch.Tensor, "torch.Tensor | float"]
 CLASSES = 5
 
-_calls = 0  # of `loss`, in this process; no attribute of the task's or the model's, which must not change
+_calls: collections.Counter[str] = collections.Counter()  # in this process; no attribute of the task's, which must not change
 
 
-def _burn() -> None:
-    """Send this process the signal that the harness asked for, once it has got so far."""
-    global _calls
-    _calls += 1
+def _burn(place: str) -> None:
+    """Send this process the signal that the harness asked for, once it has been in a method so often."""
+    _calls[place] += 1
     fuse = os.environ.get("PROMISE_FUSE")
     if fuse:
-        name, rank, call = fuse.split(":")
-        if int(rank) == int(os.environ.get("RANK", 0)) and int(call) == _calls:
+        name, rank, method, call = fuse.split(":")
+        if (rank, method, call) == (os.environ.get("RANK", "0"), place, str(_calls[place])):
             os.kill(os.getpid(), signal.Signals[name])
 
 
@@ -128,6 +128,7 @@ class Drawn(Task):
     made: int = 1
 
     def data(self, split: str) -> datasets.Dataset | None:
+        _burn("data")
         rows = self.rows if split == "train" else self.eval_rows
         if not rows:
             return None
@@ -150,6 +151,7 @@ class Drawn(Task):
         return wrapped(dataset, self.wrap, rng)
 
     def model(self) -> nn.Module:
+        _burn("model")
         tokens = self.column in ("tokens", "uneven")
         model = Model(self.parts, tokens, self.every_step == "teacher")
         return model.to(getattr(torch, self.dtype)) if self.dtype != "float32" else model
@@ -173,7 +175,7 @@ class Drawn(Task):
         return (out.sum(1) - batch["y"].to(out.dtype)).square().sum(), len(out)
 
     def loss(self, model: Any, batch: Batch) -> Ratio:
-        _burn()
+        _burn("loss")
         x = self._inputs(batch)
         lucky = bool(batch["y"][0] > 0)  # true of some micro-batches only
         if self.twist == "part" and lucky:
@@ -197,6 +199,7 @@ class Drawn(Task):
         return total, weight
 
     def metrics(self, model: Any, batch: Batch) -> dict[str, Ratio]:
+        _burn("metrics")
         total, weight = self.loss(model, batch)
         found: dict[str, Ratio] = {"loss": (total, weight)}
         if self.metric == "accuracy":
@@ -213,6 +216,7 @@ class Drawn(Task):
 
 class Transform(Task):
     def transform(self, row: Row, rng: np.random.Generator) -> Row:
+        _burn("transform")
         if isinstance(row["x"], str) or np.asarray(row["x"]).dtype.kind != "f":
             return row
         x = np.asarray(row["x"])
@@ -244,10 +248,42 @@ class HeadOnly(Task):
         return torch.optim.SGD(model.head.parameters(), lr=config.optimizer.lr, momentum=0.5)
 
 
+class Lion(torch.optim.Optimizer):
+    """An optimizer of nobody's, with state of several types; `noise` makes it draw random numbers."""
+
+    def __init__(self, parameters: Any, lr: float, noise: float) -> None:
+        super().__init__(parameters, {"lr": lr, "noise": noise})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                mean = state.setdefault("mean", torch.zeros_like(p, dtype=torch.float64))
+                state["steps"] = state.get("steps", 0) + 1
+                state["norms"] = [*state.get("norms", [])[-2:], float(p.grad.float().norm())]
+                mean.lerp_(p.grad.double(), 0.1 + 0.1 / state["steps"])
+                p.sub_((mean.sign() * group["lr"] * (1 + sum(state["norms"]) % 0.5)).to(p.dtype))
+                p.add_(torch.randn_like(p) * group["noise"])
+
+
+class Own(Task):
+    def optimizer(self, model: Any, config: Any) -> torch.optim.Optimizer:
+        return Lion([p for p in model.parameters() if p.requires_grad and not p.is_complex()], config.optimizer.lr * 0.1, 0.0)
+
+
+class Noise(Task):
+    def optimizer(self, model: Any, config: Any) -> torch.optim.Optimizer:
+        return Lion([p for p in model.parameters() if p.requires_grad and not p.is_complex()], config.optimizer.lr * 0.1, 1e-3)
+
+
 class AfterStep(Task):
     every_step: str = ""
 
     def after_step(self, model: Any, step: int) -> None:
+        _burn("after_step")
         if self.every_step == "teacher":
             for old, new in zip(model.teacher.parameters(), model.head.parameters(), strict=True):
                 old.lerp_(new, 0.2)
@@ -262,7 +298,9 @@ class AfterStep(Task):
 
 
 MIXINS: dict[str, type[Task]] = {
-    "transform": Transform, "collate": Collate, "groups": Groups, "head_only": HeadOnly, "after_step": AfterStep,
+    "transform": Transform, "collate": Collate, "groups": Groups, "head_only": HeadOnly,
+    "own": Own,
+    "noise": Noise, "after_step": AfterStep,
 }  # fmt: skip
 
 
