@@ -101,7 +101,7 @@ class Checker:
     def _check_refusal(self, run: Run, folder: Path, answer: dict[str, Any], number: int, meant: dict[str, Any]) -> None:
         """One line, before the first step, with the same words at another size, nothing left, and for a reason."""
         words = _words(answer)
-        if number:
+        if number and (folder / "runs/drawn/metrics.jsonl").exists():
             raise Broken(f"refused at start {number + 1} of a run that had begun: {words}")
         if set(answer["codes"]) != {2}:
             raise Broken(f"exit {answer['codes']}: {words}")
@@ -110,7 +110,7 @@ class Checker:
             raise Broken(f"refused, and the oracle sees nothing wrong: {words}")
         if len(words.splitlines()) != 1:
             raise Broken(f"refused in {len(words.splitlines())} lines: {words}")
-        if (folder / "runs" / "drawn").exists():
+        if number == 0 and (folder / "runs" / "drawn").exists():
             raise Broken(f"refused, and left a run folder behind: {words}")
         most = min(2, run["config"].get("leaves") or run["config"]["global_batch_size"] // run["config"]["micro_batch_size"])
         other = 1 if run["starts"][0][0] > 1 else most

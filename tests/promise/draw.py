@@ -20,7 +20,7 @@ REFUSED_BY = {
     "part:late": "shift", "part:tracked_instance_norm": "running_mean|running_var", "part:spectral_norm": "_u|_v",
     "part:complex": "complex",
 }  # fmt: skip
-IMPURE = {"counter", "averaging", "hidden_averaging", "remembering", "late", "tracked_instance_norm", "spectral_norm"}
+IMPURE = {"counter", "averaging", "hidden_averaging", "remembering", "late"}
 
 OPTIMIZING = ("groups", "head_only", "own", "noise")  # each brings an optimizer of its own
 
@@ -133,21 +133,17 @@ def _schedules() -> st.SearchStrategy[Run]:
 
 @st.composite
 def runs(draw: st.DrawFn) -> Run:
-    """A config and a list of starts: [processes, signal or "", rank that gets it, the method that sends it, in its call of number N]."""
+    """A config and its starts: [processes, signal or "", rank that gets it, method that sends it, in its call number N]."""
     config = draw(configs(draw(tasks())))
-    most = min(
-        draw(st.sampled_from([2, 3, 4, 4, 7])),
-        config.get("leaves") or config["global_batch_size"] // config["micro_batch_size"],
-    )
+    num_micro = config["global_batch_size"] // config["micro_batch_size"]
+    most = min(draw(st.sampled_from([2, 3, 4, 4, 7])), config.get("leaves") or num_micro)
     sizes = st.sampled_from([1, *range(1, most + 1), *range(2, most + 1)])
     starts = []
     for _ in range(draw(st.sampled_from([0, 1, 1, 2, 3]))):
         size = draw(sizes)
         name, place = draw(st.sampled_from(["SIGTERM", "SIGKILL"])), draw(st.sampled_from(["loss"] * 6 + PLACES))
         most_calls = {"data": 2, "model": 1, "after_step": 12, "metrics": 12}
-        calls = draw(
-            st.integers(1, most_calls.get(place, 14 * config["global_batch_size"] // config["micro_batch_size"] // size))
-        )
+        calls = draw(st.integers(1, most_calls.get(place, 14 * num_micro // size)))
         starts.append([size, name, draw(st.integers(0, size - 1)), place, calls])
     starts.append([draw(sizes), "", 0, "", 0])
     return {"config": config, "starts": starts}

@@ -6,6 +6,7 @@ drawn. Everything else is said again here in the plainest way: no hooks, no wrap
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator
@@ -110,15 +111,36 @@ def _dtype(feature: Any) -> Any:
     return feature.dtype
 
 
-def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The running statistics: the float buffers of BatchNorm, of whatever dimension."""
-    norms = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    return {
-        f"{path}.{k}": v
-        for path, module in norms
-        for k, v in module._buffers.items()
-        if v is not None and v.is_floating_point()
-    }
+class Impure(Exception):
+    """A buffer of which each micro-batch makes something else."""
+
+
+def settle(model: nn.Module, start: Tensors, made: list[list[Tensors]]) -> None:
+    """What a step makes of its buffers: running statistics are averaged in the tree, of any other all must make the same.
+
+    Args:
+        start: the buffers by name as the step found them.
+        made: for each leaf, what its micro-batches that hold rows made of them, each from `start`.
+    """
+    norms = {path for path, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase)}
+    every = [buffers for leaf in made for buffers in leaf]
+    for name, buffer in model.named_buffers():
+        results = [buffers[name] for buffers in every]
+        if all(torch.equal(result, start[name]) for result in results):
+            buffer.copy_(start[name])
+        elif name.rpartition(".")[0] not in norms:
+            if not all(torch.equal(result, results[0]) for result in results):
+                raise Impure(name)
+            buffer.copy_(results[0])
+        elif buffer.is_floating_point():
+            leaves = [_in_order([{name: buffers[name]} for buffers in leaf]) for leaf in made]
+            buffer.copy_(tree_of_tensors(leaves)[name] / len(every))
+        else:
+            buffer.copy_(torch.stack(results).amax(0))  # a micro-batch may pass a norm by
+
+
+def _in_order(parts: list[Tensors]) -> Tensors:
+    return functools.reduce(lambda left, right: {name: left[name] + right[name] for name in left}, parts) if parts else {}
 
 
 def make_optimizer(config: dict[str, Any], task: Task, model: nn.Module, parsed: Any) -> torch.optim.Optimizer:
@@ -173,12 +195,12 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
         model.zero_grad(set_to_none=True)
         pairs: list[tuple[Any, Any]] = []
         leaves: list[Tensors] = []
-        averages: list[Tensors] = []
+        made: list[list[Tensors]] = []
         start = {name: buffer.clone() for name, buffer in model.named_buffers()}
         for index in range(num_micro):
             if index % leaf_size == 0:
                 leaves.append({})
-                averages.append({})
+                made.append([])
             first = begin + index * micro_size
             count = max(0, min(micro_size, len(dataset) - first))
             if count == 0:
@@ -197,17 +219,13 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
             loss.backward()
             leaves[-1] = {p: p.grad for p in model.parameters() if p.grad is not None}
             pairs.append((loss.detach().double(), weight))
-            now = {name: value.clone() for name, value in statistics(model).items()}
-            averages[-1] = {name: averages[-1][name] + value if averages[-1] else value for name, value in now.items()}
+            made[-1].append({name: buffer.clone() for name, buffer in model.named_buffers()})
 
         total, weight_sum = tree_of_pairs(pairs)
         weight = torch.tensor(weight_sum, dtype=torch.float64)
-        counted = sum(first > 0 for first in _rows_left(len(dataset) - begin, num_micro, micro_size))
-        average = tree_of_tensors(averages)
         sums = tree_of_tensors(leaves)
         with torch.no_grad():
-            for name, buffer in statistics(model).items():
-                buffer.copy_(average[name] / counted)
+            settle(model, start, made)
         for p in model.parameters():
             p.grad = sums[p] if p in sums and p in stepped else None
         grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -239,10 +257,6 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
     else:
         yield from evaluation(steps)
     yield {"weights": digest(model.state_dict()), "step": step + 1, "best": judge.best_step, "best_weights": judge.best_weights}
-
-
-def _rows_left(rows: int, num_micro: int, micro_size: int) -> list[int]:
-    return [max(0, min(micro_size, rows - index * micro_size)) for index in range(num_micro)]
 
 
 def evaluate(config: dict[str, Any], task: Task, model: nn.Module, rows: Reader, autocast: torch.autocast) -> dict[str, float]:
