@@ -24,11 +24,12 @@ config=${config[0]:-$root/configs/stdlib.yaml}
 plan=$("$python" -m samestep plan "$config" "${words[@]}" -- "${overrides[@]}") || exit $?
 eval "$plan" # run, folder, processes, start
 train=(-m samestep train "$config" --run "$run" "${overrides[@]}" "processes=$processes")
+trap : HUP TERM # sent to all of us: the run saves and ends, and how is said then (under nohup HUP stays ignored)
 if ((processes == 1)); then
   "$python" "${train[@]}"
 else
   # Without a default config of the user's own: every value that matters is here.
-  "$python" -m accelerate.commands.launch --multi_gpu --num_machines 1 --num_processes "$processes" --mixed_precision no \
+  "$python" -m samestep launcher --multi_gpu --num_machines 1 --num_processes "$processes" --mixed_precision no \
     --dynamo_backend no --main_process_port 0 "${train[@]}"
 fi
 code=$?

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -264,6 +265,58 @@ def test_ctrl_c_in_local_sh_saves_and_exits_with_75(uneven: Workplace) -> None:
     assert state["status"] == "stopped"
     assert err.rstrip().endswith(f"samestep: {state['reason']}")
     assert (uneven.path / f"runs/interrupted/checkpoints/step-{state['step']:08d}/manifest.json").exists()
+
+
+def hung_up(workplace: Workplace, processes: int, ignored: bool) -> subprocess.Popen[str]:
+    """launch/local.sh, which got SIGHUP with all its children after some steps."""
+    workplace.write("slow.yaml", SLOW)
+    words = ["bash", str(ROOT / "launch/local.sh"), "slow.yaml", "--processes", str(processes), "--run", "hung-up"]
+    env = {**workplace.env, "EXTRA": "dev"}
+    shell = subprocess.Popen(
+        [*(["nohup"] if ignored else []), *words],
+        cwd=workplace.path, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
+    )  # fmt: skip
+    started(workplace, "hung-up")
+    os.killpg(shell.pid, signal.SIGHUP)
+    return shell
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_terminal_that_closes_stops_and_saves(uneven: Workplace, processes: int) -> None:
+    shell = hung_up(uneven, processes, ignored=False)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(shell.pid, signal.SIGHUP)  # once from the kernel and once from the shell
+    _, err = shell.communicate(timeout=200)
+    assert shell.returncode == 75, err
+    state = uneven.state("hung-up")
+    assert state["status"] == "stopped"
+    assert (uneven.path / f"runs/hung-up/checkpoints/step-{state['step']:08d}/manifest.json").exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_under_nohup_a_terminal_that_closes_changes_nothing(uneven: Workplace, processes: int) -> None:
+    shell = hung_up(uneven, processes, ignored=True)
+    started(uneven, "hung-up", len(uneven.metrics("hung-up")) + 500)
+    assert uneven.state("hung-up")["status"] == "running"
+    os.killpg(shell.pid, signal.SIGTERM)
+    _, err = shell.communicate(timeout=200)
+    assert shell.returncode == 75, err
+    assert uneven.state("hung-up")["status"] == "stopped"
+
+
+def test_local_sh_that_is_ended_before_the_run_began_says_so(uneven: Workplace) -> None:
+    uneven.write("uneven.py", "import time\ntime.sleep(300)\n")
+    words = ["bash", str(ROOT / "launch/local.sh"), "uneven.yaml", "--processes", "2", "--run", "early"]
+    env = {**uneven.env, "EXTRA": "dev"}
+    shell = subprocess.Popen(words, cwd=uneven.path, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    until = time.monotonic() + 60
+    while len(psutil.Process(shell.pid).children(recursive=True)) < 3:
+        assert time.monotonic() < until, "the launcher has started no ranks"
+        time.sleep(0.1)
+    os.killpg(shell.pid, signal.SIGTERM)
+    _, err = shell.communicate(timeout=200)
+    assert (shell.returncode, err.splitlines()[-1:]) == (75, ["samestep: stopped before it began; the same line starts it"])
+    assert not (uneven.path / "runs").exists()
 
 
 def test_a_live_run_has_one_owner(uneven: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from samestep.commands.plan import outcome
-from samestep.control import NoBoard, Watchdog, board, survivor
+from samestep.control import NoBoard, StopFlag, Watchdog, board, survivor
 from samestep.errors import UsageError
 from samestep.exact import Statistics
 from samestep.run_folder import RunFolder
@@ -100,3 +101,16 @@ def test_a_run_folder_that_is_not_shared_is_refused(tmp_path: Path, monkeypatch:
     session._see_the_start(here, runtime)
     with pytest.raises(UsageError, match="second does not see what rank 0 wrote there"):
         session._see_the_start(there, runtime)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_signal_that_nohup_ignores_stays_ignored(ignored: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else lambda number, frame: None)
+    stop = StopFlag()
+    stop.install()
+    try:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.asked(0.0) == (0 if ignored else signal.SIGHUP)
+    finally:
+        stop.remove()
+        signal.signal(signal.SIGHUP, before)

@@ -10,7 +10,7 @@ import click
 
 
 def add_scripts(group: click.Group) -> None:
-    for command in (plan, outcome, job, node):
+    for command in (plan, launcher, outcome, job, node):
         group.add_command(command)
 
 
@@ -24,6 +24,15 @@ def plan(config: str, run: str | None, processes: int | None, overrides: tuple[s
     from samestep.commands import plan as command
 
     click.echo(command.plan(config, run, processes, overrides))
+
+
+@click.command(hidden=True, add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def launcher(words: tuple[str, ...]) -> None:
+    """For launch/local.sh and slurm/: `accelerate launch WORDS`, with signals and errors treated as a run needs it."""
+    from samestep.commands import launcher as command
+
+    sys.exit(command.launch(words))
 
 
 @click.command(hidden=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 
 from samestep.commands.train import default_name
 from samestep.config import load_config
@@ -11,6 +12,7 @@ from samestep.run_folder import RunFolder
 from samestep.runtime import processes_here, read_runtime
 
 _EXIT_CODES = {"done": 0, "stopped": 75}
+_ASKED_TO_STOP = {128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}  # as shells have it
 
 
 def plan(config_path: str, run: str | None, processes: int | None, overrides: tuple[str, ...]) -> str:
@@ -40,6 +42,8 @@ def outcome(folder: RunFolder, start: int, launcher_code: int) -> tuple[int, str
     if launcher_code == 0:
         return _EXIT_CODES.get(status, 0), f"samestep: {state['reason']}" if status == "stopped" else ""
     if folder.next_start() == start or folder.is_taken():
+        if launcher_code in _ASKED_TO_STOP:
+            return 75, "samestep: stopped before it began; the same line starts it"
         return 2, ""  # it never began, and has said why; what stands in the folder is another start's
     if status in _EXIT_CODES:
         return _EXIT_CODES[status], f"samestep: {state['reason']}" if status == "stopped" else ""

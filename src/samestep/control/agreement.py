@@ -20,13 +20,13 @@ T = TypeVar("T")
 class StopFlag:
     """Signals set a flag and do nothing else; the flag travels with the step and all ranks act on it together.
 
-    The second Ctrl-C stops at once.
+    The second Ctrl-C stops at once. SIGHUP, a terminal that closes, stops the run too, unless nohup has it ignored.
 
     Args:
         ends_at: when the job's time is over, in Unix seconds.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
     def __init__(self, ends_at: float | None = None) -> None:
         self.signal: int = 0
@@ -42,6 +42,8 @@ class StopFlag:
 
     def install(self) -> None:
         for number in self.SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self._before[number] = signal.signal(number, self._on_signal)
 
     def remove(self) -> None:
