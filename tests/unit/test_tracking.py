@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import os
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from wandb.proto import wandb_internal_pb2
 from conftest import ROOT, Workplace
 from samestep.run_folder import RunFolder
 from samestep.tracking import cut_back
+from samestep.tracking.sinks import wandb_mode
 
 
 def log_records(data: bytes) -> Iterator[bytes]:
@@ -67,6 +71,68 @@ def test_an_offline_wandb_run_holds_config_history_and_summary(workplace: Workpl
     assert [row["step"] for row in rows] == list(range(1, 41))
     assert [(row["_step"], row["loss"]) for row in history] == [(row["step"], row["loss"]) for row in rows]
     assert summary["loss"] == rows[-1]["loss"]
+
+
+@pytest.fixture
+def wandb_server(workplace: Workplace) -> Iterator[list[str]]:
+    """What arrives at a server that the environment names, with a key for it."""
+    requests: list[str] = []
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            requests.append(self.path)
+            self.send_error(401)
+
+        do_GET = do_POST
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        del workplace.env["WANDB_MODE"]
+        workplace.env |= {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}"}
+        yield requests
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "folders"),
+    [("WANDB_MODE", "offline", 1), ("WANDB_MODE", "dryrun", 1), ("WANDB_MODE", "disabled", 0), ("WANDB_DISABLED", "true", 0)],
+)
+def test_what_the_environment_forbids_is_not_sent(
+    workplace: Workplace, wandb_server: list[str], name: str, value: str, folders: int
+) -> None:
+    workplace.env[name] = value
+    done = workplace.train(str(ROOT / "configs/seed.yaml"), "--run", "seed", "epochs=1", "track.wandb=online")
+    assert done.code == 0, done.err
+    assert wandb_server == []
+    assert len(list((workplace.path / "runs/seed").glob("wandb/offline-run-*"))) == folders
+    assert (workplace.path / "runs/seed/wandb").exists() == bool(folders)
+
+
+@pytest.mark.parametrize(
+    ("asked", "mode", "disabled", "key", "meant"),
+    [
+        ("auto", "", "", "", "offline"),
+        ("auto", "", "", "k", "online"),
+        ("auto", "online", "", "", "online"),
+        ("auto", "offline", "", "k", "offline"),
+        ("auto", "", "false", "k", "online"),
+        ("auto", "", "1", "k", "off"),
+        ("online", "dryrun", "", "k", "offline"),
+        ("online", "disabled", "", "k", "off"),
+        ("offline", "online", "", "k", "offline"),
+        ("offline", "disabled", "", "", "off"),
+        ("off", "online", "", "k", "off"),
+    ],
+)
+def test_the_stricter_of_config_and_environment_holds(
+    monkeypatch: pytest.MonkeyPatch, asked: str, mode: str, disabled: str, key: str, meant: str
+) -> None:
+    monkeypatch.setenv("NETRC", os.devnull)
+    for name, value in (("WANDB_MODE", mode), ("WANDB_DISABLED", disabled), ("WANDB_API_KEY", key)):
+        monkeypatch.setenv(name, value)
+    assert wandb_mode(asked) == meant
 
 
 def test_a_broken_wandb_is_one_line_and_the_run_goes_on(workplace: Workplace) -> None:

@@ -105,8 +105,8 @@ class Wandb:
     whatever goes wrong there, the network above all, ends in one warning line and never in the run.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, run_id: str, warn: Callable[[str], None]) -> None:
-        self._config, self._folder, self._id, self._warn = config, folder, run_id, warn
+    def __init__(self, config: Config, mode: str, folder: RunFolder, run_id: str, warn: Callable[[str], None]) -> None:
+        self._config, self._mode, self._folder, self._id, self._warn = config, mode, folder, run_id, warn
         self._rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
@@ -136,19 +136,29 @@ class Wandb:
         import wandb
 
         track = self._config.track
-        mode = track.wandb if track.wandb != "auto" else "online" if _has_key() else "offline"
         return wandb.init(
             project=track.project,
             name=self._folder.name,
             id=self._id,
             resume="allow",
-            mode=mode,  # type: ignore[arg-type]
+            mode=self._mode,  # type: ignore[arg-type]
             dir=str(self._folder.path),
             config=self._config.resolved(),
             tags=track.tags,
             notes=track.notes,
             settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
         )
+
+
+def wandb_mode(asked: str) -> str:
+    """online, offline or off: as `track.wandb` asks, but what the environment forbids in wandb's own words stays undone."""
+    said = os.environ.get("WANDB_MODE", "").lower()
+    forbidden = os.environ.get("WANDB_DISABLED", "").lower() not in ("", "0", "false", "no", "off")
+    if asked == "off" or said == "disabled" or forbidden:
+        return "off"
+    if asked == "offline" or said in ("offline", "dryrun"):
+        return "offline"
+    return "online" if asked == "online" or said == "online" or _has_key() else "offline"
 
 
 def _has_key() -> bool:

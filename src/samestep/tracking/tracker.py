@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from samestep.config import Config
 from samestep.run_folder import RunFolder
-from samestep.tracking.sinks import Metrics, Row, Wandb
+from samestep.tracking.sinks import Metrics, Row, Wandb, wandb_mode
 
 RECENT_ROWS = 8  # kept in every checkpoint, for the case that rank 0 dies between a step and its row
 
@@ -22,8 +22,8 @@ class Tracker:
     def __init__(self, config: Config, folder: RunFolder, run_id: str, num_steps: int, first_step: int, unit: str) -> None:
         self._unit, self._num_steps, self._first_step = unit, num_steps, first_step
         self._sinks: list[Metrics | Wandb] = [Metrics(folder, self.line)]
-        if config.track.wandb != "off":
-            self._sinks.append(Wandb(config, folder, run_id, self.line))
+        if (mode := wandb_mode(config.track.wandb)) != "off":
+            self._sinks.append(Wandb(config, mode, folder, run_id, self.line))
         self._bar = (
             tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, leave=False)
             if sys.stderr.isatty()
