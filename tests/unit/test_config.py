@@ -99,3 +99,31 @@ def test_what_may_change_on_resume(good: Path) -> None:
         assert len(refused) == 1
     assert "the run has 0, found 1" in changes_on_resume(before, load_config(good, ["seed=1"])[0])[0][0]
     assert changes_on_resume(before, load_config(good, ["threads=2"])[0])[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (f"seed: 1{GOOD}seed: 2\n", ["seed: found on lines 1 and 7; write it once"]),
+        (f"{GOOD}'steps': 20\nseed: 1\n\"seed\": 1\nseed: 3\n", [
+            "steps: found on lines 5 and 7; write it once", "seed: found on lines 8, 9 and 10; write it once"]),
+        (GOOD.replace("lr: 1e-3", "lr: 1e-3,\n  lr: 1e-2"), ["optimizer.lr: found on lines 6 and 7; write it once"]),
+        (f"{GOOD}track:\n  every: 1\n  tags: []\n  every: 2\n", ["track.every: found on lines 8 and 10; write it once"]),
+        (f"{GOOD}with: {{rows: [{{a: 1, a: 2}}]}}\n", ["with.rows.0.a: found on lines 7 and 7; write it once"]),
+    ],
+)  # fmt: skip
+def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path, text: str, lines: list[str]) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text(text)
+    assert refusal(path) == [f"{path}: {line}" for line in lines]
+
+
+def test_a_key_that_stands_twice_in_an_override_is_refused(good: Path) -> None:
+    found = refusal(good, "optimizer={name: sgd, lr: 1, lr: 2}")
+    assert found == ["optimizer={name: sgd, lr: 1, lr: 2}: lr: found on lines 1 and 1; write it once"]
+
+
+def test_a_merged_key_may_be_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text(GOOD.replace("optimizer: {", "optimizer: {<<: {lr: 1, eps: 1e-6}, "))
+    assert load_config(path)[0].optimizer.arguments == {"lr": 1e-3, "eps": 1e-6}

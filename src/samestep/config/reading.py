@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from yaml.reader import ReaderError
 
 from samestep.config.schema import Config
 from samestep.errors import UsageError, nearest, validation_lines
@@ -54,12 +55,40 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def _parse(text: str, origin: str) -> Any:
+    """Plain values; UsageError if the text is not YAML, or has a key twice, of which other readers keep the last."""
     try:
-        return yaml.load(text, _Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        repeated = _repeated_keys(node, set())
+        tree = loader.construct_document(node) if node and not repeated else None
+    except ReaderError as error:
+        where = f"{origin} line {text[: error.position].count(chr(10)) + 1}"
+        raise UsageError(f"{where}: not YAML: found the character {chr(error.character)!r}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise UsageError(f"{origin}{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    if repeated:
+        raise UsageError(*(f"{origin}: {key}: found on {places}; write it once" for key, places in repeated))
+    return tree
+
+
+def _repeated_keys(node: yaml.Node | None, seen: set[int], prefix: str = "") -> list[tuple[str, str]]:
+    """Each dotted key that stands more than once in one mapping, and on which lines."""
+    if not isinstance(node, yaml.CollectionNode) or id(node) in seen:  # an alias is the same node again
+        return []
+    seen.add(id(node))
+    lines: dict[str, list[str]] = {}
+    within: list[tuple[str, str]] = []
+    for place, entry in enumerate(node.value):
+        inner, name = entry, f"{prefix}{place}"
+        if isinstance(node, yaml.MappingNode):
+            key, inner = entry
+            name = f"{prefix}{key.value}"
+            lines.setdefault(name, []).append(str(key.start_mark.line + 1))
+        within += _repeated_keys(inner, seen, f"{name}.")
+    own = [(name, f"lines {', '.join(places[:-1])} and {places[-1]}") for name, places in lines.items() if len(places) > 1]
+    return own + within
 
 
 def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> tuple[Config, dict[str, str]]:
