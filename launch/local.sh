@@ -24,7 +24,11 @@ config=${config[0]:-$root/configs/stdlib.yaml}
 plan=$("$python" -m samestep plan "$config" "${words[@]}" -- "${overrides[@]}") || exit $?
 eval "$plan" # run, folder, processes, start
 train=(-m samestep train "$config" --run "$run" "${overrides[@]}" "processes=$processes")
-trap : HUP TERM # sent to all of us: the run saves and ends, and how is said then (under nohup HUP stays ignored)
+# A stop is sent to all of us: the run saves and ends, and how is said then. Under nohup HUP stays ignored. Only one that leads
+# its terminal's session (field 6 is this shell, field 7 a terminal) gets HUP alone, and passes it on by dying of it.
+read -ra stat 2>/dev/null </proc/$$/stat || stat=()
+trap : TERM
+((${stat[5]:-0} == $$ && ${stat[6]:-0} != 0)) || trap : HUP
 if ((processes == 1)); then
   "$python" "${train[@]}"
 else

@@ -127,3 +127,15 @@ def test_a_merged_key_may_be_written_again(tmp_path: Path) -> None:
     path = tmp_path / "merged.yaml"
     path.write_text(GOOD.replace("optimizer: {", "optimizer: {<<: {lr: 1, eps: 1e-6}, "))
     assert load_config(path)[0].optimizer.arguments == {"lr": 1e-3, "eps": 1e-6}
+
+
+def test_a_config_that_is_not_utf_8_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(f"{GOOD}track: {{notes: caf\u00e9}}\n".encode("latin-1"))
+    assert refusal(path) == [f"{path} line 7: found 0xe9, which is not UTF-8; save the file as UTF-8"]
+
+
+def test_a_control_character_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "bell.yaml"
+    path.write_text(f"{GOOD}seed: \a1\n")
+    assert refusal(path) == [f"{path} line 7: not YAML: found the character '\\x07'"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from conftest import ROOT, Workplace
 from samestep.errors import UsageError
 from samestep.runtime import ranks as runtime
 
@@ -71,3 +73,39 @@ def test_visible_gpus_are_counted_without_torch(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert runtime.visible_gpus() == number
     assert runtime.processes_here("cpu", 3) <= 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "numbers"),
+    [
+        ("WORLD_SIZE", "", "1"),
+        ("WORLD_SIZE", "two", "1"),
+        ("WORLD_SIZE", "0", "1"),
+        ("RANK", "", "0 to 1"),
+        ("RANK", "2", "0 to 1"),
+        ("RANK", "-1", "0 to 1"),
+        ("RANK", "²", "0 to 1"),
+        ("LOCAL_RANK", "1.0", "0 to 1"),
+        ("LOCAL_WORLD_SIZE", "3", "1 to 2"),
+    ],
+)
+def test_what_no_launcher_sets_is_one_line(monkeypatch: pytest.MonkeyPatch, name: str, value: str, numbers: str) -> None:
+    for other in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(other, "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(name, value)
+    found = (
+        f"^{name}: found '{re.escape(value)}' in the environment, where a launcher sets a number from {numbers}; write unset"
+    )
+    with pytest.raises(UsageError, match=found):
+        runtime.read_runtime()
+
+
+def test_an_empty_world_size_ends_train_in_one_line_and_status_does_not_care(workplace: Workplace) -> None:
+    workplace.env["WORLD_SIZE"] = ""
+    done = workplace.train(str(ROOT / "configs/seed.yaml"), "--run", "r")
+    assert done.code == 2
+    assert done.err.startswith("samestep: WORLD_SIZE: found ''")
+    assert len(done.err.splitlines()) == 1
+    assert not (workplace.path / "runs").exists()
+    assert workplace.samestep("status").err.startswith("samestep: runs: found no run there")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 
 from samestep import __version__
 from samestep.cli.scripts import add_scripts
+from samestep.cli.streams import open_closed_streams, outlive_readers
 from samestep.errors import SamestepError, Stopped, UsageError
 
 
@@ -181,6 +183,9 @@ add_scripts(cli)
 
 def main() -> None:
     """Run a command line, and turn each error into its lines and its exit code."""
+    open_closed_streams()
+    if sys.argv[1:2] in (["train"], ["launcher"]):
+        outlive_readers()
     code = 0
     try:
         cli.main(standalone_mode=False)
@@ -195,6 +200,8 @@ def main() -> None:
         code = error.exit_code
         if code == 1 or _speaks():
             click.echo(f"samestep: {error}", err=True)
+    except BrokenPipeError:  # `samestep status | head -1`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except click.ClickException as error:
         code = 2
         error.show()
@@ -212,7 +219,10 @@ def _leave(code: int) -> None:
     """
     from samestep.runtime import read_runtime
 
-    runtime = read_runtime()
+    try:
+        runtime = read_runtime()
+    except UsageError:  # said already, or no matter to a command that starts no rank
+        sys.exit(code)
     if code == Stopped.exit_code and runtime.verdict is not None:
         code = 0  # a job's script reads state.json; torchrun would print a page about it
     if runtime.world_size > 1:
@@ -227,4 +237,6 @@ def _speaks() -> bool:
     """What is the same on every rank is said by one."""
     from samestep.runtime import read_runtime
 
-    return read_runtime().is_main
+    with contextlib.suppress(UsageError):
+        return read_runtime().is_main
+    return True

@@ -104,7 +104,15 @@ def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
         close = nearest(file.name, beside)
         hint = f"did you mean {file.parent / close}?" if close else "write the path of a YAML file"
         raise UsageError(f"{path}: found no such config; {hint}")
-    tree = _parse(file.read_text(), str(path))
+    data = file.read_bytes()
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UsageError(
+            f"{path} line {line}: found {data[error.start]:#x}, which is not UTF-8; save the file as UTF-8"
+        ) from None
+    tree = _parse(text, str(path))
     if not isinstance(tree, dict):
         raise UsageError(f"{path}: found {type(tree).__name__}; write keys and values, task: … first")
     sources = dict.fromkeys(_leaves(tree), str(path))

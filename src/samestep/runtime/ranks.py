@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -45,15 +46,18 @@ class Runtime:
 
 
 def read_runtime() -> Runtime:
-    """Read what the launcher set. A process without a launcher is a world of its own."""
+    """Read what the launcher set. A process without a launcher is a world of its own.
+
+    Raises UsageError for a variable that no launcher sets so.
+    """
     env = os.environ
-    world_size = int(env.get("WORLD_SIZE", 1))
+    world_size = _number("WORLD_SIZE", 1, least=1)
     array, index = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
     return Runtime(
-        rank=int(env.get("RANK", 0)),
+        rank=_number("RANK", 0, most=world_size - 1),
         world_size=world_size,
-        local_rank=int(env.get("LOCAL_RANK", 0)),
-        local_world_size=int(env.get("LOCAL_WORLD_SIZE", world_size)),
+        local_rank=_number("LOCAL_RANK", 0, most=world_size - 1),
+        local_world_size=_number("LOCAL_WORLD_SIZE", world_size, least=1, most=world_size),
         launched="TORCHELASTIC_RUN_ID" in env,
         host=socket.gethostname(),
         job=f"{array}_{index}" if array and index else env.get("SLURM_JOB_ID"),
@@ -62,6 +66,19 @@ def read_runtime() -> Runtime:
         left_out=tuple(env.get("SAMESTEP_LEFT_OUT", "").split()),
         store=(env.get("MASTER_ADDR", "127.0.0.1"), int(env["MASTER_PORT"])) if env.get("MASTER_PORT", "").isdigit() else None,
     )
+
+
+def _number(name: str, without: int, least: int = 0, most: float = math.inf) -> int:
+    text = os.environ.get(name)
+    if text is None:
+        return without
+    if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+        upper = "" if most == math.inf else f" to {most:g}"
+        raise UsageError(
+            f"{name}: found {text!r} in the environment, where a launcher sets a number from {least}{upper}; "
+            f"write unset {name}, or start with torchrun, accelerate launch or launch/local.sh"
+        )
+    return int(text)
 
 
 def error_file() -> Path | None:
