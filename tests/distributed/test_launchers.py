@@ -178,6 +178,7 @@ def test_the_first_failing_rank_has_the_last_word(uneven: Workplace) -> None:
     done = local(uneven, "uneven.yaml", "--processes", "2", "--run", "broken")
     _, err = done.communicate(timeout=200)
     assert done.returncode == 1
+    assert all(line.startswith(("samestep: rank ", "rank ")) for line in err.splitlines()), err
     last = err.rstrip("\n").rpartition("\n")[2]
     assert re.match(r"samestep: rank [01] on \S+: ValueError: row 37 is broken, at .*uneven.py:\d+ in loss", last), err
     log = Path(re.findall(r"\(log: (.*)\)$", last)[0])
@@ -263,7 +264,7 @@ def test_ctrl_c_in_local_sh_saves_and_exits_with_75(uneven: Workplace) -> None:
     assert shell.returncode == 75
     state = uneven.state("interrupted")
     assert state["status"] == "stopped"
-    assert err.rstrip().endswith(f"samestep: {state['reason']}")
+    assert {line for line in err.splitlines() if "|" not in line} == {f"samestep: {state['reason']}"}
     assert (uneven.path / f"runs/interrupted/checkpoints/step-{state['step']:08d}/manifest.json").exists()
 
 
@@ -337,3 +338,12 @@ def test_a_live_run_has_one_owner(uneven: Workplace, monkeypatch: pytest.MonkeyP
         first.kill()
         first.wait()
     run_folder.RunFolder(uneven.path / "runs" / "owned").take("here")
+
+
+def test_local_sh_names_the_rank_that_was_killed(uneven: Workplace) -> None:
+    uneven.write(
+        "uneven.py", "import os, signal\nif os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n" + UNEVEN
+    )
+    _, err = (shell := local(uneven, "uneven.yaml", "--processes", "2", "--run", "killed")).communicate(timeout=200)
+    assert shell.returncode != 0
+    assert "samestep: rank 1 was ended by SIGKILL" in err.splitlines(), err

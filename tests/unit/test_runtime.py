@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from types import SimpleNamespace
@@ -73,6 +74,13 @@ def test_visible_gpus_are_counted_without_torch(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert runtime.visible_gpus() == number
     assert runtime.processes_here("cpu", 3) <= 3
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "ERROR"), ("INFO", "INFO")])
+def test_the_backends_warn_only_who_asks(monkeypatch: pytest.MonkeyPatch, before: str | None, after: str) -> None:
+    monkeypatch.setattr(os, "environ", {} if before is None else {"TORCH_CPP_LOG_LEVEL": before})
+    runtime.prepare_environment(runtime.Runtime(0, 1, 0, 1, False, "host", None), threads=1)
+    assert os.environ["TORCH_CPP_LOG_LEVEL"] == after
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,7 @@ def end_with_parent() -> None:
 def prepare_environment(runtime: Runtime, threads: int) -> None:
     """Set what torch and its backends read once, before either is imported."""
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # gloo warns of host names that nothing here looks up
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS, read when CUDA starts
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)  # accumulation is derived from the batch sizes
     if runtime.world_size > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
