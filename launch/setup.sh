@@ -4,6 +4,7 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$root/.venv/bin/python
 unset PYTHONDONTWRITEBYTECODE # without bytecode on disk every start would compile torch anew, for several seconds
+[[ ${PYTHONHASHSEED:-random} != random ]] || export PYTHONHASHSEED=0 # the order of a set is the same in every process and start
 stamp=$root/.venv/.samestep-${EXTRA:-run}
 wanted=$(cat "$root/constraints.txt" "$root/pyproject.toml" | cksum)
 stamps=("$stamp" "$root/.venv/.samestep-dev") # what serves development serves a run too

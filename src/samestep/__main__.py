@@ -1,5 +1,9 @@
 """`python -m samestep …`, and what launchers start with `-m samestep`."""
 
-from samestep.cli import main
+from samestep.hash_order import fix_hash_order
+
+fix_hash_order()
+
+from samestep.cli import main  # noqa: E402
 
 main()

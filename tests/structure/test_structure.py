@@ -17,7 +17,7 @@ from samestep.config import Config, load_config
 
 SOURCE = ROOT / "src" / "samestep"
 ROWS = [
-    ["errors", "mixing", "kept"],
+    ["errors", "mixing", "kept", "hash_order"],
     ["order", "config", "runtime", "run_folder", "task", "seeding"],
     ["exact", "control", "batches", "optim", "kind", "compiling", "link", "sources"],
     ["checkpoint", "tracking", "tasks", "evaluation", "checks"],

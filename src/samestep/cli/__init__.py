@@ -14,6 +14,7 @@ from samestep import __version__
 from samestep.cli.scripts import add_scripts
 from samestep.cli.streams import open_closed_streams, outlive_readers
 from samestep.errors import SamestepError, Stopped, UsageError
+from samestep.hash_order import fix_hash_order
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -183,6 +184,7 @@ add_scripts(cli)
 
 def main() -> None:
     """Run a command line, and turn each error into its lines and its exit code."""
+    fix_hash_order()  # again, for the script that pip installs
     open_closed_streams()
     if sys.argv[1:2] in (["train"], ["launcher"]):
         outlive_readers()
