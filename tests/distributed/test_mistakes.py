@@ -128,3 +128,42 @@ def test_load_gives_the_trained_model(mine: Workplace, monkeypatch: pytest.Monke
     model = samestep.load("r")
     assert weights_hash(model) == weights
     assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("rows", "micro", "processes", "code", "words"),
+    [
+        (
+            64,
+            1,
+            1,
+            2,
+            "samestep: micro_batch_size: found 1, and BatchNorm needs more than one value per channel; write 2 or more",
+        ),
+        (
+            9,
+            8,
+            1,
+            2,
+            "last micro-batch of an epoch has too few rows; write drop_last: true, or another micro_batch_size than 8",
+        ),
+        (
+            25,
+            8,
+            2,
+            1,
+            "last micro-batch of an epoch has too few rows; write drop_last: true, or another micro_batch_size than 8",
+        ),
+    ],
+    ids=["always one row", "in the first step", "in a later step, on another rank"],
+)
+def test_one_row_is_too_few_for_batch_norm(
+    mine: Workplace, rows: int, micro: int, processes: int, code: int, words: str
+) -> None:
+    model = "torch.nn.Sequential(torch.nn.Linear(self.width, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))"
+    mine.write("mine.py", TASK.replace("torch.nn.Linear(self.width, 1)", model).replace("range(64)", f"range({rows})"))
+    done = mine.train("mine.yaml", "--run", "r", f"micro_batch_size={micro}", processes=processes)
+    assert done.code == code
+    assert words in done.err
+    if processes == 1:
+        assert len(done.err.splitlines()) == 1
