@@ -11,11 +11,13 @@ import secrets
 import select
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 _BEAT_S = 1.0
 _SILENT_S = 6.0
 _UNHEARD_S = 60.0  # a node whose Python is slow to come is not lost yet
+_DOUBTED_EVERY_S = 10.0  # it is asked for, meanwhile
 
 
 class Line:
@@ -26,6 +28,7 @@ class Line:
         self.connection = connection
         self.heard = time.monotonic()
         self.is_open = True
+        self.is_answered = False  # whether anything has ever come in
         self._received = b""
         self._beaten = 0.0
 
@@ -42,14 +45,16 @@ class Line:
 
     def receive(self) -> list[dict[str, Any]]:
         """What has come in since, without waiting."""
-        with contextlib.suppress(BlockingIOError):
-            try:
-                while part := self.connection.recv(65536):
-                    self._received += part
-                    self.heard = time.monotonic()
-                self.is_open = False
-            except ConnectionError:
-                self.is_open = False
+        try:
+            while part := self.connection.recv(65536):
+                self._received += part
+                self.heard = time.monotonic()
+                self.is_answered = True
+            self.is_open = False
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.is_open = False
         *lines, self._received = self._received.split(b"\n")
         with contextlib.suppress(ValueError):
             return [words for line in lines if (words := json.loads(line))]
@@ -70,9 +75,10 @@ class Hub:
 
     Args:
         nodes: those that are to report.
+        dead: finds out, within a few seconds, which of some nodes do not live.
     """
 
-    def __init__(self, nodes: list[str]) -> None:
+    def __init__(self, nodes: list[str], dead: Callable[[list[str]], set[str]]) -> None:
         self._server = socket.create_server(("", 0), backlog=len(nodes))
         self._server.setblocking(False)
         self.port: int = self._server.getsockname()[1]
@@ -80,8 +86,10 @@ class Hub:
         self.lines: dict[str, Line] = {}
         self.ended: dict[str, int] = {}
         self.step: str | None = None
-        self.refusals: list[str] = []
+        self.refusals: list[str] = []  # of nodes
+        self.refused: list[str] = []  # by ranks, in the lines they said it in
         self._nodes, self._unknown, self._begun = nodes, list[Line](), time.monotonic()
+        self._find_dead, self._dead, self._doubted = dead, set[str](), self._begun
 
     def listen(self, wait_s: float) -> None:
         """Take what comes in, for at most `wait_s` seconds, and send a beat to everyone."""
@@ -97,6 +105,7 @@ class Hub:
         for node, line in self.lines.items():
             self._take(node, line.receive())
             line.beat()
+        self.find_out(self._doubtful())
 
     def _take(self, node: str, said: list[dict[str, Any]]) -> None:
         for words in said:
@@ -104,6 +113,7 @@ class Hub:
                 self.refusals.append(words["refused"])
             if "ended" in words:
                 self.ended[node] = words["ended"]
+                self.refused += [line for line in words.get("lines", []) if line not in self.refused]
 
     def _open(self) -> list[Line]:
         return [line for line in (*self.lines.values(), *self._unknown) if line.is_open]
@@ -114,14 +124,31 @@ class Hub:
         return bool(self.lines) and all(node in self.ended for node in self._nodes if node not in self.lost)
 
     @property
+    def missing(self) -> list[str]:
+        """Nodes that have not ended and are not lost."""
+        return [node for node in self._nodes if node not in self.ended and node not in self.lost]
+
+    @property
     def lost(self) -> list[str]:
-        """Nodes whose line broke before their launcher had ended, and those that never reported while others did."""
+        """Nodes that are known to be dead, those that have fallen silent, and those that never reported while others did."""
         late = bool(self.lines) and time.monotonic() - self._begun > _UNHEARD_S
-        return [
-            node
-            for node in self._nodes
-            if node not in self.ended and (self.lines[node].is_silent if node in self.lines else late)
-        ]
+        silent = {node for node in self._nodes if (self._is_silent(node) if node in self.lines else late)}
+        return [node for node in self._nodes if node not in self.ended and node in self._dead | silent]
+
+    def _is_silent(self, node: str) -> bool:
+        return self.lines[node].is_open and self.lines[node].is_silent
+
+    def _doubtful(self) -> list[str]:
+        """A line that is closed may mean a dead node or a killed process; one that does not come, a dead node or a slow one."""
+        asks = time.monotonic() - self._doubted > _DOUBTED_EVERY_S
+        self._doubted = time.monotonic() if asks else self._doubted
+        return [node for node in self.missing if (not self.lines[node].is_open if node in self.lines else asks)]
+
+    def find_out(self, nodes: list[str]) -> None:
+        """Which of `nodes` are lost; on the others what had reported from there has been killed."""
+        dead = self._find_dead(nodes) if nodes else set()
+        self._dead |= dead
+        self.ended |= {node: 1 for node in nodes if node not in dead and node in self.lines}
 
     def tell_lost(self, nodes: list[str]) -> None:
         for line in self._open():

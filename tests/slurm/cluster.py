@@ -1,5 +1,7 @@
 """A real SLURM cluster on one machine: each node has a network, a host name, processes and mounts of its own.
 
+Its ports, sockets, folders and network are its own too: another cluster on the machine, a test's or a real one, goes on.
+
 By hand: `python tests/slurm/cluster.py up FOLDER`, then `export SLURM_CONF=FOLDER/slurm.conf`; `… down FOLDER` ends it.
 """
 
@@ -17,11 +19,12 @@ from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "mungekey", "ip", "nsenter", "unshare")
 NODES = ("n1", "n2", "n3", "n4")
-_PREFIX, _BRIDGE = "10.77.0", "samestep0"
 
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}({prefix}.254)
+SlurmctldPort={slurmctld_port}
+SlurmdPort={slurmd_port}
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
@@ -64,6 +67,8 @@ class Cluster:
         self.folder, self._slurmd_timeout = folder, slurmd_timeout
         self.config = folder / "slurm.conf"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        # The name of the bridge; those of the nodes' ends begin with it.
+        self._network = (folder / "network").read_text() if (folder / "network").exists() else ""
 
     @property
     def env(self) -> dict[str, str]:
@@ -73,35 +78,49 @@ class Cluster:
         self.down()
         (self.folder / "state").mkdir(parents=True)
         self.folder.chmod(0o755)
+        prefix = self._take_network()
         lines = CONFIG.format(
-            host=socket.gethostname(), prefix=_PREFIX, folder=self.folder, slurmd_timeout=self._slurmd_timeout
-        ).splitlines()
+            host=socket.gethostname(), prefix=prefix, folder=self.folder, slurmd_timeout=self._slurmd_timeout,
+            slurmctld_port=_free_port(), slurmd_port=_free_port(),
+        ).splitlines()  # fmt: skip
         for number, node in enumerate(NODES, 1):
-            address = f"NodeName={node} NodeAddr={_PREFIX}.{number}"
+            address = f"NodeName={node} NodeAddr={prefix}.{number}"
             lines.append(f"{address} CPUs=2 CoresPerSocket=2 RealMemory=16000 Gres=gpu:2 State=UNKNOWN")
         self.config.write_text("\n".join(sorted(lines, key=lambda line: line.startswith("Partition"))) + "\n")
         for number in range(2):  # what SLURM takes for GPUs
             os.mknod(self.folder / f"gpu{number}", 0o666 | 0o020000, os.makedev(1, 3))
         (self.folder / "gres.conf").write_text(f"Name=gpu Count=2 File={self.folder}/gpu[0-1]\n")
-        hosts = ["127.0.0.1 localhost", *(f"{_PREFIX}.{number} {node}" for number, node in enumerate(NODES, 1))]
+        hosts = ["127.0.0.1 localhost", *(f"{prefix}.{number} {node}" for number, node in enumerate(NODES, 1))]
         (self.folder / "hosts").write_text("\n".join(hosts) + "\n")
         _run("mungekey", "--create", "--keyfile", str(self.folder / "munge.key"))
         files = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munge.pid", "log-file": "munge.log"}
         files["seed-file"] = "munge.seed"
         _run("munged", "--force", *(f"--{option}={self.folder}/{name}" for option, name in files.items()))
-        _run("ip", "link", "add", _BRIDGE, "type", "bridge")
-        _run("ip", "addr", "add", f"{_PREFIX}.254/24", "dev", _BRIDGE)
-        _run("ip", "link", "set", _BRIDGE, "up")
         _run("slurmctld", "-c", "-f", str(self.config))
         for number, node in enumerate(NODES, 1):
-            _run("ip", "netns", "add", f"samestep-{node}")
-            _run("ip", "link", "add", f"ss-{node}", "type", "veth", "peer", "name", "eth0", "netns", f"samestep-{node}")
-            _run("ip", "link", "set", f"ss-{node}", "master", _BRIDGE, "up")
-            _run("ip", "-n", f"samestep-{node}", "addr", "add", f"{_PREFIX}.{number}/24", "dev", "eth0")
-            _run("ip", "-n", f"samestep-{node}", "link", "set", "eth0", "up")
-            _run("ip", "-n", f"samestep-{node}", "link", "set", "lo", "up")
+            there = f"{self._network}-{node}"
+            _run("ip", "netns", "add", there)
+            _run("ip", "link", "add", there, "type", "veth", "peer", "name", "eth0", "netns", there)
+            _run("ip", "link", "set", there, "master", self._network, "up")
+            _run("ip", "-n", there, "addr", "add", f"{prefix}.{number}/24", "dev", "eth0")
+            _run("ip", "-n", there, "link", "set", "eth0", "up")
+            _run("ip", "-n", there, "link", "set", "lo", "up")
             self.revive(node)
         self.wait_idle()
+
+    def _take_network(self) -> str:
+        """Make the first bridge of a name and addresses that nobody has. Returns the first three numbers of the addresses."""
+        taken = subprocess.run(["ip", "-o", "addr"], capture_output=True, text=True, check=True).stdout
+        for number in range(256):
+            name, prefix = f"ss-test{number}", f"10.77.{number}"
+            if f" {prefix}." in taken or subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=False).returncode:
+                continue  # another's, perhaps since this very moment
+            self._network = name
+            (self.folder / "network").write_text(name)
+            _run("ip", "addr", "add", f"{prefix}.254/24", "dev", name)
+            _run("ip", "link", "set", name, "up")
+            return prefix
+        raise RuntimeError("found nothing free among 10.77.0 to 10.77.255")
 
     def wait_idle(self, seconds: float = 90) -> None:
         """Until every node is there and does nothing."""
@@ -124,7 +143,7 @@ class Cluster:
         )
         isolated = ["unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-c", inside]
         process = subprocess.Popen(
-            ["nsenter", f"--net=/run/netns/samestep-{node}", *isolated],
+            ["nsenter", f"--net=/run/netns/{self._network}-{node}", *isolated],
             env=self.env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -145,10 +164,10 @@ class Cluster:
 
     def cut(self, node: str) -> None:
         """A node lives, and nobody can reach it."""
-        _run("ip", "link", "set", f"ss-{node}", "down")
+        _run("ip", "link", "set", f"{self._network}-{node}", "down")
 
     def heal(self, node: str) -> None:
-        _run("ip", "link", "set", f"ss-{node}", "up")
+        _run("ip", "link", "set", f"{self._network}-{node}", "up")
 
     def mount_in(self, node: str, *words: str) -> None:
         """Run a command where `node` has its mounts."""
@@ -169,9 +188,11 @@ class Cluster:
                     time.sleep(0.1)
         for node in NODES:
             self.kill(node)
-            subprocess.run(["ip", "link", "del", f"ss-{node}"], capture_output=True, check=False)
-            subprocess.run(["ip", "netns", "del", f"samestep-{node}"], capture_output=True, check=False)
-        subprocess.run(["ip", "link", "del", _BRIDGE], capture_output=True, check=False)
+            if self._network:
+                subprocess.run(["ip", "link", "del", f"{self._network}-{node}"], capture_output=True, check=False)
+                subprocess.run(["ip", "netns", "del", f"{self._network}-{node}"], capture_output=True, check=False)
+        if self._network:
+            subprocess.run(["ip", "link", "del", self._network], capture_output=True, check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -179,6 +200,12 @@ def _run(*words: str) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)}: {done.stderr or done.stdout}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

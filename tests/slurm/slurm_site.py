@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from cluster import Cluster, missing
 
@@ -21,9 +23,14 @@ TASKS = ROOT / "tests/chaos/chaos_tasks.py"
 LACKING = missing()
 CASE = (
     f"task: {TASKS}:Slow\nwith: {{pause_s: PAUSE}}\nglobal_batch_size: 32\nmicro_batch_size: 4\nsteps: STEPS\n"
-    "optimizer: {name: adamw, lr: 1e-2}\nevaluate: {every: 50}\ncheckpoint: {every: 40}\n"
-    "track: {every: 1, wandb: offline}\n"
+    "optimizer: {name: adamw, lr: 1e-2}\nschedule: {name: cosine, warmup: WARMUP, floor: 0.1}\nclip: 0.5\n"
+    "evaluate: {every: 50}\ncheckpoint: {every: 40}\ntrack: {every: 1, wandb: offline}\n"
 )
+
+
+def config(steps: int, pause: float) -> str:
+    """Dropout, a clip that clips, and a rate that is never the same twice: whatever a resume gets wrong is seen."""
+    return CASE.replace("PAUSE", str(pause)).replace("STEPS", str(steps)).replace("WARMUP", str(max(1, steps // 5)))
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +50,7 @@ def unbroken(pause: float, steps: int) -> tuple[str, list[Any]]:
     """The weights and rows of the same config in one process, without a pause and undisturbed."""
     folder = Path(os.environ["PYTEST_UNBROKEN"])
     whole = Workplace(folder)
-    whole.write("case.yaml", CASE.replace("PAUSE", "0").replace("STEPS", str(steps)))
+    whole.write("case.yaml", config(steps, 0))
     done = whole.train("case.yaml", "--run", f"whole-{steps}", "track.wandb=off")
     assert done.code == 0, done.err
     return done.weights, timeless(whole.metrics(f"whole-{steps}"))
@@ -64,7 +71,7 @@ class Site(Workplace):
 
     def case(self, steps: int = 60, pause: float = 0.02, more: str = "") -> None:
         self.pause, self.steps = pause, steps
-        self.write("case.yaml", CASE.replace("PAUSE", str(pause)).replace("STEPS", str(steps)) + more)
+        self.write("case.yaml", config(steps, pause) + more)
 
     def sbatch(self, *words: str, script: str = "train.sbatch", time_limit: int = 10) -> str:
         """Submit `case.yaml`; options of sbatch's come first, then what the script is given after `--`."""
@@ -121,6 +128,21 @@ class Site(Workplace):
         left = [path for path in (self.path / "runs").rglob("*") if ".tmp" in path.name or path.name.startswith(".samestep-")]
         assert not left
         return state
+
+    def processes(self, job: str) -> list[psutil.Process]:
+        """The job's, on all nodes; another cluster's job may have the same number."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                env = process.environ()
+                if (env.get("SLURM_JOB_ID"), env.get("SLURM_CONF")) == (job, self.env["SLURM_CONF"]):
+                    found.append(process)
+        return found
+
+    def ranks(self, job: str) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.Error, OSError):
+            return [process for process in self.processes(job) if "RANK" in process.environ() and "train" in process.cmdline()]
+        return self.ranks(job)  # one has ended meanwhile
 
     def starts(self, run: str) -> list[dict[str, Any]]:
         return [json.loads(path.read_text()) for path in sorted((self.path / "runs" / run / "starts").glob("*.json"))]

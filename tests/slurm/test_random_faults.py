@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
 import time
 
-import psutil
 import pytest
 from cluster import NODES
 from slurm_site import Site
@@ -17,16 +15,6 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(5400)]
 
 FAULTS = 20
 KINDS = ["kill a node", "cut a link", "kill a rank", "stop a rank", "signal", "requeue", "preemption", "kill the first node"]
-
-
-def ranks(job: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            env = process.environ()
-            if env.get("SLURM_JOB_ID") == job and "RANK" in env and "train" in process.cmdline():
-                found.append(process)
-    return found
 
 
 class Tormented:
@@ -58,7 +46,7 @@ class Tormented:
 
     def fault(self, kind: str) -> str:
         site, cluster, job = self.site, self.site.cluster, self.job
-        first, here = site.shown(job, "BatchHost"), {rank.environ()["SLURMD_NODENAME"]: rank.pid for rank in ranks(job)}
+        first, here = site.shown(job, "BatchHost"), {rank.environ()["SLURMD_NODENAME"]: rank.pid for rank in site.ranks(job)}
         others = [node for node in self.spared() if node != first and node in here]
         if kind in ("kill a node", "cut a link", "stop a rank"):
             if not others:
@@ -75,7 +63,7 @@ class Tormented:
             cluster.revive(first)  # the queue needs all four for the next start
             return first
         if kind == "kill a rank":
-            os.kill(self.rng.choice(ranks(job)).pid, signal.SIGKILL)
+            os.kill(self.rng.choice(site.ranks(job)).pid, signal.SIGKILL)
         elif kind == "signal":
             cluster.ask("scancel", "--signal=USR1", job)
         elif kind == "requeue":
@@ -92,7 +80,7 @@ class Tormented:
             self.wait_for_progress(self.site.rows(self.run) + self.rng.randrange(3, 25))
             kinds = kinds or self.rng.sample(KINDS, len(KINDS))
             # A requeue brings back the nodes that the job has lost.
-            kind = kinds.pop() if len(ranks(self.job)) > 2 else "requeue"
+            kind = kinds.pop() if len(self.site.ranks(self.job)) > 2 else "requeue"
             finished = max(row["step"] for row in self.site.metrics(self.run))
             before, began, starts = self.site.rows(self.run), time.monotonic(), len(self.site.starts(self.run))
             where = self.fault(kind)

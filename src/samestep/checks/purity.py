@@ -9,7 +9,7 @@ computed again both ways: only if the losses part is it refused. (A counter of c
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch

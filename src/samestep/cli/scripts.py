@@ -27,12 +27,13 @@ def plan(config: str, run: str | None, processes: int | None, overrides: tuple[s
 
 
 @click.command(hidden=True, add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.option("--refused", type=click.Path(path_type=Path))
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
-def launcher(words: tuple[str, ...]) -> None:
+def launcher(refused: Path | None, words: tuple[str, ...]) -> None:
     """For launch/local.sh and slurm/: `accelerate launch WORDS`, with signals and errors treated as a run needs it."""
     from samestep.commands import launcher as command
 
-    sys.exit(command.launch(words))
+    sys.exit(command.launch(words, refused))
 
 
 @click.command(hidden=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
@@ -11,7 +12,8 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ from samestep.config import load_config
 from samestep.errors import Stopped, TrainingError, UsageError
 from samestep.link import Hub
 from samestep.run_folder import RunFolder
-from samestep.runtime import Job, read_job, read_runtime
+from samestep.runtime import Job, dead, read_job, read_runtime
 
 _SAVING_S = 45.0  # for the ranks that live, once a node is lost or a launcher has failed
+_LAST_WORDS_S = 5.0  # the same where no rank has begun yet: there is nothing to save
 _SRUN_S = 10.0
 _STARTS_WITHOUT_PROGRESS = 2
 _MOST_FAILURES_OF_A_NODE = 2
@@ -33,9 +36,11 @@ _MOST_FAILURES_OF_A_NODE = 2
 class _Ended:
     """How one start came to its end."""
 
-    codes: dict[str, int]
-    lost: list[str] = field(default_factory=list)
-    refusals: list[str] = field(default_factory=list)
+    codes: dict[str, int]  # of the nodes that live, in the order in which they ended
+    lost: list[str]
+    refusals: list[str]  # of nodes
+    refused: list[str]  # by ranks
+    has_begun: bool  # else what state.json and logs/ say is an earlier start's, if there is a run at all
 
 
 def job(config_path: str, run: str | None, sweep: Path | None, overrides: tuple[str, ...]) -> None:
@@ -48,8 +53,11 @@ def job(config_path: str, run: str | None, sweep: Path | None, overrides: tuple[
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the ranks have it too; what it meant is asked of the controller then
     lost: list[str] = []
     told: list[str] = []
+    state = folder.read_state()
+    noted: dict[str, Any] = {"idle_starts": state.get("idle_starts", 0) if state.get("job") == here.id else 0}
     while True:
-        left_out = [node for node in here.nodes if node not in lost and _failures_of(node, folder) >= _MOST_FAILURES_OF_A_NODE]
+        failures = _failures({**noted, **folder.read_state()})
+        left_out = [node for node in here.nodes if node not in lost and failures[node] >= _MOST_FAILURES_OF_A_NODE]
         if left_out != told:
             _say(f"{', '.join(left_out)} failed {_MOST_FAILURES_OF_A_NODE} times in this run and is left out")
             told = left_out
@@ -59,26 +67,31 @@ def job(config_path: str, run: str | None, sweep: Path | None, overrides: tuple[
             raise TrainingError(f"every node of the job is left out ({bad}); submit it again with --exclude={bad}")
         before = _highest(folder)
         ended = _start(here, nodes, config_path, folder, overrides, [*left_out, *lost])
-        if ended.refusals or (2 in ended.codes.values() and not folder.state.exists()):
-            raise UsageError(*(ended.refusals or [_first_failure(folder)]))
+        if ended.refusals:
+            raise UsageError(*ended.refusals)
+        if 2 in ended.codes.values() and folder.read_state().get("job") != here.id:  # what was typed, not what came later
+            raise UsageError(*(ended.refused or ["the ranks refused to start; see the lines above"]))
         lost += ended.lost
-        state = _note(here, folder, before, ended)
-        if state.get("status") == "done":
+        noted = _note(here, folder, before, ended, noted)
+        status = folder.read_state().get("status")
+        if status == "done" and (ended.has_begun or set(ended.codes.values()) == {0}):  # now, or before it all
             return
-        if state.get("status") == "stopped" and not ended.lost:
-            _requeue(here, str(state["reason"]))
+        if status == "stopped" and ended.has_begun and not ended.lost:
+            _requeue(here, str(folder.read_state()["reason"]))
         if _is_leaving(here):
             raise Stopped("the controller ends this job; a requeue goes on where it was")
-        if state.get("idle_starts", 0) >= _STARTS_WITHOUT_PROGRESS or not state:
-            raise TrainingError(_first_failure(folder))
-        _say(f"{_first_failure(folder)}\ngoing on in place on {len(here.nodes) - len(left_out) - len(lost)} nodes")
+        if noted["idle_starts"] >= _STARTS_WITHOUT_PROGRESS:
+            raise TrainingError(_first_failure(folder, ended))
+        _say(f"{_first_failure(folder, ended)}\ngoing on in place on {len(here.nodes) - len(left_out) - len(lost)} nodes")
 
 
 def _start(
     here: Job, nodes: list[str], config_path: str, folder: RunFolder, overrides: tuple[str, ...], left_out: list[str]
 ) -> _Ended:
     """One start on `nodes`, from srun to the end of the last launcher that lives."""
-    hub = Hub(nodes)
+    slurmds = here.slurmds(nodes)  # asked before there is a hub: while it waits for the controller nobody would be heard
+    hub = Hub(nodes, lambda doubtful: dead(doubtful, slurmds))
+    number, written = folder.next_start(), folder.read_state().get("time")
     folder.path.parent.mkdir(parents=True, exist_ok=True)
     proof = folder.path.parent.resolve() / f".samestep-{here.id}"
     proof.write_text(hub.token)
@@ -93,32 +106,37 @@ def _start(
     words = [sys.executable, os.environ.get("SAMESTEP_BEFORE", ""), json.dumps(plan)]
     step = here.step(nodes, [*words, plan["address"], str(hub.port), hub.token, lacking])
     try:
-        return _Ended(*_watch(here, hub, step, nodes))
+        codes, lost = _watch(here, hub, step, nodes, lambda: folder.next_start() > number)
+        return _Ended(codes, lost, hub.refusals, hub.refused, folder.read_state().get("time") != written)
     finally:
         proof.unlink(missing_ok=True)
         hub.close()
 
 
-def _watch(here: Job, hub: Hub, step: subprocess.Popen[bytes], nodes: list[str]) -> tuple[dict[str, int], list[str], list[str]]:
+def _watch(
+    here: Job, hub: Hub, step: subprocess.Popen[bytes], nodes: list[str], may_save: Callable[[], bool]
+) -> tuple[dict[str, int], list[str]]:
+    """Until every node has ended or is lost, or has had its time. Returns the exit codes of those that live, and the lost."""
     told: list[str] = []
     deadline: float | None = None
     while not hub.is_over and not hub.refusals:
         hub.listen(0.5)
         lost = hub.lost
         if lost != told:
-            _say(f"{', '.join(lost)} does not answer any more; the others save what is finished")
+            _say(f"{', '.join(lost)} does not answer any more" + ("; the others save what is finished" if may_save() else ""))
             hub.tell_lost(lost)
-            told, deadline = lost, time.monotonic() + _SAVING_S
-        if deadline is None and any(hub.ended.values()):  # a launcher ends with its own ranks: others may wait for ever
-            deadline = time.monotonic() + _SAVING_S
-        if step.poll() is not None and not hub.is_over:
+        # A launcher ends with its own ranks alone: others may wait for them for ever.
+        if lost != told or (deadline is None and any(hub.ended.values())):
+            told, deadline = lost, time.monotonic() + (_SAVING_S if may_save() else _LAST_WORDS_S)
+        if step.poll() is not None and not hub.is_over:  # srun ends every node's part when one is dead as it begins
             hub.listen(0.5)  # what was said last
-            if not hub.lines:
-                return dict.fromkeys(nodes, step.returncode), [], []
+            hub.find_out(hub.missing)
             break
         if deadline is not None and time.monotonic() > deadline:
             break
-    ended = dict(hub.ended), hub.lost, list(hub.refusals)
+    codes, lost = dict(hub.ended), hub.lost
+    if step.poll():
+        codes |= dict.fromkeys(hub.missing, step.returncode)
     try:
         step.wait(_SRUN_S if len(hub.ended) == len(nodes) else 0.1)
     except subprocess.TimeoutExpired:  # it waits for a node that is silent, or for one that waits for another
@@ -126,7 +144,7 @@ def _watch(here: Job, hub: Hub, step: subprocess.Popen[bytes], nodes: list[str])
             here.cancel_step(hub.step)
         step.kill()
         step.wait()
-    return ended
+    return codes, lost
 
 
 def _free_port() -> int:
@@ -143,30 +161,36 @@ def _highest(folder: RunFolder) -> int:
     return max(steps)
 
 
-def _failures_of(node: str, folder: RunFolder) -> int:
-    """How often a node was lost in this run, or was to blame for a crash or a hang."""
-    state = folder.read_state()
-    return sum(int(state.get(key, {}).get(node, 0)) for key in ("lost_nodes", "blamed_nodes"))
+def _failures(known: dict[str, Any]) -> collections.Counter[str]:
+    """How often each node was lost in this run, or was to blame for a crash or a hang."""
+    return collections.Counter(known.get("lost_nodes", {})) + collections.Counter(known.get("blamed_nodes", {}))
 
 
-def _note(here: Job, folder: RunFolder, before: int, ended: _Ended) -> dict[str, Any]:
-    """Write into state.json what the next start, here or after a requeue, must know. No rank lives now."""
+def _note(here: Job, folder: RunFolder, before: int, ended: _Ended, noted: dict[str, Any]) -> dict[str, Any]:
+    """What the next start must know: in state.json, if there is one by now, also after a requeue. No rank lives now.
+
+    Args:
+        noted: what this returned after the last start.
+    """
     state = folder.read_state()
-    if not state:
-        return state
-    known = int(state.get("highest", 0))
-    highest = max(_highest(folder), known)
-    is_idle = highest <= max(before, known) and not ended.lost
-    idle = int(state.get("idle_starts", 0)) + 1 if is_idle else 0
-    status = state["status"] if state["status"] != "running" else "failed"
-    lost, blamed = dict(state.get("lost_nodes", {})), dict(state.get("blamed_nodes", {}))
-    for node in ended.lost:
-        lost[node] = lost.get(node, 0) + 1
+    known = {**noted, **state}
+    highest = max(_highest(folder), int(known.get("highest", 0)))
+    is_idle = highest <= max(before, int(known.get("highest", 0))) and not ended.lost
+    idle = int(noted["idle_starts"]) + 1 if is_idle else 0
+    status = state.get("status")
+    if status == "running" or (status == "stopped" and not ended.has_begun):
+        status = "failed"
+    lost, blamed = collections.Counter(known.get("lost_nodes", {})), collections.Counter(known.get("blamed_nodes", {}))
+    lost.update(ended.lost)
     if idle >= _STARTS_WITHOUT_PROGRESS:
-        blamed = {}  # whoever is asked fails at this step: it is the task's fault, and no node's
-    elif status == "failed" and not ended.lost and (one := _blamed(here, folder)):
-        blamed[one] = blamed.get(one, 0) + 1
-    return folder.write_state(status=status, lost_nodes=lost, blamed_nodes=blamed, highest=highest, idle_starts=idle)
+        blamed.clear()  # whoever is asked fails at this step: it is the task's fault, and no node's
+    elif status == "failed" and ended.has_begun and not ended.lost and (one := _blamed(here, folder)):
+        blamed[one] += 1
+    noted = {"lost_nodes": dict(lost), "blamed_nodes": dict(blamed), "highest": highest, "idle_starts": idle}
+    if state:
+        reason = state["reason"] if ended.has_begun or status != "failed" else _first_failure(folder, ended)
+        folder.write_state(status=status, reason=reason, **noted)
+    return noted
 
 
 def _blamed(here: Job, folder: RunFolder) -> str | None:
@@ -176,10 +200,14 @@ def _blamed(here: Job, folder: RunFolder) -> str | None:
     return nodes[0] if len(nodes) == len(hosts) == 1 < len(here.nodes) else None
 
 
-def _first_failure(folder: RunFolder) -> str:
-    failures = folder.failures()
-    reason = failures[0]["paragraph"] if failures else folder.read_state().get("reason")
-    return str(reason or "the ranks ended without a word; see the lines above")
+def _first_failure(folder: RunFolder, ended: _Ended) -> str:
+    failures = folder.failures() if ended.has_begun else []
+    if reason := failures[0]["paragraph"] if failures else ended.has_begun and folder.read_state().get("reason"):
+        return str(reason)
+    if ended.lost:
+        return f"{', '.join(ended.lost)} was lost before the run had begun"
+    first = next((f", {node} first, with exit code {code}" for node, code in ended.codes.items() if code), "")
+    return f"the ranks ended without a word{first}; see the lines above"
 
 
 def _is_leaving(here: Job) -> bool:

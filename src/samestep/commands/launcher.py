@@ -6,14 +6,18 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 
-from samestep.errors import TrainingError
+from samestep.errors import TrainingError, UsageError
 
 _ENDED_BY_A_SIGNAL = 128  # and its number on top, as shells have it
 
 
-def launch(words: tuple[str, ...]) -> int:
-    """Start the ranks that `words` describe, and wait for them. Returns the exit code.
+def launch(words: tuple[str, ...], refused: Path | None = None) -> int:
+    """Start the ranks that `words` describe, and wait for them. Returns the exit code, of a refusal that of the rank.
+
+    Args:
+        refused: where to write a refusal's lines.
 
     Raises TrainingError if it is the launcher that failed.
     """
@@ -30,6 +34,11 @@ def launch(words: tuple[str, ...]) -> int:
         launch_command(launch_command_parser().parse_args(list(words)))
     except Exception as error:
         if hasattr(error, "get_first_failure"):  # torch's ChildFailedError: a rank has said why, unless it was killed
+            for failure in error.failures.values():  # type: ignore[attr-defined]
+                if failure.exitcode == UsageError.exit_code:
+                    if refused is not None and isinstance(failure.message, dict):  # its own words; torchrun's are a text
+                        refused.write_text(failure.message["message"])
+                    return UsageError.exit_code
             rank, failure = error.get_first_failure()
             if failure.exitcode < 0:
                 print(f"samestep: rank {rank} was ended by {failure.signal_name()}", file=sys.stderr, flush=True)

@@ -35,15 +35,19 @@ def node(plan: dict[str, Any]) -> int:
     if refusal:
         line.send(refused=refusal, ended=2)
         return 2
+    if not _is_expected(line):
+        return 1
     _end_earlier_ranks(line)
     folder = Path(tempfile.gettempdir()) / f"samestep-{plan['job']}-{name}"  # by name: a killed start's is found by the next
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
-        code = _launch(plan, name, line, folder / "lost")
+        code = _launch(plan, name, line, folder)
+        refused = folder / "refused"
+        lines = refused.read_text().splitlines() if refused.exists() else []
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    line.send(ended=code)
+    line.send(ended=code, lines=lines)
     return code
 
 
@@ -62,6 +66,16 @@ def _refusal(plan: dict[str, Any], name: str) -> str:
         time.sleep(0.2)
 
 
+def _is_expected(line: Line) -> bool:
+    """Whether the script still waits for this node: a start that was given up must not come to life after the next one."""
+    while not line.is_silent:
+        line.receive()
+        if line.is_answered:
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def _end_earlier_ranks(line: Line) -> None:
     """Wait until an earlier start's ranks are gone from here, and end those that stay."""
     until = time.monotonic() + _EARLIER_RANKS_S
@@ -74,7 +88,8 @@ def _end_earlier_ranks(line: Line) -> None:
         time.sleep(0.2)
 
 
-def _launch(plan: dict[str, Any], name: str, line: Line, verdict: Path) -> int:
+def _launch(plan: dict[str, Any], name: str, line: Line, folder: Path) -> int:
+    verdict = folder / "lost"
     nodes, local = plan["nodes"], visible_gpus() or plan["processes"][name]
     train = ["-m", "samestep", "train", plan["config"], "--run", plan["run"], *plan["overrides"]]
     if len(nodes) > 1 or local > 1:
@@ -82,7 +97,7 @@ def _launch(plan: dict[str, Any], name: str, line: Line, verdict: Path) -> int:
         options = ["--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", str(len(nodes))]
         options += ["--machine_rank", str(nodes.index(name)), "--num_processes", str(local * len(nodes))]
         options += ["--main_process_ip", plan["main_address"], "--main_process_port", str(plan["port"])]
-        train = ["-m", "samestep", "launcher", *options, *train]
+        train = ["-m", "samestep", "launcher", "--refused", str(folder / "refused"), *options, *train]
     env = {**os.environ, "SAMESTEP_VERDICT": str(verdict), "SAMESTEP_LEFT_OUT": " ".join(plan["left_out"])}
     launcher = subprocess.Popen([sys.executable, *train], env=env, preexec_fn=end_with_parent)
     while (code := launcher.poll()) is None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import shutil
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,9 @@ import psutil
 from samestep.errors import UsageError
 
 _CONTROLLER_PATIENCE_S = 30.0
+_SLURMD_PORT = 6818
+_CONNECT_S = 3.0  # with the second try of a lost packet
+_DYING_S = 1.0
 # What the job's own options would make of a step that is to have one launcher a node and all that the job has there.
 _PER_TASK = re.compile(
     r"SLURM_(NTASKS|NPROCS|TASKS_PER_NODE|NTASKS_PER_\w+|CPUS_PER_TASK|CPUS_PER_GPU|TRES_PER_TASK|GPUS_PER_TASK|GPU_BIND|CPU_BIND\w*|"
@@ -84,6 +89,17 @@ class Job:
     def cancel_step(self, step: str) -> None:
         ask("scancel", "--signal=KILL", f"{os.environ['SLURM_JOB_ID']}.{step}")
 
+    def slurmds(self, nodes: list[str]) -> dict[str, tuple[str, int]]:
+        """Where the slurmd of each node listens. The controller is asked, which may take its time."""
+        port = re.search(r"SlurmdPort\s*=\s*(\d+)", ask("scontrol", "show", "config"))
+        found = {}
+        for line in ask("scontrol", "--oneliner", "show", "node", ",".join(nodes)).splitlines():
+            of = dict(word.split("=", 1) for word in line.split() if "=" in word)
+            if of.get("NodeName") in nodes:
+                own = of.get("Port") or (port[1] if port else _SLURMD_PORT)
+                found[of["NodeName"]] = of.get("NodeAddr", of["NodeName"]), int(own)
+        return found
+
     def address(self, node: str, nodes: list[str]) -> str:
         """A node's address as the others of `nodes` reach it; this node's own name may mean 127.0.1.1."""
         if node != self.node:
@@ -94,6 +110,23 @@ class Job:
                     probe.connect((_address(other), 9))  # sends nothing: it only picks a route
                     return str(probe.getsockname()[0])
         return "127.0.0.1"
+
+
+def dead(nodes: list[str], slurmds: dict[str, tuple[str, int]]) -> set[str]:
+    """Those of `nodes` where nothing answers, or whose slurmd is gone; in at most four seconds, without the controller.
+
+    srun ends a whole step when a node is dead as it begins, and the controller takes minutes to notice.
+    """
+    with ThreadPoolExecutor(max(1, len(nodes))) as pool:
+        lives = pool.map(lambda node: node not in slurmds or _listens(slurmds[node]), nodes)
+        return {node for node, is_alive in zip(nodes, lives, strict=True) if not is_alive}
+
+
+def _listens(place: tuple[str, int]) -> bool:
+    """Whether a slurmd is there: it takes a connection and waits for words. That of a node in its last moment closes it."""
+    with contextlib.suppress(OSError), socket.create_connection(place, timeout=_CONNECT_S) as probe:
+        return not select.select([probe], [], [], _DYING_S)[0]
+    return False
 
 
 def _address(node: str) -> str:
