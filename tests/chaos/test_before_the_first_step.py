@@ -18,7 +18,7 @@ from test_kills import SLOW, alive, check_traces, rows_of, start
 
 from conftest import Workplace
 
-CASE = SLOW.replace("steps: 90", "steps: 12") + "schedule: {name: cosine, warmup: 4, floor: 0.1}\nclip: 0.5\n"
+CASE = SLOW.replace("steps: 90", "steps: 12")
 
 # Every process of the run has this: the one that is doomed ends itself, or its launcher, just before it does what is named.
 HOOK = """
