@@ -17,6 +17,7 @@ from typing import Any
 from samestep.errors import Overtaken, TrainingError, UsageError
 
 _WAIT_FOR_OWNER_S = 60.0
+_DISCARDING_S = 5.0
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -240,5 +241,7 @@ class RunFolder:
 
     def discard(self) -> None:
         """Leave nothing behind of a start that was refused, if it was this start that made the folder."""
-        if self._made_here:
+        until = time.monotonic() + _DISCARDING_S
+        while self._made_here and self.path.exists() and time.monotonic() < until:  # another rank may write its last words
             shutil.rmtree(self.path, ignore_errors=True)
+            time.sleep(0.01)

@@ -241,7 +241,8 @@ class OwnState(Base):
         return State(half, config.optimizer.lr, self.kind)
 
     def loss(self, model: Any, batch: Batch) -> Any:
-        loss, weight = super().loss(model, batch)
+        dtype = model[0].weight.dtype
+        loss, weight = super().loss(model, {name: column.to(dtype) for name, column in batch.items()})
         return loss.float(), weight
 
 

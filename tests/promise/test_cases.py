@@ -190,10 +190,10 @@ def test_nan_is_never_better(cases: Cases) -> None:
         ("Averaging", ["with.what=requires_grad"], "task: the forward changed requires_grad of bias; do that in after_step"),
         ("Averaging", ["with.what=mode"], "task: the forward changed train() or eval() of model; do that in after_step"),
         ("Averaging", ["with.what=calls"], "task: the loss depends on model.calls, which the forward changes"),
-        ("Averaging", ["with.what=past"], "task: the loss depends on model.calls, model.past, which the forward changes"),
-        ("Averaging", ["with.what=kept"], "task: the loss depends on model.calls, model.kept, which the forward changes"),
-        ("Averaging", ["with.what=generator"], "task: the loss depends on model.calls, model.generator, which the forward"),
-        ("Annealed", [], "task: the loss depends on self.beta, self._calls, which the forward changes"),
+        ("Averaging", ["with.what=past"], "task: the loss depends on model.past, which the forward changes"),
+        ("Averaging", ["with.what=kept"], "task: the loss depends on model.kept, which the forward changes"),
+        ("Averaging", ["with.what=generator"], "task: the loss depends on model.generator, which the forward"),
+        ("Annealed", [], "task: the loss depends on self.beta, which the forward changes"),
         ("ChangingTheTask", [], "task: after_step changed self.scale, which no checkpoint holds"),
         ("Layer", ["with.kind=sync"], "task: 0 is a SyncBatchNorm, whose statistics depend on the number of processes"),
         ("Layer", ["with.kind=sparse"], "task: 1 has sparse gradients, which have no place in the ordered sum"),
@@ -244,7 +244,7 @@ def test_what_shows_only_later_is_named_and_costs_no_finished_step(
 @pytest.mark.parametrize(
     ("what", "line"),
     [
-        ("rows", 'data: "train" on rank 0 has 64 rows and on rank 1 has 56 rows'),
+        ("rows", 'data: "train" on rank 0 has 64 rows and on rank 1 has 56'),
         ("weights", "task: model() made another 0.weight on rank 1 than on rank 0"),
         ("mistake", "task: loss returned Tensor; write return loss_sum, weight"),
     ],
@@ -261,6 +261,6 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(cases: Cases) -> None:
     cases.start("Resized", run="r", env={"CASE_END": "SIGTERM 10"})
     found = cases.start("Resized", run="r", env={"CASE_ROWS": "24"})
     assert found.codes == [2]
-    assert found.err.startswith('samestep: data: "train" had 64 rows and has 24 rows')
+    assert found.err.startswith('samestep: data: "train" had 64 rows and has 24')
     assert (found.folder / "checkpoints").exists()
     assert cases.start("Resized", run="r").weights == cases.start("Resized", run="whole").weights

@@ -1,9 +1,9 @@
 """Whether a forward is pure: what it leaves changed in the model or the task must not reach a number.
 
-A start from a checkpoint, or another number of processes, would not have what an earlier micro-batch left behind. So at
-chosen steps (the first, then ever rarer ones) everything is compared before and after a micro-batch. Parameters, modes and the
-sets of parameters and buffers must be untouched. A changed attribute is put back as the start had it, and the micro-batch is
-computed again both ways: only if the losses part is it refused. (A counter of calls that nothing reads harms nobody.)
+A start from a checkpoint, or another number of processes, would not have what earlier micro-batches left behind. So in chosen
+steps (the first, then ever rarer ones) everything is compared before and after a rank's share. Parameters, modes and the sets
+of parameters and buffers must be untouched. If an attribute has changed, the last micro-batch is computed once more with all of
+them as the start had them: only if that is another loss is it refused. (A count of calls that nothing reads harms nobody.)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from samestep.batches import MicroBatch
 from samestep.checks import attributes
 from samestep.checks.recompute import Recompute
 from samestep.errors import UsageError
-from samestep.exact import fingerprint
+from samestep.exact import OrderedSum, fingerprint
 from samestep.task import Task
 
 Spot = tuple[str, dict[str, Any], str]
@@ -46,7 +46,6 @@ class Purity(NoPurity):
     """The watch over one model and task.
 
     Args:
-        share: the indices of this rank's micro-batches in each step.
         first_step: of this start, from 0.
     """
 
@@ -56,11 +55,11 @@ class Purity(NoPurity):
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         recompute: Recompute,
-        share: range,
+        gradients: OrderedSum,
         first_step: int,
     ) -> None:
         self._task, self._model, self._optimizer, self._recompute = task, model, optimizer, recompute
-        self._share, self._first_step = share, first_step
+        self._gradients, self._first_step = gradients, first_step
         self._names = [name for name, _ in model.named_parameters()]
         self._parameters = list(model.parameters())
         self._own = frozenset(id(module) for module in model.modules())
@@ -88,23 +87,28 @@ class Purity(NoPurity):
 
     @contextlib.contextmanager
     def micro_batch(self, step: int, micro: MicroBatch) -> Iterator[None]:
-        """A forward and backward inside. Raises UsageError if it was found not to be pure."""
-        if micro.index == self._share[0]:
+        """A forward and backward inside. Raises UsageError if those of the share were found not to be pure."""
+        share, is_chosen = self._gradients.share, self._is_chosen(step)
+        if micro.index == share[0]:
             self._watch_optimizer(step)
             self._touched = self._touches()
-        if not (self._is_chosen(step) and micro.index == self._share[0]):
-            yield
-        else:
-            bits, shape, before = self._bits(), self._shape(), self._look()
-            yield
-            _refuse_another_shape(shape, self._shape())
-            self._refuse_other_bits(bits)
-            after = self._look()
-            if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
-                self._refuse_modules(changed)
-                self._refuse_a_state(changed, step, micro.index)
-        if micro.index == self._share[-1]:
+            if is_chosen:
+                self._before = self._bits(), self._shape(), self._look()
+        yield
+        if micro.index == share[-1]:
             self._refuse_touched(self._touched)
+            if is_chosen:
+                self._refuse_changes(*self._before, step, micro.index)
+
+    def _refuse_changes(self, bits: torch.Tensor, shape: dict[str, Any], before: dict[str, Any], step: int, index: int) -> None:
+        _refuse_another_shape(shape, self._shape())
+        for name, changed in zip(self._names, (bits != self._bits()).tolist(), strict=True):
+            if changed:
+                raise _in_place(name)
+        after = self._look()
+        if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
+            self._refuse_modules(changed)
+            self._refuse_a_state(changed, step, index)
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -141,11 +145,6 @@ class Purity(NoPurity):
     def _bits(self) -> torch.Tensor:
         return fingerprint([parameter.detach() for parameter in self._parameters])
 
-    def _refuse_other_bits(self, before: torch.Tensor) -> None:
-        for name, changed in zip(self._names, (before != self._bits()).tolist(), strict=True):
-            if changed:
-                raise _in_place(name)
-
     def _touches(self) -> list[tuple[int, bool]]:
         """What tells in every step, at little cost, that somebody wrote into a parameter or froze it."""
         return [(parameter._version, parameter.requires_grad) for parameter in self._parameters]
@@ -168,25 +167,25 @@ class Purity(NoPurity):
                 )
 
     def _refuse_a_state(self, changed: list[str], step: int, index: int) -> None:
-        """Refuse changed attributes that a number depends on: one way with them as they are, one as the start had them."""
+        """Refuse changed attributes that a loss depends on, by computing it with them as the start had them."""
         spots = {name: (names, key) for name, names, key in [*self._spots_at_start, *self._spots()]}
         places = {name: spots[name] for name in changed}
         real = {name: names.get(key, _ABSENT) for name, (names, key) in places.items()}
         fresh = {name: self._at_start.get(name, _ABSENT) for name in changed}
-        now = self._copies(real)
 
-        def recomputed(values: dict[str, Any]) -> str:
+        def recomputed(values: dict[str, Any]) -> torch.Tensor:
             _put(places, self._copies(values))
-            loss, weight = self._recompute(step, index)
-            return repr((float(loss.detach()), float(weight)))
+            return self._recompute(step, index)[0].detach()
 
         try:
-            first, second = recomputed(fresh), recomputed(now)
-            if first == second or recomputed(fresh) != first:  # in the latter case it is no attribute's doing: see verify
-                return
+            first = recomputed(fresh)
+            if _same(first, self._gradients.loss) or not _same(recomputed(fresh), first):
+                return  # in the latter case it is no attribute's doing: samestep verify tells
+            # The last one is it if none of the others is: a count of calls is not asked for what it would do at the next.
+            one = next((n for n in changed[:-1] if not _same(recomputed({**fresh, n: real[n]}), first)), changed[-1])
             raise UsageError(
-                f"task: the loss depends on {_listed(changed)}, which the forward changes: after a resume, or on another "
-                "number of processes, it would be another loss; change it in after_step, and keep it in a buffer"
+                f"task: the loss depends on {one}, which the forward changes: after a resume, or on another number of "
+                "processes, it would be another loss; change it in after_step, and keep it in a buffer"
             )
         finally:
             _put(places, real)
@@ -211,6 +210,10 @@ class Purity(NoPurity):
                     "keep it in its state or in a group"
                 )
         self._steppers = found if self._is_chosen(step) and step > self._first_step else None
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one, other) or bool(one.isnan() and other.isnan())
 
 
 def _put(places: dict[str, tuple[dict[str, Any], str]], values: dict[str, Any]) -> None:

@@ -100,6 +100,7 @@ class OrderedSum:
         self._is_looked_through = self._is_last = False
         self.watch_first = False  # keep a fingerprint of the share's first micro-batch, for the audit
         self.first_fingerprint = torch.zeros(len(self.parameters), dtype=torch.int64, device=self.parameters[0].device)
+        self.loss = torch.zeros(())  # of the latest micro-batch
         self._last_leaf = Block(share[rank + 1] - 1, 0)
         self.exchange: BucketExchange | None = None
         if group is not None:
@@ -132,6 +133,7 @@ class OrderedSum:
         if not self._is_looked_through:
             _refuse_reentrant(loss)
             self._is_looked_through = True
+        self.loss = loss.detach()
         if self._is_last:
             assert self.exchange is not None
             self.exchange.arm()

@@ -77,6 +77,7 @@ class Statistics:
                 kind = self._averaged if buffer.is_norms else self._fixed
                 (kind if whole else self._counters).append(buffer)
         self._moving = [*self._averaged, *self._counters]
+        self._unsaved = [buffer for buffer in self._moving if not buffer.is_saved]
         self._sizes = [buffer.now.numel() for buffer in self._counters] + [1] * len(self._fixed)
         self._device = next((buffer.now.device for buffer in (*self._moving, *self._fixed)), torch.device("cpu"))
         self._sum: Sum[torch.Tensor] = Sum(torch.Tensor.add_)
@@ -122,6 +123,8 @@ class Statistics:
         for buffer in self._fixed:
             if buffer.is_touched and not (buffer.is_saved and self._exchanges):
                 self._refuse_a_change(buffer)
+        for buffer in self._unsaved:
+            self._refuse_a_change(buffer)
         if self._is_split and self._exchanges:
             self._add(index, counts)
 

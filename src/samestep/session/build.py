@@ -98,7 +98,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         evaluator = Evaluator(task, held_out, config.micro_batch_size, config.evaluate.batches, accelerator, config.seed)
     agreed(lambda: refuse_unknown_metrics(config, evaluator, model))
     recompute = Recompute(config.seed, task, model, accelerator, gradients, batches)
-    purity = Purity(task, model, optimizer.inner, recompute, gradients.share, first_step)
+    purity = Purity(task, model, optimizer.inner, recompute, gradients, first_step)
     every = config.audit.every if config.audit else 0
     values = saved.values if saved else {}
     tracker = make_tracker(all_steps)
