@@ -18,6 +18,7 @@ from samestep.exact import cuts, gather, ordered_total
 from samestep.seeding import seed_all
 from samestep.task import Task, checked_metrics
 
+_LOOKED_AT = 100  # micro-batches, for the name of a metric that only some of them have
 _EVALUATING = 2  # sets evaluation's random numbers apart from training's
 
 
@@ -77,10 +78,15 @@ class Evaluator:
             for name, pair in found.items()
         }
 
-    def names(self, model: torch.nn.Module) -> list[str]:
-        """What the task's metrics are called, as far as the first micro-batch tells."""
+    def names(self, model: torch.nn.Module, wanted: set[str]) -> set[str]:
+        """What the task's metrics are called, as far as the first micro-batches tell: until all that are wanted are found."""
+        found: set[str] = set()
         with evaluating(model):
-            return sorted(self._measure(model, 0))
+            for index in range(min(self._num_batches, _LOOKED_AT)):
+                found |= self._measure(model, index).keys()
+                if wanted <= found:
+                    break
+        return found
 
 
 @contextlib.contextmanager
@@ -154,7 +160,8 @@ def refuse_unknown_metrics(config: Config, evaluator: Evaluator | None, model: t
             *(f'{key}: found {metric!r}, and data("eval") is None; return a split' for key, metric in asked.items())
         )
     if asked and evaluator is not None:
-        metrics = {f"eval_{name}": 0.0 for name in evaluator.names(model)}
+        names = evaluator.names(model, {metric.removeprefix("eval_") for metric in asked.values()})
+        metrics = {f"eval_{name}": 0.0 for name in sorted(names)}
         for key, metric in asked.items():
             _metric(metrics, metric, key)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import sys
 from pathlib import Path
 
@@ -53,7 +54,9 @@ def _files(task: Task) -> dict[str, Path]:
     if own.is_relative_to(_OWN):
         return {}
     root = next((folder for folder in (kept_code(), Path.cwd()) if folder and own.is_relative_to(folder)), own.parent)
-    loaded = {Path(file).absolute() for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
+    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    below = f"{root}{os.sep}"  # as text: thousands of modules are loaded, and few of them are the task's
+    loaded = {Path(file).absolute() for file in files if file and (file.startswith(below) or not os.path.isabs(file))}
     found = {}
     for path in sorted({own, *loaded}):
         if path.suffix == ".py" and path.is_relative_to(root) and not path.is_relative_to(_OWN) and path.is_file():

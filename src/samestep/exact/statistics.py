@@ -84,7 +84,6 @@ class Statistics:
         self._leaf: torch.Tensor | None = None
         self._changed: torch.Tensor | None = None  # which elements of the running statistics any micro-batch has changed
         self._extremes: torch.Tensor | None = None  # of the counters and the fixed buffers' prints, (2, elements)
-        self._no_prints = torch.zeros(0, dtype=torch.int64, device=self._device)
         self._exchanges = bool(self._moving or self._fixed)
         self._steps = 0
         self._is_begun = False
@@ -107,7 +106,7 @@ class Statistics:
         for buffer in (*self._moving, *touched):
             buffer.begin()
         if touched or not self._steps:
-            self._start_prints = fingerprint([buffer.start for buffer in self._fixed]) if self._fixed else self._no_prints
+            self._start_prints = fingerprint([buffer.start for buffer in self._fixed]).to(self._device)
         self._steps += 1
         if self._is_split:
             self._start = self._row()

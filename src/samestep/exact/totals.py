@@ -56,6 +56,8 @@ def fingerprint(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
 
     Integers add up to the same in any order, so this is cheap and needs no care; one flipped bit always changes it.
     """
+    if not tensors:
+        return torch.zeros(0, dtype=torch.int64)
     sums = [_bits(tensor).sum(dtype=torch.int64) if tensor is not None else None for tensor in tensors]
     device = next((tensor.device for tensor in tensors if tensor is not None), None)
     return torch.stack([total if total is not None else torch.zeros((), dtype=torch.int64, device=device) for total in sums])
