@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from samestep.exact import OrderedSum, fingerprint
+from samestep.exact import OrderedSum, everyone, fingerprint
 from samestep.tasks.gpt import GPT
 
 ROUNDS = 60
@@ -43,8 +43,8 @@ class Side:
     def __init__(self, make: Callable[[], nn.Module], tokens: torch.Tensor, exact: bool, leaves: int | None = None) -> None:
         torch.manual_seed(0)
         self.bare, self.tokens = make(), tokens
-        self.model = DistributedDataParallel(self.bare, broadcast_buffers=False)
-        self.ordered = OrderedSum(self.model, len(tokens), leaves) if exact else None
+        self.model: Any = self.bare if exact else DistributedDataParallel(self.bare, broadcast_buffers=False)
+        self.ordered = OrderedSum(self.bare, len(tokens), leaves, everyone()) if exact else None
         share = len(tokens) // dist.get_world_size()
         self.share = range(dist.get_rank() * share, (dist.get_rank() + 1) * share)
         self.optimizer = torch.optim.AdamW(self.bare.parameters(), lr=1e-4, fused=True)
