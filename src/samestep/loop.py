@@ -122,8 +122,8 @@ def train(run: Training) -> int:
     for step in range(run.first_step, run.num_steps):
         run.watch.step(step)
         run.optimizer.zero_grad()
-        run.audit.begin(step)
         run.statistics.begin()
+        run.audit.begin(step)
         sums: list[Ratio] = []
         for micro in run.batches.step(step):
             with run.micro_batch(step, micro):

@@ -51,7 +51,7 @@ def unbroken(pause: float, steps: int) -> tuple[str, list[Any]]:
     folder = Path(os.environ["PYTEST_UNBROKEN"])
     whole = Workplace(folder)
     whole.write("case.yaml", config(steps, 0))
-    done = whole.train("case.yaml", "--run", f"whole-{steps}", "track.wandb=off")
+    done = whole.train("case.yaml", "--run", f"whole-{steps}", "track.wandb=off", timeout=1800)
     assert done.code == 0, done.err
     return done.weights, timeless(whole.metrics(f"whole-{steps}"))
 

@@ -263,10 +263,12 @@ def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_a_damaged_one(
 def test_what_no_checkpoint_could_hold_is_refused_at_the_start() -> None:
     model = nn.Linear(2, 2)
     model.register_buffer("phase", torch.zeros(2, dtype=torch.complex128))
-    optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.param_groups[0]["note"] = object()
     with pytest.raises(UsageError) as caught:
         refuse_unsavable(model, optimizer)
     assert [line.split(",")[0].split(";")[0] for line in caught.value.lines] == [
         "task: 'phase' is torch.complex128",
-        "task: the optimizer's 'lr' is a Tensor",
+        "task: the optimizer's param_groups.0.note is a object, which a checkpoint cannot hold; it holds numbers, texts, tensors, and "
+        "lists, tuples and dicts of them",
     ]

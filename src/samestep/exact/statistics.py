@@ -113,6 +113,18 @@ class Statistics:
             self._changed = self._extremes = None
 
     @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """A forward inside starts from the step's own values, and leaves no trace."""
+        found = [(buffer, buffer.now, buffer.now.clone()) for buffer in (*self._moving, *self._fixed)]
+        for buffer, _, _ in found:
+            if buffer in self._moving or buffer.is_touched:
+                buffer.now.copy_(buffer.start)
+        yield
+        for buffer, tensor, value in found:
+            buffer.module._buffers[buffer.name] = tensor
+            tensor.copy_(value)
+
+    @contextlib.contextmanager
     def micro_batch(self, index: int, counts: bool) -> Iterator[None]:
         """The forward of micro-batch `index` belongs inside; one without rows of its own does not count."""
         if self._is_split:

@@ -97,7 +97,8 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         held_out = Rows(eval_set, task, config.seed, float_dtype)
         evaluator = Evaluator(task, held_out, config.micro_batch_size, config.evaluate.batches, accelerator, config.seed)
     agreed(lambda: refuse_unknown_metrics(config, evaluator, model))
-    recompute = Recompute(config.seed, task, model, accelerator, gradients, batches)
+    statistics = Statistics(model, config.micro_batches, config.num_leaves, runtime.world_size)
+    recompute = Recompute(config.seed, task, model, accelerator, gradients, statistics, batches)
     purity = Purity(task, model, optimizer.inner, recompute, gradients, first_step)
     every = config.audit.every if config.audit else 0
     values = saved.values if saved else {}
@@ -114,7 +115,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         plan=plan,
         batches=batches,
         gradients=gradients,
-        statistics=Statistics(model, config.micro_batches, config.num_leaves, runtime.world_size),
+        statistics=statistics,
         exchange=StepExchange(config.micro_batches, config.num_leaves, len(gradients.parameters), runtime.world_size, device),
         audit=Auditor(every, plan, recompute, gradients, runtime.rank, plans.peers) if every else NoAudit(),
         purity=purity,
