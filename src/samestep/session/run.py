@@ -181,12 +181,18 @@ def _say_nothing(*words: object, **options: object) -> None: ...
 
 
 def make_saver(run: Training, folder: RunFolder, kind: dict[str, str]) -> Saver:
+    def best_that_is_kept(step: int) -> int | None:
+        """The best by its metric that is on disk; a survivor, which has saved nothing before, asks there."""
+        if run.best.step is None or run.best.step == step or checkpoints.has(run.best.step):
+            return run.best.step
+        return run.best.saved_step if run.accelerator.is_main_process else checkpoints.best_step()
+
     def take(step: int, into: Saved | None) -> Saved:
         values = {
             "best": run.convergence.best,
             "waited": run.convergence.waited,
             "best_metric": run.best.value,
-            "best_step": step if run.best.step == step else run.best.saved_step,
+            "best_step": best_that_is_kept(step),
             "owes_evaluation": run.owes_evaluation,
             "rows": list(run.tracker.recent),
             "kind": kind,
