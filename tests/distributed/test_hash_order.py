@@ -51,19 +51,22 @@ def test_a_set_has_one_order_under_every_launcher(words: Workplace) -> None:
     python, script = sys.executable, str(Path(sys.executable).with_name("samestep"))
     torchrun = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "--", "samestep"]
     starts = {
-        "module": [python, "-m", "samestep", *TRAIN, "module"],
         "script": [script, *TRAIN, "script"],
         "torchrun": [*torchrun, *TRAIN, "torchrun"],
-        "local": ["bash", str(ROOT / "launch/local.sh"), "words.yaml", "--processes", "2", "--run", "local"],
     }
     found = {name: words.command(*line) for name, line in starts.items()}
     assert {name: done.code for name, done in found.items()} == dict.fromkeys(starts, 0), found
     assert len({done.weights for done in found.values()}) == 1
     words.env["PYTHONHASHSEED"] = "random"
-    replayed = words.samestep("replay", "module", "--step", "3")
+    replayed = words.samestep("replay", "script", "--step", "3")
     assert replayed.code == 0, replayed.err
-    words.env["PYTHONHASHSEED"] = "7"  # the user's own number holds
-    assert words.samestep(*TRAIN, "seven").weights not in {done.weights for done in found.values()}
+
+
+@pytest.mark.parametrize(("before", "after"), [("", "0"), ("random", "0"), ("7", "7")])
+def test_the_scripts_set_it_and_a_number_of_the_users_own_holds(words: Workplace, before: str, after: str) -> None:
+    words.env["PYTHONHASHSEED"] = before
+    line = f". {ROOT}/launch/setup.sh; env | grep PYTHONHASHSEED"
+    assert words.command("bash", "-c", line).out == f"PYTHONHASHSEED={after}\n"
 
 
 @pytest.mark.parametrize(
@@ -72,6 +75,7 @@ def test_a_set_has_one_order_under_every_launcher(words: Workplace) -> None:
         ("", "train", "0"),
         ("", "replay", "0"),
         ("", "status", "unset"),
+        ("os.environ['PYTHONHASHSEED'] = '7'", "train", "7"),
         ("import pdb", "train", "unset"),
         ("sys.settrace(lambda *_: None)", "train", "unset"),
     ],

@@ -6,10 +6,8 @@ import itertools
 import json
 import shlex
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from samestep.config import parse_yaml, read_text
 from samestep.errors import UsageError
 
 
@@ -18,7 +16,7 @@ def points(file: Path) -> list[list[str]]:
 
     Raises UsageError for a file that is neither.
     """
-    text = file.read_text()
+    text = read_text(file, file)
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if file.suffix not in (".yaml", ".yml"):
         found = [shlex.split(line) for line in lines]
@@ -26,10 +24,7 @@ def points(file: Path) -> list[list[str]]:
         if wrong or not found:
             raise UsageError(f"{file}: found {wrong[0] if wrong else 'no line'}; write key=value words, a line for each run")
         return found
-    try:
-        grid: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{file}: {str(error).splitlines()[0]}; write a list of values for each key") from None
+    grid = parse_yaml(text, str(file))
     if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
         raise UsageError(f"{file}: found no grid; write a list of values for each key, optimizer.lr: [1e-3, 3e-3]")
     return [

@@ -1,7 +1,17 @@
 """The config: YAML, then `key=value`; strict, frozen, and each value remembers where it came from."""
 
-from samestep.config.reading import load_config, to_text
+from samestep.config.reading import load_config, parse_yaml, read_text, to_text
 from samestep.config.resume import changes_on_resume
 from samestep.config.schema import Checkpoint, Config, Converge, Schedule
 
-__all__ = ["Checkpoint", "Config", "Converge", "Schedule", "changes_on_resume", "load_config", "to_text"]
+__all__ = [
+    "Checkpoint",
+    "Config",
+    "Converge",
+    "Schedule",
+    "changes_on_resume",
+    "load_config",
+    "parse_yaml",
+    "read_text",
+    "to_text",
+]

@@ -54,7 +54,7 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
-def _parse(text: str, origin: str) -> Any:
+def parse_yaml(text: str, origin: str) -> Any:
     """Plain values; UsageError if the text is not YAML, or has a key twice, of which other readers keep the last."""
     try:
         loader = _Loader(text)
@@ -91,6 +91,18 @@ def _repeated_keys(node: yaml.Node | None, seen: set[int], prefix: str = "") -> 
     return own + within
 
 
+def read_text(file: Path, shown: str | Path) -> str:
+    """A file's text; UsageError names the line that is not UTF-8."""
+    data = file.read_bytes()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UsageError(
+            f"{shown} line {line}: found {data[error.start]:#x}, which is not UTF-8; save the file as UTF-8"
+        ) from None
+
+
 def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> tuple[Config, dict[str, str]]:
     """Read a config file, lay `key=value` over it, and validate the whole.
 
@@ -104,15 +116,7 @@ def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
         close = nearest(file.name, beside)
         hint = f"did you mean {file.parent / close}?" if close else "write the path of a YAML file"
         raise UsageError(f"{path}: found no such config; {hint}")
-    data = file.read_bytes()
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UsageError(
-            f"{path} line {line}: found {data[error.start]:#x}, which is not UTF-8; save the file as UTF-8"
-        ) from None
-    tree = _parse(text, str(path))
+    tree = parse_yaml(read_text(file, path), str(path))
     if not isinstance(tree, dict):
         raise UsageError(f"{path}: found {type(tree).__name__}; write keys and values, task: … first")
     sources = dict.fromkeys(_leaves(tree), str(path))
@@ -141,7 +145,7 @@ def _lay_over(tree: dict[str, Any], override: str) -> str:
         if not isinstance(place.get(parent), dict):
             place[parent] = {}
         place = place[parent]
-    place[last] = _parse(text, f"{key}={text}")
+    place[last] = parse_yaml(text, f"{key}={text}")
     return key
 
 
