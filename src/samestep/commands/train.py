@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from samestep.config import Config, load_config
-from samestep.errors import Overtaken, SamestepError, Stopped, TrainingError, UsageError, place_in_user_code
+from samestep.errors import Overtaken, SamestepError, Stopped, UsageError, place_in_user_code
 from samestep.run_folder import RunFolder
 from samestep.runtime import (
     Runtime,
@@ -51,18 +51,6 @@ def train(config_path: str, run: str | None, overrides: tuple[str, ...]) -> None
         _say_failed(folder, runtime, reason)
         raise KeyboardInterrupt from None
     except Exception as error:
-        operation, found, _ = str(error).partition(" does not have a deterministic implementation")
-        if found:
-            refusal = _without_a_kernel(operation)
-            record_failure(folder, runtime, str(refusal), error)
-            raise refusal from None
-        if isinstance(error, ValueError) and "Expected more than 1 value per channel when training" in str(error):
-            refusal = _too_few_rows(config)
-            if runtime.is_main and not folder.read_state().get("step"):
-                record_failure(folder, runtime, str(refusal), error)
-                _say_failed(folder, runtime, str(refusal))
-                raise refusal from None
-            error = TrainingError(str(refusal))  # only a later row or another rank has shown it
         raise SamestepError(_failed(folder, runtime, error, config)) from None
     finally:
         stop.remove()
@@ -73,22 +61,6 @@ def default_name(config_path: str, runtime: Runtime) -> str:
     path = Path(config_path)
     stem = path.parent.name if path.name == "config.yaml" else path.stem
     return f"{stem}-{runtime.job}" if runtime.job else f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _without_a_kernel(operation: str) -> UsageError:
-    return UsageError(
-        f"task: {operation} has no deterministic kernel on this device, and would give other bits each time; "
-        "use another operation, or write reduce=fast"
-    )
-
-
-def _too_few_rows(config: Config) -> UsageError:
-    if config.micro_batch_size == 1:
-        return UsageError("micro_batch_size: found 1, and BatchNorm needs more than one value per channel; write 2 or more")
-    return UsageError(
-        "task: BatchNorm needs more than one value per channel, and the last micro-batch of an epoch has too few rows; "
-        f"write drop_last: true, or another micro_batch_size than {config.micro_batch_size}"
-    )
 
 
 def _failed(folder: RunFolder, runtime: Runtime, error: Exception, config: Config) -> str:

@@ -8,6 +8,7 @@ import time
 import traceback
 
 from samestep.checkpoint import Saver
+from samestep.config import Config
 from samestep.control import Board, abort_device_collectives, is_victim, survivor
 from samestep.errors import UsageError
 from samestep.loop import Training
@@ -53,6 +54,24 @@ def record_failure(
         with contextlib.suppress(OSError):
             place.write_text(json.dumps({"message": message}))
     return paragraph
+
+
+def mistake_behind(error: Exception, config: Config) -> UsageError | None:
+    """The mistake in the task or the config that torch says in words of its own, if it is one."""
+    operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+    if found:
+        return UsageError(
+            f"task: {operation} has no deterministic kernel on this device, and would give other bits each time; "
+            "use another operation, or write reduce=fast"
+        )
+    if isinstance(error, ValueError) and "Expected more than 1 value per channel when training" in str(error):
+        if config.micro_batch_size == 1:
+            return UsageError("micro_batch_size: found 1, and BatchNorm needs more than one value per channel; write 2 or more")
+        return UsageError(
+            "task: BatchNorm needs more than one value per channel, and the last micro-batch of an epoch has too few rows; "
+            f"write drop_last: true, or another micro_batch_size than {config.micro_batch_size}"
+        )
+    return None
 
 
 def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtime: Runtime, board: Board) -> bool:

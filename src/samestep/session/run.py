@@ -27,7 +27,7 @@ from samestep.loop import Training, train
 from samestep.run_folder import RunFolder
 from samestep.runtime import Runtime
 from samestep.session.build import Plans, build, make_accelerator
-from samestep.session.failure import record_failure, save_what_is_finished
+from samestep.session.failure import mistake_behind, record_failure, save_what_is_finished
 from samestep.session.start import begin, open_run
 from samestep.task import load_task
 from samestep.tracking import NullTracker, Tracker, cut_back
@@ -112,18 +112,19 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
             if runtime.is_main:
                 folder.write_state(status="stopped", reason=reason)
             raise Stopped(reason) from None
-        except Exception as error:
+        except Exception as raised:
             watch.stop()
+            error = mistake_behind(raised, config) or raised
             is_early = isinstance(error, UsageError) and run.finished <= 1  # a first step is no loss, and may be unsavable
             if isinstance(error, TrainingError) or is_early:
-                raise
+                raise error from None
             has_trained = save_what_is_finished(run, saver, folder, runtime, board)
             refusal = folder.refusal() if is_victim(error) else None
             if refusal and not has_trained:  # another rank's, which all would have come to
                 raise UsageError(*refusal) from None
             if has_trained and isinstance(error, UsageError):  # a mistake that only a later row has shown
                 raise TrainingError(" ".join(error.lines)) from None
-            raise
+            raise error from None
         finally:
             watch.stop()
             if not isinstance(sys.exception(), KeyboardInterrupt):
