@@ -120,6 +120,8 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
                 raise error from None
             has_trained = save_what_is_finished(run, saver, folder, runtime, board)
             refusal = folder.refusal() if is_victim(error) else None
+            if is_victim(error) and not folder.path.exists():  # rank 0 has refused the run, said so and left nothing behind
+                refusal = ["rank 0 refused this run"]
             if refusal and not has_trained:  # another rank's, which all would have come to
                 raise UsageError(*refusal) from None
             if has_trained and isinstance(error, UsageError):  # a mistake that only a later row has shown
