@@ -167,7 +167,7 @@ class Counter(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:
             self.seen += 1
-        return x * (1 + 0.01 * (self.seen % 3).to(x.dtype))
+        return x * (1 + 0.5 * (self.seen % 3).to(x.dtype))
 
 
 class Averaging(nn.Module):
@@ -194,7 +194,7 @@ class Remembering(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:
             self.calls += 1
-        return x * (1 + 0.01 * (self.calls % 3))
+        return x * (1 + 0.5 * (self.calls % 3))
 
 
 class Late(nn.Module):
