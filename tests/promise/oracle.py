@@ -149,7 +149,8 @@ def make_optimizer(config: dict[str, Any], task: Task, model: nn.Module, parsed:
     arguments = dict(config["optimizer"])
     name = arguments.pop("name")
     kind = next(value for key, value in vars(torch.optim).items() if key.lower() == name.lower())
-    if kind.__name__ in ("Adam", "AdamW", "SGD"):  # one kernel for a step, unless the user asks for another
+    has_kernel = kind.__name__ in ("Adam", "AdamW", "SGD") and not any(p.is_complex() for p in model.parameters())
+    if has_kernel and "foreach" not in arguments:  # one for a whole step, unless the user asks for another
         arguments.setdefault("fused", True)
     return kind([p for p in model.parameters() if p.requires_grad], **arguments)  # type: ignore[no-any-return]
 
