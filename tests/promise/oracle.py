@@ -125,6 +125,8 @@ def settle(model: nn.Module, start: Tensors, made: list[list[Tensors]]) -> None:
     norms = {path for path, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase)}
     every = [buffers for leaf in made for buffers in leaf]
     for name, buffer in model.named_buffers():
+        if name not in start:
+            raise Impure(f"{name} was made by a forward")
         results = [buffers[name] for buffers in every]
         if all(torch.equal(result, start[name]) for result in results):
             buffer.copy_(start[name])
@@ -212,7 +214,7 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
             seed_all(seed, step, index)
             with torch.no_grad():
                 for name, buffer in model.named_buffers():
-                    buffer.copy_(start[name])
+                    buffer.copy_(start.get(name, buffer))
             for p in model.parameters():
                 p.grad = leaves[-1].get(p)
             with autocast:
