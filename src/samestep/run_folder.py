@@ -240,8 +240,11 @@ class RunFolder:
             self._lock = None
 
     def discard(self) -> None:
-        """Leave nothing behind of a start that was refused, if it was this start that made the folder."""
+        """Leave nothing behind of a fresh start that was refused.
+
+        The rank whose start made the folder removes it, and each other what it wrote there after that.
+        """
         until = time.monotonic() + _DISCARDING_S
-        while self._made_here and self.path.exists() and time.monotonic() < until:  # another rank may write its last words
+        while (self._made_here or not self.state.exists()) and self.path.exists() and time.monotonic() < until:
             shutil.rmtree(self.path, ignore_errors=True)
             time.sleep(0.01)

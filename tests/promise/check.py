@@ -102,7 +102,8 @@ class Checker:
     def _check_refusal(self, run: Run, folder: Path, answer: dict[str, Any], number: int, meant: dict[str, Any]) -> None:
         """One line, before the first step, with the same words at another size, nothing left, and for a reason."""
         words = _words(answer)
-        if number and (folder / "runs/drawn/metrics.jsonl").exists():
+        rows = folder / "runs/drawn/metrics.jsonl"
+        if number and rows.exists() and rows.stat().st_size:
             raise Broken(f"refused at start {number + 1} of a run that had begun: {words}")
         if not set(answer["codes"]) <= {2, *_VICTIMS}:
             raise Broken(f"exit {answer['codes']}: {words}")

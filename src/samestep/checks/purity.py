@@ -117,7 +117,10 @@ class Purity(NoPurity):
         versions = {name: tensor._version for name, tensor in tensors.items()}
         yield
         now = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
-        for name in {**tensors, **now}:
+        for name in now:
+            if name not in tensors:
+                raise UsageError(f"task: the evaluation made the buffer {name}; make it in model()")
+        for name in tensors:
             if now.get(name) is not tensors.get(name) or versions[name] != now[name]._version:
                 raise UsageError(
                     f"task: the evaluation changed {name} of the model, which would depend on who evaluates what; "

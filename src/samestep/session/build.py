@@ -96,10 +96,15 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     if eval_set is not None:
         held_out = Rows(eval_set, task, config.seed, float_dtype)
         evaluator = Evaluator(task, held_out, config.micro_batch_size, config.evaluate.batches, accelerator, config.seed)
-    agreed(lambda: refuse_unknown_metrics(config, evaluator, model))
     statistics = Statistics(model, config.micro_batches, config.num_leaves, runtime.world_size)
     recompute = Recompute(config.seed, task, model, accelerator, gradients, statistics, batches)
     purity = Purity(task, model, optimizer.inner, recompute, gradients, first_step)
+
+    def look_ahead() -> None:
+        with purity.evaluation():
+            refuse_unknown_metrics(config, evaluator, model)
+
+    agreed(look_ahead)
     every = config.audit.every if config.audit else 0
     values = saved.values if saved else {}
     tracker = make_tracker(all_steps)

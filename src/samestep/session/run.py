@@ -137,7 +137,7 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
                 print(shown)
             print(f"weights {digest}", flush=True)
     except UsageError:
-        if runtime.is_main and start.fresh:
+        if start.fresh:
             folder.discard()
         raise
     finally:
