@@ -139,9 +139,9 @@ def train(run: Training) -> int:
         total = run.exchange.total(sums, run.gradients.used, run.asked_to_stop())
         run.audit.compare(step, sums)
         grads = run.gradients.finish(total.used)
-        run.statistics.finish(arrived=torch.isfinite(total.loss))
         run.optimizer.unscale()
         norm = divide_and_clip(grads, total.weight, run.config.clip)
+        run.statistics.finish(arrived=torch.isfinite(total.loss))
         rate = run.optimizer.step(step, total.loss, norm)
         run.after_step(step)
         finished = step + 1

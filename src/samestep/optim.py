@@ -63,6 +63,8 @@ def _refuse_what_cannot_be_kept(optimizer: object, model: torch.nn.Module) -> No
             f"task: the optimizer holds others in its {inner[0]}, whose state no checkpoint would hold; return one optimizer "
             "with param groups, or write state_dict() and load_state_dict() that cover them"
         )
+    if any(not isinstance(group.get("lr"), (int, float, torch.Tensor)) for group in optimizer.param_groups):
+        raise UsageError(f"optimizer: {name} has a group without an lr; write one: the schedule is a factor of it")
     known = {id(parameter) for parameter in model.parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Batch = dict[str, "torch.Tensor"]
 Ratio = tuple["torch.Tensor", "torch.Tensor | float"]
 
+TASK_MODULE = "samestep_task_"  # what the module of a task's own file is called, before the file's name
 BUILT_IN = {"regression": "Regression", "text": "Text", "digits": "Digits"}
 
 
@@ -143,7 +144,7 @@ def _module(place: str) -> ModuleType:
         raise UsageError(f"task: found no file {place}; write path/to/file.py:Class")
     if str(path.parent.resolve()) not in sys.path:  # the file's neighbours are importable, as when it is run itself
         sys.path.insert(0, str(path.parent.resolve()))
-    name = f"samestep_task_{path.stem}"
+    name = f"{TASK_MODULE}{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -178,6 +179,8 @@ def checked_metrics(result: object) -> dict[str, Ratio]:
     """What `metrics` returned, if it is names with a scalar sum and a scalar weight; UsageError says what it is instead."""
     if not isinstance(result, dict):
         raise UsageError(f"task: metrics returned {type(result).__name__}; write return {{'name': (sum, weight)}}")
+    if not result:
+        raise UsageError("task: metrics returned no metric; write return {'name': (sum, weight)}")
     for name, pair in result.items():
         if not (isinstance(pair, tuple) and len(pair) == 2):
             raise UsageError(f"task: metrics returned {_described(pair)} as {name!r}; write (sum, weight)")

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from pydantic import PrivateAttr
 from torch import nn
 
 from samestep import Task
@@ -343,6 +344,11 @@ class Counting(Base):
         return self.Net()
 
 
+class Meter:
+    def __init__(self) -> None:
+        self.total = 0
+
+
 class Averaging(Base):
     """Something in the model that a forward changes: `what` it is."""
 
@@ -350,6 +356,8 @@ class Averaging(Base):
 
     class Net(nn.Linear):
         mean: torch.Tensor
+        var: torch.Tensor
+        mask: torch.Tensor | None
         steps: torch.Tensor
 
         def __init__(self, what: str) -> None:
@@ -358,6 +366,10 @@ class Averaging(Base):
             self.generator = torch.Generator().manual_seed(0)
             self.kept = torch.zeros(3)
             self.register_buffer("mean", torch.zeros(3))
+            self.register_buffer("var", torch.ones(3))
+            self.register_buffer("mask", None, persistent=False)
+            self.scalar, self.state = np.float32(0), np.random.RandomState(0)
+            self.meter = Meter()
             self.register_buffer("steps", torch.zeros((), dtype=torch.long), persistent=False)
             self.frozen = nn.Parameter(torch.zeros(3), requires_grad=False)
 
@@ -365,6 +377,8 @@ class Averaging(Base):
             if not self.training:
                 if self.what == "evaluation":
                     self.mean += 1
+                if self.what == "early":
+                    self.register_buffer("late", torch.zeros(3))
                 return super().forward(x)
             self.calls += 1
             if self.what == "mean":
@@ -373,6 +387,23 @@ class Averaging(Base):
                 self.register_buffer("late", torch.zeros(3))
             if self.what == "steps":
                 self.steps += 1
+                x = x * self.steps
+            if self.what == "unread":
+                self.steps += 1
+            if self.what == "data":
+                self.mean.data.lerp_(x.mean(0), 0.1)
+            if self.what == "norm":
+                x = torch.nn.functional.batch_norm(x, self.mean, self.var, training=True)
+            if self.what == "mask" and self.mask is None:
+                self.register_buffer("mask", torch.ones(3), persistent=False)
+            if self.what == "scalar":
+                self.scalar = np.float32(self.scalar + 1)
+                x = x * float(self.scalar)
+            if self.what == "state":
+                x = x + float(self.state.rand())
+            if self.what == "meter":
+                self.meter.total += 1
+                x = x * self.meter.total
             if self.what == "frozen":
                 self.frozen.lerp_(x.mean(0), 0.1)
             if self.what == "weight":
@@ -410,6 +441,59 @@ class Annealed(Base):
         loss, weight = super().loss(model, batch)
         self.beta *= 0.9
         return loss * self.beta, weight
+
+
+class Beside(Base):
+    """A teacher that the task keeps, and moves where it likes."""
+
+    where: str
+    _teacher: Any = None
+
+    def model(self) -> nn.Module:
+        self._teacher = small()
+        return small()
+
+    def move(self, model: Any) -> None:
+        with torch.no_grad():
+            for slow, fast in zip(self._teacher.parameters(), model.parameters(), strict=True):
+                slow.lerp_(fast, 0.1)
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        loss, weight = super().loss(model, batch)
+        if self.where == "loss":
+            self.move(model)
+        return loss + (model(batch["x"]) - self._teacher(batch["x"])).square().sum(), weight
+
+
+class BesideAfterStep(Beside):
+    def after_step(self, model: Any, step: int) -> None:
+        self.move(model)
+
+
+class Drawing(Base):
+    """A generator of the task's own, drawn in transform."""
+
+    _rng: Any = PrivateAttr(default_factory=lambda: np.random.default_rng(0))
+
+    def transform(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return {**row, "x": np.asarray(row["x"]) + np.float32(self._rng.random())}
+
+
+class Weighing(Base):
+    """metrics() leaves something for loss to read."""
+
+    _w: float = 1.0
+
+    def data(self, split: str) -> Any:
+        return rows(64 if split == "train" else 8)
+
+    def metrics(self, model: Any, batch: Batch) -> Any:
+        self._w += 1
+        return {"loss": super().loss(model, batch)}
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        loss, weight = super().loss(model, batch)
+        return loss * self._w, weight
 
 
 class LateThreshold(Base):

@@ -1,9 +1,9 @@
 """Whether a forward is pure: what it leaves changed in the model or the task must not reach a number.
 
 A start from a checkpoint, or another number of processes, would not have what earlier micro-batches left behind. So in chosen
-steps (the first, then ever rarer ones) everything is compared before and after a rank's share. Parameters, modes and the sets
-of parameters and buffers must be untouched. If an attribute has changed, the last micro-batch is computed once more with all of
-them as the start had them: only if that is another loss is it refused. (A count of calls that nothing reads harms nobody.)
+steps (the first, then ever rarer ones) everything is looked at. Parameters, modes and the set of buffers must be untouched. If
+an attribute is not as the start had it, a micro-batch is computed once more with it as it was: only if that is another loss is
+it refused. (A count of calls that nothing reads harms nobody.)
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Purity(NoPurity):
         self._own = frozenset(id(module) for module in model.modules())
         self._spots_at_start = self._spots()
         self._at_start = self._copies({name: names[key] for name, names, key in self._spots_at_start})
+        self._looks_at_start = self._look()
         self._touched = self._touches()
         self._of_any_optimizer = {*vars(torch.optim.SGD([torch.zeros(1)])), *_PUT_THERE}
         self._steppers: dict[str, Any] | None = None  # the optimizer's attributes before a chosen step
@@ -82,8 +83,11 @@ class Purity(NoPurity):
     def _shape(self) -> dict[str, Any]:
         """What no forward may change about the model besides numbers."""
         found: dict[str, Any] = {f"requires_grad of {name}": p.requires_grad for name, p in self._model.named_parameters()}
-        found |= {f"the buffer {name}": "" for name, _ in self._model.named_buffers()}
-        return found | {f"train() or eval() of {name or 'model'}": m.training for name, m in self._model.named_modules()}
+        for path, module in self._model.named_modules():
+            found[f"train() or eval() of {path or 'model'}"] = module.training
+            saved = module._buffers.keys() - module._non_persistent_buffers_set
+            found |= {f"the buffer {path}.{key}".replace(" .", " "): module._buffers[key] is not None for key in saved}
+        return found
 
     @contextlib.contextmanager
     def micro_batch(self, step: int, micro: MicroBatch) -> Iterator[None]:
@@ -93,22 +97,20 @@ class Purity(NoPurity):
             self._watch_optimizer(step)
             self._touched = self._touches()
             if is_chosen:
-                self._before = self._bits(), self._shape(), self._look()
+                self._before = self._bits(), self._shape()
         yield
+        if step == self._first_step and micro.index == share[0]:
+            self._refuse_a_state(step, micro.index)
         if micro.index == share[-1]:
             self._refuse_touched(self._touched)
             if is_chosen:
-                self._refuse_changes(*self._before, step, micro.index)
-
-    def _refuse_changes(self, bits: torch.Tensor, shape: dict[str, Any], before: dict[str, Any], step: int, index: int) -> None:
-        _refuse_another_shape(shape, self._shape())
-        for name, changed in zip(self._names, (bits != self._bits()).tolist(), strict=True):
-            if changed:
-                raise _in_place(name)
-        after = self._look()
-        if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
-            self._refuse_modules(changed)
-            self._refuse_a_state(changed, step, index)
+                bits, shape = self._before
+                _refuse_another_shape(shape, self._shape())
+                for name, changed in zip(self._names, (bits != self._bits()).tolist(), strict=True):
+                    if changed:
+                        raise _in_place(name)
+                if step > self._first_step:
+                    self._refuse_a_state(step, micro.index)
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -133,12 +135,9 @@ class Purity(NoPurity):
         if not self._is_chosen(step):
             yield
             return
-        unsaved = [name for name, _ in self._model.named_buffers() if name not in self._model.state_dict(keep_vars=True)]
-        buffers = dict(self._model.named_buffers())
-        before = self._look() | {f"model.{name}": attributes.look(buffers[name]) for name in unsaved}
+        before = self._look()
         yield
-        buffers = dict(self._model.named_buffers())
-        after = self._look() | {f"model.{name}": attributes.look(buffers[name]) for name in unsaved if name in buffers}
+        after = self._look()
         if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
             raise UsageError(
                 f"task: after_step changed {_listed(changed)}, which no checkpoint holds; keep it in a persistent buffer "
@@ -161,19 +160,23 @@ class Purity(NoPurity):
             if old != new and not parameter.is_cuda:  # there cuDNN may only have laid it out anew
                 raise _in_place(name)
 
-    def _refuse_modules(self, changed: list[str]) -> None:
-        for name, names, key in self._spots():
-            if name in changed and isinstance(names[key], torch.nn.Module):
-                raise UsageError(
-                    f"task: the forward changed {name}, a module beside the model, which no checkpoint holds; make it a part "
-                    "of the model, and change it in after_step"
-                )
+    def _refuse_a_state(self, step: int, index: int) -> None:
+        """Refuse attributes that are not as the start had them, if the loss of a micro-batch depends on it.
 
-    def _refuse_a_state(self, changed: list[str], step: int, index: int) -> None:
-        """Refuse changed attributes that a loss depends on, by computing it with them as the start had them."""
+        In the first step it is computed as it would be next; later as a start from here would, which costs less.
+        """
+        looks = self._look()
+        changed = [name for name in {**self._looks_at_start, **looks} if self._looks_at_start.get(name) != looks.get(name)]
+        if not changed:
+            return
         spots = {name: (names, key) for name, names, key in [*self._spots_at_start, *self._spots()]}
         places = {name: spots[name] for name in changed}
         real = {name: names.get(key, _ABSENT) for name, (names, key) in places.items()}
+        if whole := next((n for n in changed if isinstance(real[n], torch.nn.Module) or attributes.is_large(real[n])), None):
+            raise UsageError(
+                f"task: the forward changed {whole}, which no checkpoint holds; make it a part of the model, and change it in "
+                "after_step"
+            )
         fresh = {name: self._at_start.get(name, _ABSENT) for name in changed}
 
         def recomputed(values: dict[str, Any]) -> torch.Tensor:
@@ -181,17 +184,21 @@ class Purity(NoPurity):
             return self._recompute(step, index)[0].detach()
 
         try:
-            first = recomputed(fresh)
-            if _same(first, self._gradients.loss) or not _same(recomputed(fresh), first):
+            first, one = recomputed(fresh), changed[-1]
+            other = self._gradients.loss
+            if step == self._first_step:
+                with contextlib.suppress(Exception):  # one that its next call would raise is raised there
+                    other = recomputed(real)
+            if _same(first, other) or not _same(recomputed(fresh), first):
                 return  # in the latter case it is no attribute's doing: samestep verify tells
             # The last one is it if none of the others is: a count of calls is not asked for what it would do at the next.
-            one = next((n for n in changed[:-1] if not _same(recomputed({**fresh, n: real[n]}), first)), changed[-1])
-            raise UsageError(
-                f"task: the loss depends on {one}, which the forward changes: after a resume, or on another number of "
-                "processes, it would be another loss; change it in after_step, and keep it in a buffer"
-            )
+            one = next((n for n in changed[:-1] if not _same(recomputed({**fresh, n: real[n]}), first)), one)
         finally:
             _put(places, real)
+        raise UsageError(
+            f"task: the loss depends on {one}, which the forward changes: after a resume, or on another number of processes, "
+            "it would be another loss; change it in after_step, and keep it in a buffer"
+        )
 
     @staticmethod
     def _copies(values: dict[str, Any]) -> dict[str, Any]:
@@ -200,6 +207,9 @@ class Purity(NoPurity):
 
     def _watch_optimizer(self, step: int) -> None:
         """Compare the optimizer's own attributes across a chosen step, the first aside, in which many prepare themselves."""
+        is_chosen = self._is_chosen(step) and step > self._first_step
+        if not is_chosen and self._steppers is None:
+            return
         found = {
             key: attributes.look(value)
             for key, value in vars(self._optimizer).items()
@@ -212,7 +222,7 @@ class Purity(NoPurity):
                     f"task: the optimizer's step changes its attribute {_listed(changed)}, which no checkpoint holds; "
                     "keep it in its state or in a group"
                 )
-        self._steppers = found if self._is_chosen(step) and step > self._first_step else None
+        self._steppers = found if is_chosen else None
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

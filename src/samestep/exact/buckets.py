@@ -79,9 +79,10 @@ class Bucket:
 
 def make_buckets(parameters: Sequence[torch.Tensor]) -> list[Bucket]:
     """Buckets of one dtype and device each, in the reverse of the parameters' order, which is about a backward's."""
-    kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    kinds: dict[tuple[torch.dtype, torch.device, bool], list[int]] = {}
     for place in reversed(range(len(parameters))):
-        kinds.setdefault((parameters[place].dtype, parameters[place].device), []).append(place)
+        parameter = parameters[place]  # what is frozen stands apart: while it is, nothing of it travels
+        kinds.setdefault((parameter.dtype, parameter.device, parameter.requires_grad), []).append(place)
     buckets: list[Bucket] = []
     for places in kinds.values():
         taken: list[int] = []
@@ -114,6 +115,7 @@ class BucketExchange:
         self.going_on: Callable[[], None] = lambda: None  # and where it has met them and has more of the step to do
         self._parameters, self._fold, self._send = parameters, fold, send
         self._buckets = make_buckets(parameters)
+        self._active: list[Bucket] = []  # those with a parameter that needs a gradient in this step, the same on every rank
         self._bucket_of = {place: bucket for bucket in self._buckets for place in bucket.places}
         self._hooked: set[int] = set()
         self._sent: list[Transfer] = []
@@ -132,6 +134,7 @@ class BucketExchange:
                 if place not in self._hooked:  # torch takes no hook on a parameter that needs no gradient yet
                     self._hooked.add(place)
                     parameter.register_post_accumulate_grad_hook(lambda _, place=place: self._arrived(place))
+        self._active = [bucket for bucket in self._buckets if bucket.missing]
         self._is_armed = True
 
     def disarm(self) -> None:
@@ -147,12 +150,12 @@ class BucketExchange:
                 "task: a parameter got its gradient twice in one backward, which adds up after it has been sent; "
                 "call no backward() within the backward"
             )
-        while len(self._sent) < len(self._buckets) - 1 and not self._buckets[len(self._sent)].missing:
+        while len(self._sent) < len(self._active) - 1 and not self._active[len(self._sent)].missing:
             self._send_next()
             self.going_on()
 
     def _send_next(self) -> None:
-        bucket = self._buckets[len(self._sent)]
+        bucket = self._active[len(self._sent)]
         self.meeting()
         with self._on_side_stream():
             blocks = [bucket.writer(values) for values in self._fold(bucket)]
@@ -163,10 +166,11 @@ class BucketExchange:
     def drain(self) -> None:
         """After the backward: send what is left, the last bucket at least, and wait until every bucket holds the sum."""
         self.disarm()
-        while len(self._sent) < len(self._buckets):
+        while len(self._sent) < len(self._active):
             self._send_next()
         with self._on_side_stream():
-            self._sent[-1].sum_and_return()
+            if self._sent:
+                self._sent[-1].sum_and_return()
             for sent in self._sent:
                 sent.finish()
         if self._stream is not None:
@@ -174,7 +178,7 @@ class BucketExchange:
 
     def write_back(self, used: list[bool]) -> None:
         """Every used parameter's `grad` holds the sum, in memory of its own; the others' stay as they are."""
-        for bucket in self._buckets:
+        for bucket in self._active:
             targets, sums = [], []
             for place, view in zip(bucket.places, bucket.views, strict=True):
                 if used[place]:

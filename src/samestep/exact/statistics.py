@@ -14,7 +14,7 @@ import torch
 from torch.nn.modules.batchnorm import _NormBase
 
 from samestep.errors import UsageError
-from samestep.exact.totals import fingerprint, gather
+from samestep.exact.totals import as_bits, gather
 from samestep.exact.tree import Block, Sum, blocks_of, cuts
 
 
@@ -24,8 +24,8 @@ class _Buffer:
     def __init__(self, module: torch.nn.Module, name: str, path: str) -> None:
         self.module, self.name, self.path = module, name, path
         self.is_norms = isinstance(module, _NormBase)
-        self.is_saved = name not in module._non_persistent_buffers_set
         self.start = self.now.clone()
+        self.is_suspect = True  # `.data` and torch's own batch_norm write without a trace, which a look at the bits shows
         self._seen = (self.now, self.now._version)
 
     @property
@@ -36,9 +36,9 @@ class _Buffer:
 
     @property
     def is_touched(self) -> bool:
-        """Whether anybody has written here since `begin`; torch's own BatchNorm writes without a trace."""
+        """Whether anybody may have written here since `begin`."""
         tensor, version = self._seen
-        return self.now is not tensor or tensor._version != version
+        return self.is_suspect or self.now is not tensor or tensor._version != version
 
     def begin(self) -> None:
         """A step starts with what stands here."""
@@ -49,19 +49,19 @@ class _Buffer:
         """The next micro-batch starts where the step did."""
         if self.now.shape != self.start.shape:
             self.module._buffers[self.name] = self.start.clone()
-        self.now.copy_(self.start)
+        else:
+            self.now.copy_(self.start)
         self._seen = (self.now, self.now._version)
 
 
 class Statistics:
-    """The buffers of one model over the V micro-batches of a step.
+    """The persistent buffers of one model over the V micro-batches of a step.
 
     Args:
         micro_batches, leaves: V and M as in `OrderedSum`: the average follows the same tree.
     """
 
     def __init__(self, model: torch.nn.Module, micro_batches: int, leaves: int, world_size: int) -> None:
-        self._is_split = micro_batches > 1
         self._leaf_size = micro_batches // leaves
         share = cuts(leaves, world_size)
         self._plan = [blocks_of(share[r], share[r + 1]) for r in range(world_size)]
@@ -70,21 +70,19 @@ class Statistics:
         self._fixed: list[_Buffer] = []
         for path, module in model.named_modules():
             for name, tensor in module._buffers.items():
-                if tensor is None:
+                if tensor is None or name in module._non_persistent_buffers_set or tensor.layout != torch.strided:
                     continue
                 buffer = _Buffer(module, name, f"{path}.{name}".lstrip("."))
                 whole = tensor.is_floating_point() or tensor.is_complex()
-                kind = self._averaged if buffer.is_norms else self._fixed
-                (kind if whole else self._counters).append(buffer)
+                (self._fixed if not buffer.is_norms else self._averaged if whole else self._counters).append(buffer)
         self._moving = [*self._averaged, *self._counters]
-        self._unsaved = [buffer for buffer in self._moving if not buffer.is_saved]
         self._sizes = [buffer.now.numel() for buffer in self._counters] + [1] * len(self._fixed)
         self._device = next((buffer.now.device for buffer in (*self._moving, *self._fixed)), torch.device("cpu"))
         self._sum: Sum[torch.Tensor] = Sum(torch.Tensor.add_)
         self._leaf: torch.Tensor | None = None
         self._changed: torch.Tensor | None = None  # which elements of the running statistics any micro-batch has changed
         self._extremes: torch.Tensor | None = None  # of the counters and the fixed buffers' prints, (2, elements)
-        self._exchanges = bool(self._moving or self._fixed)
+        self._exchanges = micro_batches > 1 and bool(self._moving or self._fixed)
         self._steps = 0
         self._is_begun = False
 
@@ -96,66 +94,59 @@ class Statistics:
     def roll_back(self) -> None:
         """Give up the step that was begun, if one was: the buffers are as the step before left them."""
         if self._is_begun:
-            for buffer in (*self._moving, *(fixed for fixed in self._fixed if fixed.is_touched)):
-                buffer.now.copy_(buffer.start)
+            for buffer in self._touched:
+                buffer.reset()
+
+    @property
+    def _touched(self) -> list[_Buffer]:
+        return [*self._moving, *(buffer for buffer in self._fixed if buffer.is_touched)]
 
     def begin(self) -> None:
         """Start a step: remember what every micro-batch starts from."""
         self._is_begun = True
-        touched = [buffer for buffer in self._fixed if buffer.is_touched]
-        for buffer in (*self._moving, *touched):
-            buffer.begin()
-        if touched or not self._steps:
-            self._start_prints = fingerprint([buffer.start for buffer in self._fixed]).to(self._device)
         self._steps += 1
-        if self._is_split:
+        for buffer in self._fixed if self._steps & (self._steps - 1) == 0 else ():
+            buffer.is_suspect = True
+        touched = self._touched
+        for buffer in touched:
+            buffer.begin()
+        if len(touched) > len(self._moving) or self._steps == 1:
+            self._start_prints = _prints([buffer.start for buffer in self._fixed], self._device)
+        if self._exchanges:
             self._start = self._row()
             self._changed = self._extremes = None
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
         """A forward inside starts from the step's own values, and leaves no trace."""
-        found = [(buffer, buffer.now, buffer.now.clone()) for buffer in (*self._moving, *self._fixed)]
-        for buffer, _, _ in found:
-            if buffer in self._moving or buffer.is_touched:
-                buffer.now.copy_(buffer.start)
-        yield
-        for buffer, tensor, value in found:
-            buffer.module._buffers[buffer.name] = tensor
-            tensor.copy_(value)
+        found = {buffer: (buffer.now, buffer.now.clone()) for buffer in self._touched}
+        objects = {buffer: buffer.now for buffer in self._fixed}
+        for buffer in found:
+            buffer.reset()
+        try:
+            yield
+        finally:
+            for buffer in {**found, **dict.fromkeys(self._touched)}:
+                tensor, value = found.get(buffer) or (objects[buffer], buffer.start)
+                buffer.module._buffers[buffer.name] = tensor
+                tensor.copy_(value)
 
     @contextlib.contextmanager
     def micro_batch(self, index: int, counts: bool) -> Iterator[None]:
         """The forward of micro-batch `index` belongs inside; one without rows of its own does not count."""
-        if self._is_split:
-            for buffer in (*self._moving, *(fixed for fixed in self._fixed if fixed.is_touched)):
+        if self._exchanges:
+            for buffer in self._touched:
                 buffer.reset()
         yield
-        for buffer in self._fixed:
-            if buffer.is_touched and not (buffer.is_saved and self._exchanges):
-                self._refuse_a_change(buffer)
-        for buffer in self._unsaved:
-            self._refuse_a_change(buffer)
-        if self._is_split and self._exchanges:
+        if self._exchanges:
             self._add(index, counts)
-
-    def _refuse_a_change(self, buffer: _Buffer) -> None:
-        if torch.equal(buffer.now, buffer.start):
-            return
-        if not buffer.is_saved:
-            raise UsageError(
-                f"task: the forward changed the buffer {buffer.path}, which is not persistent, so that a checkpoint would "
-                "not hold it; write persistent=True, or change it in after_step"
-            )
-        if self._is_split:
-            raise _disagreement(buffer)
 
     def _add(self, index: int, counts: bool) -> None:
         row = self._row()
         if counts:
             changed = row != self._start
             self._changed = changed if self._changed is None else self._changed.logical_or_(changed)
-            made = torch.cat([buffer.now.reshape(-1).long() for buffer in self._counters] + [self._prints()])
+            made = torch.cat([buffer.now.reshape(-1).long() for buffer in self._counters] + [self._prints_now()])
             if self._extremes is None:
                 self._extremes = torch.stack([made, made])
             else:
@@ -167,15 +158,14 @@ class Statistics:
             self._sum.push(Block(index // self._leaf_size, 0), self._leaf)
             self._leaf = None
 
-    def _prints(self) -> torch.Tensor:
-        """A fingerprint of each of the other buffers."""
+    def _prints_now(self) -> torch.Tensor:
         if not any(buffer.is_touched for buffer in self._fixed):
             return self._start_prints
-        return fingerprint([buffer.now for buffer in self._fixed])
+        return _prints([buffer.now for buffer in self._fixed], self._device)
 
     def average(self, counted: int) -> None:
         """Once all micro-batches are through: average over the `counted` of them that held rows, on every rank."""
-        if not (self._is_split and self._exchanges):
+        if not self._exchanges:
             return
         mine = torch.stack([values for _, values in self._sum.blocks])
         self._sum.blocks.clear()
@@ -220,7 +210,7 @@ class Statistics:
 
     def finish(self, arrived: torch.Tensor) -> None:
         """End a step: the buffers hold what it made of them, or what they held before if `arrived`, a boolean, is false."""
-        if self._is_split and self._exchanges:
+        if self._exchanges:
             sizes = [buffer.now.numel() for buffer in self._averaged]
             pairs = zip(self._average.split(sizes), self._anywhere.split(sizes), strict=True)
             for buffer, (value, anywhere) in zip(self._averaged, pairs, strict=True):
@@ -228,21 +218,23 @@ class Statistics:
                 buffer.now.copy_(torch.where(counts, value.view_as(buffer.now), buffer.start))
             for buffer, value in zip(self._counters, self._largest.split(self._sizes), strict=False):
                 buffer.now.copy_(torch.where(arrived, value.view_as(buffer.now).to(buffer.now.dtype), buffer.start))
-            left = [buffer for buffer in self._fixed if buffer.is_touched]
-            if self._steps == 1 and not self._moving:  # what no forward changes in a start's first step needs no message later
-                self._exchanges = not torch.equal(self._largest, self._start_prints)
-        else:
-            left = [*self._moving, *(buffer for buffer in self._fixed if buffer.is_touched)]
-        for buffer in left:
-            if buffer.now.shape == buffer.start.shape:
+        for buffer in self._touched:
+            if (buffer in self._moving and self._exchanges) or buffer.now.shape != buffer.start.shape:
+                continue
+            if buffer.is_suspect and torch.equal(buffer.now, buffer.start):
+                buffer.is_suspect = False  # until the next look
+            else:
                 buffer.now.copy_(torch.where(arrived, buffer.now, buffer.start))
         self._is_begun = False
 
 
-def _extremes(before: torch.Tensor | None, found: torch.Tensor) -> torch.Tensor:
-    if before is None:
-        return found
-    return torch.stack([torch.maximum(before[0], found[0]), torch.minimum(before[1], found[1])])
+def _prints(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """For each tensor the sum over its bits, each weighted by its place, modulo 2**64: (len(tensors),) of int64."""
+    found = torch.zeros(len(tensors), dtype=torch.int64, device=device)
+    for place, tensor in enumerate(tensors):
+        bits = as_bits(tensor).reshape(-1).long()
+        found[place] = (bits * torch.arange(1, 2 * bits.numel(), 2, device=bits.device)).sum()
+    return found
 
 
 def _disagreement(buffer: _Buffer) -> UsageError:

@@ -58,12 +58,13 @@ def fingerprint(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
     """
     if not tensors:
         return torch.zeros(0, dtype=torch.int64)
-    sums = [_bits(tensor).sum(dtype=torch.int64) if tensor is not None else None for tensor in tensors]
+    sums = [as_bits(tensor).sum(dtype=torch.int64) if tensor is not None else None for tensor in tensors]
     device = next((tensor.device for tensor in tensors if tensor is not None), None)
     return torch.stack([total if total is not None else torch.zeros((), dtype=torch.int64, device=device) for total in sums])
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
+def as_bits(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bits as integers of the same size."""
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
     return tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])

@@ -11,12 +11,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from samestep.checkpoint import Checkpoints, Saved, read, refuse_unsavable, restore, restore_modes
-from samestep.checks import NoPurity
+from samestep.checks import NoPurity, look
 from samestep.compiling import compile_blocks
 from samestep.config import Config
 from samestep.control import everyones
 from samestep.errors import UsageError
-from samestep.exact import fingerprint
 from samestep.optim import GatedOptimizer, build_optimizer, leave_dynamo_out
 from samestep.run_folder import RunFolder
 from samestep.seeding import seed_all
@@ -78,8 +77,7 @@ def _refuse_unfit(model: object) -> None:
 def refuse_unequal_models(model: nn.Module) -> None:
     """Raise UsageError on every rank if any has another model than rank 0: nothing lays one over the others."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    prints = fingerprint([tensor.detach() for tensor in tensors.values()]).tolist()
-    mine = {name: (str(tuple(tensors[name].shape)), bits) for name, bits in zip(tensors, prints, strict=True)}
+    mine = {name: look(tensor.detach()) for name, tensor in tensors.items()}
     first, *others = everyones(mine)
     for rank, other in enumerate(others, 1):
         for name in {**first, **other}:
