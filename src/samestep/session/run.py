@@ -14,6 +14,7 @@ from samestep.config import Config
 from samestep.control import (
     StopFlag,
     Watchdog,
+    abort_device_collectives,
     agreed,
     decided_by_main,
     everyones,
@@ -115,15 +116,15 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
         except Exception as raised:
             watch.stop()
             error = mistake_behind(raised, config) or raised
+            if is_victim(raised):
+                abort_device_collectives()
+                # Another rank's refusal is one that all would have come to; one of rank 0's has left no folder.
+                refusal = folder.refusal() if folder.path.exists() else ["rank 0 refused this run"]
+                error = UsageError(*refusal) if refusal else error
             is_early = isinstance(error, UsageError) and run.finished <= 1  # a first step is no loss, and may be unsavable
             if isinstance(error, TrainingError) or is_early:
                 raise error from None
             has_trained = save_what_is_finished(run, saver, folder, runtime, board)
-            refusal = folder.refusal() if is_victim(error) else None
-            if is_victim(error) and not folder.path.exists():  # rank 0 has refused the run, said so and left nothing behind
-                refusal = ["rank 0 refused this run"]
-            if refusal and not has_trained:  # another rank's, which all would have come to
-                raise UsageError(*refusal) from None
             if has_trained and isinstance(error, UsageError):  # a mistake that only a later row has shown
                 raise TrainingError(" ".join(error.lines)) from None
             raise error from None
