@@ -67,6 +67,7 @@ class Purity(NoPurity):
         self._at_start = self._copies({name: names[key] for name, names, key in self._spots_at_start})
         self._looks_at_start = self._look()
         self._touched = self._touches()
+        self._has_changed = False  # any attribute, since the start
         self._of_any_optimizer = {*vars(torch.optim.SGD([torch.zeros(1)])), *_PUT_THERE}
         self._steppers: dict[str, Any] | None = None  # the optimizer's attributes before a chosen step
 
@@ -99,7 +100,7 @@ class Purity(NoPurity):
             if is_chosen:
                 self._before = self._bits(), self._shape()
         yield
-        if step == self._first_step and micro.index == share[0]:
+        if is_chosen:
             self._refuse_a_state(step, micro.index)
         if micro.index == share[-1]:
             self._refuse_touched(self._touched)
@@ -109,8 +110,6 @@ class Purity(NoPurity):
                 for name, changed in zip(self._names, (bits != self._bits()).tolist(), strict=True):
                     if changed:
                         raise _in_place(name)
-                if step > self._first_step:
-                    self._refuse_a_state(step, micro.index)
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -163,12 +162,13 @@ class Purity(NoPurity):
     def _refuse_a_state(self, step: int, index: int) -> None:
         """Refuse attributes that are not as the start had them, if the loss of a micro-batch depends on it.
 
-        In the first step it is computed as it would be next; later as a start from here would, which costs less.
+        The first that changes any is computed as it would be next; a later one as a start from here would.
         """
         looks = self._look()
         changed = [name for name in {**self._looks_at_start, **looks} if self._looks_at_start.get(name) != looks.get(name)]
         if not changed:
             return
+        is_new, self._has_changed = not self._has_changed, True
         spots = {name: (names, key) for name, names, key in [*self._spots_at_start, *self._spots()]}
         places = {name: spots[name] for name in changed}
         real = {name: names.get(key, _ABSENT) for name, (names, key) in places.items()}
@@ -186,7 +186,7 @@ class Purity(NoPurity):
         try:
             first, one = recomputed(fresh), changed[-1]
             other = self._gradients.loss
-            if step == self._first_step:
+            if is_new:
                 with contextlib.suppress(Exception):  # one that its next call would raise is raised there
                     other = recomputed(real)
             if _same(first, other) or not _same(recomputed(fresh), first):
