@@ -103,7 +103,7 @@ class Checker:
         """One line, before the first step, with the same words at another size, nothing left, and for a reason."""
         words = _words(answer)
         rows = folder / "runs/drawn/metrics.jsonl"
-        if number and rows.exists() and rows.stat().st_size:
+        if number and rows.exists() and rows.stat().st_size and "error" not in meant:
             raise Broken(f"refused at start {number + 1} of a run that had begun: {words}")
         if not set(answer["codes"]) <= {2, *_VICTIMS}:
             raise Broken(f"exit {answer['codes']}: {words}")
@@ -133,14 +133,10 @@ class Checker:
 
 
 def _words(answer: dict[str, Any]) -> str:
-    """What a start said on stderr, the first rank that said anything."""
-    said = [
-        err.strip()
-        for code, (_, err) in zip(answer["codes"], answer["said"], strict=True)
-        if err.strip() and code not in _VICTIMS
-    ]
-    said += [err.strip() for _, err in answer["said"] if err.strip()]
-    return said[0] if said else ""
+    """What a start said on stderr, the first rank that said anything; torch may have warned of something before."""
+    ranks = [(code, err.strip()) for code, (_, err) in zip(answer["codes"], answer["said"], strict=True) if err.strip()]
+    said = [err for code, err in ranks if code not in _VICTIMS] + [err for _, err in ranks]
+    return said[0][max(0, said[0].find("samestep: ")) :] if said else ""
 
 
 def _compare(folder: Path, run: Run, meant: dict[str, Any], at_the_end: bool) -> None:
