@@ -191,6 +191,22 @@ class Hooked(Base):
         return (out - batch["y"]).square().sum(), len(out)
 
 
+class Random(Base):
+    """Draws from the global generators wherever a task may: in a transform, in the forward, in a metric."""
+
+    def data(self, split: str) -> Any:
+        return rows(64 if split == "train" else 8)
+
+    def transform(self, row: Any, rng: Any) -> Any:
+        return {**row, "x": row["x"] + random.random() * float(np.random.rand())}
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+
+    def metrics(self, model: Any, batch: Batch) -> Any:
+        return {"loss": (model(batch["x"]).sum() * torch.rand(()), len(batch["x"]))}
+
+
 # What a resume must bring back
 
 
@@ -316,10 +332,21 @@ class Scored(Base):
 
     def metrics(self, model: Any, batch: Batch) -> Any:
         value = self.scores[(int(model.steps) - 1) // 2]
-        found = {"score": (torch.tensor(value if value >= 0 else 0.0), 1 if value >= 0 else 0)}
-        if batch["x"][0, 0] > 0:
-            found["sometimes"] = (batch["x"].sum(), len(batch["x"]))
+        found = {"sometimes": (batch["x"].sum(), len(batch["x"]))} if batch["x"][0, 0] > 0 else {}
+        found["score"] = (torch.tensor(value if value >= 0 else 0.0), 1 if value >= 0 else 0)
         return found
+
+
+class StoppedInEvaluation(Scored):
+    """The signal comes in the so-manieth micro-batch that is evaluated."""
+
+    _measured: int = 0
+
+    def metrics(self, model: Any, batch: Batch) -> Any:
+        self._measured += 1
+        if self._measured == int(os.environ.get("CASE_MEASURED", 0)):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().metrics(model, batch)
 
 
 # What must be refused by name
@@ -504,6 +531,30 @@ class LateThreshold(Base):
         return loss * (2 if self._calls > 20 else 1), weight
 
 
+class LateChange(Base):
+    """In the third step, at which the bits of the weights are not looked at, the forward changes a parameter."""
+
+    what: str
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        if self._calls == 9:
+            if self.what == "weight":
+                with torch.no_grad():
+                    model[0].weight.mul_(1.1)
+            else:
+                model[0].bias.requires_grad_(False)
+        return super().loss(model, batch)
+
+
+class Signalled(Base):
+    """The signal reaches rank 1 alone."""
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        if os.environ.get("RANK") == "0":
+            os.environ.pop("CASE_END", None)
+        return super().loss(model, batch)
+
+
 class ChangingTheTask(Base):
     """after_step changes what no checkpoint holds."""
 
@@ -586,7 +637,9 @@ class OnRankOne(Base):
         other = self.what == "rows" and os.environ.get("RANK") == "1"
         return rows(56 if other else 64) if split == "train" else None
 
-    def model(self) -> nn.Module:
+    def model(self) -> Any:
+        if self.what == "model" and os.environ.get("RANK") == "1":
+            return None
         if self.what == "weights":
             torch.manual_seed(int(os.environ.get("RANK", 0)))
         return small()

@@ -78,6 +78,8 @@ def cases(tmp_path: Path, ranks: Ranks) -> Cases:
 @pytest.mark.parametrize(
     ("task", "words"),
     [
+        ("Base", ["global_batch_size=10"]),
+        ("Random", ["evaluate.every=2"]),
         ("Transformed", []),
         ("Split", []),
         ("HalfOutput", ["precision=bf16"]),
@@ -180,6 +182,34 @@ def test_nan_is_never_better(cases: Cases) -> None:
     assert worse.rows[-1]["step"] == 8
 
 
+def test_a_resumed_run_goes_on_waiting_for_something_better(cases: Cases) -> None:
+    words = ["with.scores=[5.0, -1.0, -1.0, -1.0, 1.0, 1.0]", "evaluate.every=2"]
+    words += ["converge={metric: score, goal: min, patience: 3}"]
+    whole = cases.start("Scored", *words, run="whole", steps=12)
+    cases.start("Scored", *words, run="part", steps=12, env={"CASE_END": "SIGTERM 26"})
+    part = cases.start("Scored", *words, run="part", steps=12)
+    assert "resumed from step 7" in part.out
+    assert part.rows == whole.rows
+    assert part.rows[-1]["step"] == 8
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_evaluation_that_a_stop_broke_off_is_made_by_the_next_start(cases: Cases, size: int) -> None:
+    words = ["with.scores=[5.0, 4.0, 3.0, 2.0]", "evaluate.every=2"]
+    whole = cases.start("StoppedInEvaluation", *words, run="whole", steps=8)
+    broken = cases.start("StoppedInEvaluation", *words, run="part", steps=8, size=size, env={"CASE_MEASURED": "4"})
+    assert 0 not in broken.codes
+    part = cases.start("StoppedInEvaluation", *words, run="part", steps=8, size=size)
+    assert "resumed from step 4" in part.out or size == 2
+    assert part.rows == whole.rows
+
+
+def test_a_signal_to_one_rank_stops_all(cases: Cases) -> None:
+    broken = cases.start("Signalled", run="part", size=2, env={"CASE_END": "SIGTERM 7"})
+    assert set(broken.codes) == {75}, broken.err
+    assert cases.start("Signalled", run="part", size=2).weights == cases.start("Signalled").weights
+
+
 @pytest.mark.parametrize(
     ("task", "words", "line"),
     [
@@ -241,6 +271,8 @@ def test_what_cannot_be_kept_is_one_line_at_every_world_size(
     ("task", "words", "line"),
     [
         ("Optimizers", ["with.kind=counts"], "task: the optimizer's step changes its attribute k, which no checkpoint holds"),
+        ("LateChange", ["with.what=weight"], "task: the forward changed the parameter 0.weight"),
+        ("LateChange", ["with.what=bias"], "task: the forward changed requires_grad of 0.bias; do that in after_step"),
         ("LateThreshold", [], "task: the loss depends on self._calls, which the forward changes"),
         ("Averaging", ["with.what=evaluation", "evaluate.every=3"], "task: the evaluation changed mean of the model"),
         ("Weighing", ["evaluate.every=2"], "task: the loss depends on self._w, which the forward changes"),
@@ -260,6 +292,7 @@ def test_what_shows_only_later_is_named_and_costs_no_finished_step(
     ("what", "line"),
     [
         ("rows", 'data: "train" on rank 0 has 64 rows and on rank 1 has 56'),
+        ("model", "task: model() returned NoneType; return a torch.nn.Module"),
         ("weights", "task: model() made another 0.weight on rank 1 than on rank 0"),
         ("mistake", "task: loss returned Tensor; write return loss_sum, weight"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import pickle
 import threading
 from collections.abc import Iterable
@@ -32,7 +33,7 @@ from samestep.checkpoint import (
 )
 from samestep.checkpoint.tensors import DTYPES, pieces
 from samestep.config import Checkpoint
-from samestep.errors import TrainingError, UsageError
+from samestep.errors import Overtaken, TrainingError, UsageError
 from samestep.run_folder import RunFolder
 
 
@@ -271,3 +272,84 @@ def test_what_no_checkpoint_could_hold_is_refused_at_the_start() -> None:
         "task: 'phase' is torch.complex128",
         "task: the optimizer's param_groups.0.note is a object",
     ]
+
+
+@pytest.fixture
+def durable(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is synced and renamed, in order."""
+    done: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def noted_sync(handle: int) -> None:
+        done.append(f"sync {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")
+        sync(handle)
+
+    def noted_rename(path: Path, target: Path) -> Path:
+        done.append(f"rename {path.name} {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    return done
+
+
+def test_every_file_is_durable_before_the_checkpoint_has_its_name(tmp_path: Path, durable: list[str]) -> None:
+    save(tmp_path, 1)
+    temporary = f".step-00000001.start-0.{os.getpid()}.tmp"
+    files = ["weights.safetensors", "optimizer.safetensors", "values.json", "manifest.json"]
+    assert durable == [
+        *(f"sync {name}" for name in (*files, temporary)),
+        f"rename {temporary} step-00000001",
+        "sync checkpoints",
+    ]
+
+
+def test_state_json_is_durable_before_it_has_its_name(tmp_path: Path, durable: list[str]) -> None:
+    RunFolder(tmp_path).write_state(status="running")
+    temporary = f".state.json.{os.getpid()}.tmp"
+    assert durable == [f"sync {temporary}", f"rename {temporary} state.json", f"sync {tmp_path.name}"]
+
+
+@pytest.mark.parametrize("fault", ["no room", "another byte on the disk"])
+def test_an_only_checkpoint_stays_until_the_next_is_read_back_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    first, write = save(tmp_path, 1), files._write
+
+    def faulty(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+        if fault == "no room":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        found = write(path, pieces)
+        if path.name == "weights.safetensors":
+            content = path.read_bytes()
+            path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        return found
+
+    monkeypatch.setattr(files, "_write", faulty)
+    model, optimizer = trained(2)
+    checkpoints = Checkpoints(RunFolder(tmp_path), keep=1)
+    with pytest.raises((OSError, TrainingError), match=r"No space left|step-00000002: weights\.safetensors is damaged"):
+        checkpoints.save(capture(2, model, optimizer, None, {}))
+    assert checkpoints.newest()[0] == first
+
+
+@pytest.mark.parametrize("moment", ["before the save", "in the middle of it"])
+def test_a_start_that_was_overtaken_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    folder, write = RunFolder(tmp_path), files._write
+    folder.begin_start(1, {})
+    later = tmp_path / "starts/0002.json"
+
+    def slow(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+        later.touch()
+        return write(path, pieces)
+
+    monkeypatch.setattr(files, "_write", slow)
+    if moment == "before the save":
+        later.touch()
+    model, optimizer = trained(1)
+    with pytest.raises(Overtaken, match="start 2 has taken this run over"):
+        Checkpoints(folder, keep=1).save(capture(1, model, optimizer, None, {}))
+    assert not list(tmp_path.glob("checkpoints/*"))
+    with pytest.raises(Overtaken):
+        folder.write_state(status="done")
+    assert not folder.state.exists()

@@ -63,6 +63,40 @@ def test_a_step_that_did_not_arrive_leaves_the_running_statistics_as_they_were()
         assert torch.equal(before, norm.running_mean) is not arrived  # type: ignore[arg-type]
 
 
+def test_running_statistics_are_averaged_over_the_micro_batches_that_hold_rows() -> None:
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm1d(3)
+    assert norm.running_mean is not None
+    assert norm.num_batches_tracked is not None
+    statistics = Statistics(norm, micro_batches=4, leaves=4, world_size=1)
+    batches = torch.randn(4, 5, 3)
+    statistics.begin()
+    for index, batch in enumerate(batches):
+        with statistics.micro_batch(index, counts=index < 3):
+            if index != 1:  # one that passes the norm by
+                norm(batch)
+    statistics.average(counted=3)
+    statistics.finish(torch.tensor(True))
+    assert torch.allclose(norm.running_mean, 0.1 * (batches[0].mean(0) + batches[2].mean(0)) / 3)
+    assert norm.num_batches_tracked.item() == 1
+
+
+def test_statistics_that_no_forward_changes_keep_their_bits() -> None:
+    torch.manual_seed(0)
+    norms = torch.nn.ModuleList([torch.nn.BatchNorm1d(64), torch.nn.BatchNorm1d(64)])
+    for norm in norms:
+        norm.running_mean.uniform_()  # type: ignore[operator]
+    before = norms[1].running_mean.clone()  # type: ignore[operator]
+    statistics = Statistics(norms, micro_batches=12, leaves=12, world_size=1)
+    statistics.begin()
+    for index in range(12):
+        with statistics.micro_batch(index, counts=True):
+            norms[0](torch.randn(4, 64))
+    statistics.average(counted=12)
+    statistics.finish(torch.tensor(True))
+    assert torch.equal(norms[1].running_mean, before)  # type: ignore[arg-type]
+
+
 def test_a_save_takes_as_long_as_the_disk_takes(tmp_path: Path) -> None:
     accused: list[str] = []
     watch = Watchdog(0.1, 0, 1, "here", NoBoard(), tmp_path / "log", lambda paragraph, culprits: accused.append(paragraph))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from samestep.exact import FastSum, OrderedSum, StepExchange
+from samestep.exact import FastSum, OrderedSum, StepExchange, buckets
+from samestep.exact.transfer import Route
 from samestep.optim import divide_and_clip
 
 
@@ -68,3 +71,57 @@ def test_clipping_scales_by_the_norm_of_the_divided_gradient() -> None:
     norm = divide_and_clip(grads, torch.tensor(2.0, dtype=torch.float64), clip=1.0)
     assert float(norm) == 5.0
     assert torch.allclose(grads[0], torch.tensor([0.6, 0.8]))
+
+
+def test_a_steps_losses_and_weights_are_summed_in_float64() -> None:
+    loss, many = torch.tensor(1 + 2.0**-40, dtype=torch.float64), 2**24 + 1
+    exchange = StepExchange(2, 2, 0, 1, torch.device("cpu"))
+    cases: list[tuple[torch.Tensor | float, torch.Tensor | float]]
+    cases = [(torch.tensor(many), torch.tensor(1)), (many, 1.0), (torch.tensor(many), 1)]
+    for one, other in cases:
+        total = exchange.total([(loss, one), (loss, other)], [], 0)
+        assert total.weight.item() == many + 1
+        assert total.loss.item() == 2 * (1 + 2.0**-40) / (many + 1)
+
+
+@pytest.mark.parametrize("leaves", [1, 2])
+def test_only_what_the_optimizer_has_is_summed_and_no_other_gradient_stays(leaves: int) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    ordered = OrderedSum(model, 2, leaves, stepped=model[1].parameters())
+    for index in ordered.share:
+        with ordered.micro_batch(index):
+            ordered.backward(model(torch.ones(1, 2)).sum())
+    grads = ordered.finish()
+    assert [id(grad) for grad in grads] == [id(model[1].weight.grad), id(model[1].bias.grad)]
+    assert model[0].weight.grad is None
+    assert model[0].bias.grad is None
+
+
+def test_buckets_go_out_in_one_order_whichever_is_full_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "_FIRST_BYTES", 1)
+    monkeypatch.setattr(buckets, "_BYTES", 1)
+    parameters = [nn.Parameter(torch.tensor([float(number)])) for number in range(1, 5)]
+    sent: list[float] = []
+
+    class Noted:
+        def __init__(self, route: Any, index: int, flat: torch.Tensor, blocks: Any) -> None:
+            sent.append(flat.item())
+
+        def sum_and_return(self) -> None: ...
+
+        def finish(self) -> None: ...
+
+    def fold(bucket: buckets.Bucket) -> list[list[torch.Tensor]]:
+        bucket.flat.copy_(parameters[bucket.places[0]].detach())
+        return []
+
+    exchange = buckets.BucketExchange(parameters, Route(1, 0, 1, None), fold, Noted)
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]):
+        exchange.arm()
+        value = torch.ones(1)
+        for place in reversed(order):  # whose gradient comes first is the last to be multiplied
+            value = value * parameters[place]
+        value.backward()
+        exchange.drain()
+        assert sent == [4.0, 3.0, 2.0, 1.0]
+        sent.clear()

@@ -115,3 +115,14 @@ def test_a_restored_scale_stays_as_it_was() -> None:
     )
     assert not optimizer.needs_scale
     assert scaler.scale(torch.ones(())).item() == 64.0
+
+
+def test_each_group_keeps_a_rate_of_its_own() -> None:
+    slow, quick = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
+    inner = torch.optim.SGD([slow], lr=1.0)
+    inner.add_param_group({"params": [quick], "lr": 4.0})
+    optimizer = GatedOptimizer(inner, Schedule(name="linear"), 10, None)
+    for step in (2, 5):
+        slow.grad = quick.grad = torch.ones(1)
+        assert optimizer.step(step, ONE, ONE) == 1.0 - step / 10
+    assert [group["lr"] for group in inner.param_groups] == [0.5, 2.0]

@@ -1,0 +1,571 @@
+"""Small ways to break the product, each with the quickest tests that should see it; `mutants.py` tries them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """A patch of one file of src/samestep: `find` stands there once, and `put` takes its place."""
+
+    name: str
+    file: str
+    find: str
+    put: str
+    tests: tuple[str, ...]  # words for pytest
+
+
+CASES = "tests/promise/test_cases.py"
+SAME = f"{CASES}::test_the_same_at_every_world_size"
+STATE = f"{CASES}::test_an_optimizers_whole_state_comes_back_as_it_was"
+AFTER = f"{CASES}::test_what_after_step_changes_is_saved_and_comes_back"
+FAULT = f"{CASES}::test_a_save_after_a_fault_holds_the_finished_step_alone"
+REFUSED = f"{CASES}::test_what_cannot_be_kept_is_one_line_at_every_world_size"
+ONE_RANK = f"{CASES}::test_what_only_one_rank_does_is_refused_on_all"
+HOOK = "tests/distributed/test_exact.py::test_the_hook_can_be_forced_on_one_process"
+OPTIM, GRADIENTS, BATCHES = "tests/unit/test_optim.py", "tests/unit/test_gradients.py", "tests/unit/test_batches.py"
+TREE, ORDER, SAVING = "tests/unit/test_tree.py", "tests/unit/test_order.py", "tests/unit/test_checkpoint.py"
+CONTROL, TRACKING, IDENTITY = "tests/unit/test_control.py", "tests/unit/test_tracking.py", "tests/unit/test_identity.py"
+
+_RATES = [
+    Mutant(
+        "base-rate",
+        "optim.py",
+        "        factor = rate_factor(self._schedule, step, self._num_steps)\n",
+        "        if not self._counted:\n"
+        '            self._base = [float(group["lr"]) for group in self.inner.param_groups]\n'
+        "        factor = rate_factor(self._schedule, step, self._num_steps)\n",
+        (f"{CASES}::test_a_resumed_run_has_the_unbroken_runs_rate_at_every_step",),
+    ),
+    Mutant(
+        "one-rate-for-all-groups",
+        "optim.py",
+        'group["lr"] = base * factor',
+        'group["lr"] = self._base[0] * factor',
+        (f"{OPTIM}::test_each_group_keeps_a_rate_of_its_own",),
+    ),
+    Mutant(
+        "warm-up",
+        "optim.py",
+        "return (step + 1) / schedule.warmup",
+        "return step / schedule.warmup",
+        (f"{OPTIM}::test_warm_up_then_cosine_to_the_floor",),
+    ),
+    Mutant(
+        "floor",
+        "optim.py",
+        "schedule.floor + (1 - schedule.floor) * shape",
+        "max(schedule.floor, shape)",
+        (f"{OPTIM}::test_warm_up_then_cosine_to_the_floor",),
+    ),
+    Mutant(
+        "nan-steps",
+        "optim.py",
+        "        elif counts:  #",
+        "        else:  #",
+        (f"{OPTIM}::test_a_step_that_is_not_finite_changes_nothing",),
+    ),
+    Mutant(
+        "clip-before-division",
+        "optim.py",
+        "(torch._foreach_norm(grads))) / weight",
+        "(torch._foreach_norm(grads)))",
+        (f"{GRADIENTS}::test_clipping_scales_by_the_norm_of_the_divided_gradient",),
+    ),
+]
+
+_SUM = [
+    Mutant(
+        "tree-by-halves",
+        "exact/tree.py",
+        "leaves[0:even:2] + leaves[1:even:2]",
+        "leaves[: even // 2] + leaves[even // 2 : even]",
+        (f"{TREE}::test_any_split_gives_the_single_process_sum",),
+    ),
+    Mutant(
+        "tree-left-first",
+        "exact/tree.py",
+        "total = self.blocks[-1][1]\n        for _, left in reversed(self.blocks[:-1]):",
+        "total = self.blocks[0][1]\n        for _, left in self.blocks[1:]:",
+        (f"{TREE}::test_any_split_gives_the_single_process_sum",),
+    ),
+    Mutant(
+        "kept-blocks-turned-round",
+        "exact/gradients.py",
+        "for _, kept in beside.blocks[:-1]",
+        "for _, kept in beside.blocks[-2::-1]",
+        (HOOK,),
+    ),
+    Mutant("minus-zero", "exact/gradients.py", "torch._foreach_add_(alone, 0.0)", "pass", (HOOK,)),
+    Mutant("missing-gradient", "exact/buckets.py", "            self.flat.zero_()\n", "            pass\n", (HOOK,)),
+    Mutant(
+        "used-on-rank-0",
+        "exact/step_totals.py",
+        "anywhere = np.bitwise_or.reduce(flags[:, 1:], axis=0)",
+        "anywhere = flags[0, 1:]",
+        (SAME, "-k", "Hooked"),
+    ),
+    Mutant("padding-counted", "exact/totals.py", "rows[: stop - start] for rows", "rows for rows", (SAME, "-k", "Base")),
+    Mutant(
+        "weight-in-float32",
+        "exact/step_totals.py",
+        "weight.detach().to(device, torch.float64, non_blocking=True)",
+        "weight.detach().float().to(device, torch.float64, non_blocking=True)",
+        (f"{GRADIENTS}::test_a_steps_losses_and_weights_are_summed_in_float64",),
+    ),
+    Mutant(
+        "loss-in-float32",
+        "exact/step_totals.py",
+        "loss.detach().double() for",
+        "loss.detach().float().double() for",
+        (f"{GRADIENTS}::test_a_steps_losses_and_weights_are_summed_in_float64",),
+    ),
+    Mutant(
+        "all-in-the-norm",
+        "exact/gradients.py",
+        "(p.requires_grad if wanted is None else p in wanted)]\n"
+        "        self._others = [p for p in model.parameters() if wanted is not None and p not in wanted]",
+        "p.requires_grad]\n        self._others = list[torch.nn.Parameter]()",
+        (f"{GRADIENTS}::test_only_what_the_optimizer_has_is_summed_and_no_other_gradient_stays",),
+    ),
+    Mutant(
+        "nobodys-gradients-stay",
+        "exact/gradients.py",
+        "        for parameter in self._others:  # nobody",
+        "        for parameter in []:  # nobody",
+        (f"{GRADIENTS}::test_only_what_the_optimizer_has_is_summed_and_no_other_gradient_stays",),
+    ),
+    Mutant(
+        "buckets-as-they-arrive",
+        "exact/buckets.py",
+        "        while len(self._sent) < len(self._active) - 1",
+        "        if not bucket.missing and bucket in self._active[len(self._sent) + 1 :]:\n"
+        "            self._active.remove(bucket)\n"
+        "            self._active.insert(len(self._sent), bucket)\n"
+        "        while len(self._sent) < len(self._active) - 1",
+        (f"{GRADIENTS}::test_buckets_go_out_in_one_order_whichever_is_full_first",),
+    ),
+]
+
+_SEEDS = [
+    Mutant("seed-of-model", "session/model.py", "    seed_all(config.seed)\n", "    pass\n", (SAME, "-k", "Parts")),
+    Mutant(
+        "seed-of-micro-batch",
+        "loop.py",
+        "        seed_all(self.config.seed, step, micro.index, device=self.accelerator.device)\n",
+        "        if micro.index == self.gradients.share[0]:\n"
+        "            seed_all(self.config.seed, step, micro.index, device=self.accelerator.device)\n",
+        (SAME, "-k", "Random"),
+    ),
+    Mutant(
+        "seed-of-loading",
+        "batches/loading.py",
+        "        seed_all(self._seed, step, index, _LOADING)",
+        "        ()",
+        (SAME, "-k", "Random"),
+    ),
+    Mutant(
+        "seed-of-transform",
+        "batches/columns.py",
+        "mix(self._seed, epoch, number)",
+        "mix(self._seed, rows[0], number)",
+        (f"{BATCHES}::test_transform_draws_from_seed_epoch_and_row_alone",),
+    ),
+    Mutant(
+        "seed-of-after-step",
+        "session/model.py",
+        "            seed_all(config.seed, step, 0, _AFTER_STEP, device=optimizer.counts.device)\n",
+        "",
+        (AFTER,),
+    ),
+    Mutant(
+        "seed-of-optimizer",
+        "optim.py",
+        "            seed_all(self._seed, step, 0, _STEPPING, device=loss.device)\n",
+        "            pass\n",
+        (STATE, "-k", "noise"),
+    ),
+    Mutant(
+        "seed-of-data", "session/data.py", "    seed_all(seed, _SPLITS.index(split), 0, _READING)\n", "", (SAME, "-k", "Split")
+    ),
+    Mutant(
+        "seed-of-evaluation",
+        "evaluation.py",
+        "        seed_all(self._seed, index, _EVALUATING, device=device)\n",
+        "",
+        (SAME, "-k", "Random"),
+    ),
+    Mutant(
+        "epoch-in-the-order",
+        "order.py",
+        "mix(seed, epoch, number) for",
+        "mix(seed, number) for",
+        (f"{ORDER}::test_epochs_and_seeds_differ",),
+    ),
+]
+
+_ROWS = [
+    Mutant(
+        "short-batch",
+        "batches/loading.py",
+        "return max(0, min(self.micro_batch_size, left))",
+        "return self.micro_batch_size if left > 0 else 0",
+        (f"{BATCHES}::test_an_epoch_gives_every_row_once_and_its_last_step_is_short",),
+    ),
+    Mutant(
+        "drop-last",
+        "batches/loading.py",
+        "full if self.drop_last or not rest else full + 1",
+        "full + bool(rest)",
+        (f"{BATCHES}::test_an_epoch_gives_every_row_once_and_its_last_step_is_short",),
+    ),
+    Mutant(
+        "counted",
+        "batches/loading.py",
+        "return -(-min(left, self.global_batch_size) // self.micro_batch_size)",
+        "return self.global_batch_size // self.micro_batch_size",
+        (f"{BATCHES}::test_an_epoch_gives_every_row_once_and_its_last_step_is_short",),
+    ),
+    Mutant(
+        "rows-from-the-beginning",
+        "session/build.py",
+        "device, config.seed, first_step, num_steps, config.workers",
+        "device, config.seed, 0, num_steps, config.workers",
+        (STATE, "-k", "list"),
+    ),
+    Mutant(
+        "transform-passed-over",
+        "batches/columns.py",
+        '        if not self._task.overrides("transform"):\n',
+        "        if True:\n",
+        (f"{BATCHES}::test_transform_draws_from_seed_epoch_and_row_alone",),
+    ),
+    Mutant(
+        "view-passed-over",
+        "batches/columns.py",
+        "            columns = {}\n",
+        "            pass\n",
+        (SAME, "-k", "Transformed"),
+    ),
+    Mutant(
+        "selection-passed-over",
+        "batches/columns.py",
+        "        wanted = rows if self._indices is None else self._indices[rows]\n        batch = Columns()",
+        "        wanted = rows\n        batch = Columns()",
+        (f"{BATCHES}::test_a_selection_reads_the_rows_it_selected",),
+    ),
+    Mutant(
+        "checksum-of-rows",
+        "batches/identity.py",
+        'before["checksum"] != now["checksum"]',
+        "False",
+        (f"{IDENTITY}::test_one_changed_value_is_another_data_set",),
+    ),
+    Mutant(
+        "checksum-without-order",
+        "batches/identity.py",
+        "values if rows is None else _taken(values, rows)",
+        "values",
+        (f"{IDENTITY}::test_a_shuffle_is_the_same_data_when_written_out",),
+    ),
+]
+
+_BUFFERS = [
+    Mutant(
+        "averaged-over-all",
+        "exact/statistics.py",
+        ".div_(counted)",
+        ".div_(sum(2**b.level for p in self._plan for b in p))",
+        (f"{CONTROL}::test_running_statistics_are_averaged_over_the_micro_batches_that_hold_rows",),
+    ),
+    Mutant(
+        "empty-ones-averaged",
+        "exact/statistics.py",
+        "            row.zero_()\n",
+        "            pass\n",
+        (f"{CONTROL}::test_running_statistics_are_averaged_over_the_micro_batches_that_hold_rows",),
+    ),
+    Mutant(
+        "unchanged-averaged",
+        "exact/statistics.py",
+        "counts = arrived & anywhere.any()",
+        "counts = arrived",
+        (f"{CONTROL}::test_statistics_that_no_forward_changes_keep_their_bits",),
+    ),
+    Mutant(
+        "counters-of-rank-0",
+        "exact/statistics.py",
+        "counters[:, 0].amax(dim=0)",
+        "counters[0, 0]",
+        (SAME, "-k", "SometimesNormed"),
+    ),
+    Mutant(
+        "smallest-counter",
+        "exact/statistics.py",
+        "counters[:, 0].amax(dim=0)",
+        "counters[:, 1].amin(dim=0)",
+        (f"{CONTROL}::test_running_statistics_are_averaged_over_the_micro_batches_that_hold_rows",),
+    ),
+    Mutant(
+        "each-from-the-one-before",
+        "exact/statistics.py",
+        "                buffer.reset()\n        yield",
+        "                pass\n        yield",
+        (SAME, "-k", "SometimesNormed"),
+    ),
+    Mutant("no-roll-back", "session/failure.py", "            run.statistics.roll_back()\n", "", (FAULT,)),
+    Mutant(
+        "lost-step-in-buffers",
+        "exact/statistics.py",
+        "counts = arrived & anywhere.any()",
+        "counts = anywhere.any()",
+        (f"{CONTROL}::test_a_step_that_did_not_arrive_leaves_the_running_statistics_as_they_were",),
+    ),
+]
+
+_STATE = [
+    Mutant(
+        "optimizer-state-cast",
+        "checkpoint/state.py",
+        "    own = type(optimizer).load_state_dict is not torch.optim.Optimizer.load_state_dict\n",
+        "    own = True\n",
+        (STATE, "-k", "master"),
+    ),
+    Mutant(
+        "modes-not-restored", "session/model.py", "            restore_modes(saved, model)\n", "            pass\n", (AFTER,)
+    ),
+    Mutant(
+        "tuples-become-lists",
+        "checkpoint/tree.py",
+        "    return _SEQUENCES[kind](from_tree(entry, tensor) for entry in entries)",
+        "    return [from_tree(entry, tensor) for entry in entries]",
+        (STATE, "-k", "tuple"),
+    ),
+    Mutant(
+        "ties-lost",
+        "checkpoint/state.py",
+        "        if tensor.numel() and spot in owners:\n",
+        "        if False:\n",
+        (f"{SAVING}::test_what_was_saved_goes_on_to_the_same_bits",),
+    ),
+    Mutant(
+        "no-sync-of-files",
+        "checkpoint/files.py",
+        "        os.fsync(file.fileno())\n",
+        "",
+        (f"{SAVING}::test_every_file_is_durable_before_the_checkpoint_has_its_name",),
+    ),
+    Mutant(
+        "no-sync-of-names",
+        "checkpoint/files.py",
+        "            sync_folder(self._folder)\n",
+        "",
+        (f"{SAVING}::test_every_file_is_durable_before_the_checkpoint_has_its_name",),
+    ),
+    Mutant(
+        "no-sync-of-state",
+        "run_folder.py",
+        "            os.fsync(file.fileno())\n        temporary.rename(path)",
+        "        temporary.rename(path)",
+        (f"{SAVING}::test_state_json_is_durable_before_it_has_its_name",),
+    ),
+    Mutant(
+        "renamed-first",
+        "checkpoint/files.py",
+        "            self._write(saved, temporary)\n"
+        "            self._run.refuse_if_succeeded()\n            temporary.rename(final)\n",
+        "            temporary.rename(final)\n            self._write(saved, final)\n",
+        (f"{SAVING}::test_a_disk_that_fills_in_the_middle_of_a_save_costs_nothing",),
+    ),
+    Mutant(
+        "older-one-goes-first",
+        "checkpoint/files.py",
+        "        temporary.mkdir()\n        try:\n",
+        "        temporary.mkdir()\n"
+        "        for old in self.all()[self._keep - 1 :]:\n            shutil.rmtree(old)\n        try:\n",
+        (f"{SAVING}::test_an_only_checkpoint_stays_until_the_next_is_read_back_whole",),
+    ),
+    Mutant(
+        "not-verified",
+        "checkpoint/files.py",
+        "        verify(final, from_disk=True)\n",
+        "",
+        (f"{SAVING}::test_an_only_checkpoint_stays_until_the_next_is_read_back_whole",),
+    ),
+    Mutant(
+        "no-walk-back",
+        "checkpoint/files.py",
+        '                passed_over.append(f"passed over {error}")\n',
+        '                return None, 0, [f"passed over {error}"]\n',
+        (f"{SAVING}::test_a_flipped_bit_anywhere_is_noticed_and_the_one_before_is_used",),
+    ),
+    Mutant(
+        "overtaken",
+        "run_folder.py",
+        'if self._start is not None and (self.starts / f"{self._start + 1:04d}.json").exists():',
+        "if False:",
+        (f"{SAVING}::test_a_start_that_was_overtaken_saves_nothing",),
+    ),
+    Mutant(
+        "overtaken-before-the-rename",
+        "checkpoint/files.py",
+        "            self._run.refuse_if_succeeded()\n            temporary.rename(final)\n",
+        "            temporary.rename(final)\n",
+        (f"{SAVING}::test_a_start_that_was_overtaken_saves_nothing",),
+    ),
+    Mutant(
+        "rows-beyond-the-checkpoint",
+        "tracking/sinks.py",
+        'return bool(row["step"] < step or (row["step"] == step and ("loss" in row or not evaluates_again)))',
+        "return True",
+        (f"{TRACKING}::test_rows_after_the_checkpoint_are_cut",),
+    ),
+]
+
+_EVALUATION = [
+    Mutant(
+        "nan-is-best",
+        "evaluation.py",
+        "if math.isnan(value) or (self.value is not None and value >= self.value):",
+        "if self.value is not None and value >= self.value:",
+        (f"{CASES}::test_nan_is_never_best",),
+    ),
+    Mutant(
+        "nan-is-better",
+        "evaluation.py",
+        "if not math.isnan(value) and (self.best is None or value < self.best - self._settings.min_delta):",
+        "if self.best is None or not value >= self.best - self._settings.min_delta:",
+        (f"{CASES}::test_nan_is_never_better",),
+    ),
+    Mutant(
+        "best-is-not-kept",
+        "checkpoint/files.py",
+        """            if old.name != f"step-{saved.values.get('best_step') or 0:08d}":\n""",
+        "            if True:\n",
+        (f"{CASES}::test_nan_is_never_best",),
+    ),
+    Mutant(
+        "metrics-by-position",
+        "evaluation.py",
+        "[torch.stack([found.get(name, nothing) for name in names]) for found in measured]",
+        "[torch.stack([*found.values(), *[nothing] * (len(names) - len(found))]) for found in measured]",
+        (f"{CASES}::test_nan_is_never_best",),
+    ),
+    Mutant(
+        "patience",
+        "evaluation.py",
+        "self.waited >= self._settings.patience",
+        "self.waited > self._settings.patience",
+        (f"{CASES}::test_nan_is_never_better",),
+    ),
+    Mutant(
+        "patience-starts-again",
+        "session/build.py",
+        'values.get("waited", 0)',
+        "0",
+        (f"{CASES}::test_a_resumed_run_goes_on_waiting_for_something_better",),
+    ),
+    Mutant(
+        "owed-evaluation",
+        "session/build.py",
+        'owes_evaluation=values.get("owes_evaluation", False)',
+        "owes_evaluation=False",
+        (f"{CASES}::test_an_evaluation_that_a_stop_broke_off_is_made_by_the_next_start",),
+    ),
+    Mutant(
+        "modes-after-evaluation",
+        "evaluation.py",
+        "            module.training = training\n",
+        "            module.training = True\n",
+        (SAME, "-k", "FrozenNorm"),
+    ),
+]
+
+_WATCH = [
+    Mutant(
+        "attributes-unwatched",
+        "checks/purity.py",
+        "            self._refuse_a_state(step, micro.index)\n",
+        "            pass\n",
+        (REFUSED, "-k", "calls or past"),
+    ),
+    Mutant(
+        "bits-unwatched",
+        "checks/purity.py",
+        "                    if changed:\n                        raise _in_place(name)\n",
+        "                    pass\n",
+        (REFUSED, "-k", "weight"),
+    ),
+    Mutant(
+        "touches-unwatched",
+        "checks/purity.py",
+        "            self._refuse_touched(self._touched)\n",
+        "            pass\n",
+        (f"{CASES}::test_what_shows_only_later_is_named_and_costs_no_finished_step",),
+    ),
+    Mutant(
+        "requires-grad-unwatched",
+        "checks/purity.py",
+        "return [(parameter._version, parameter.requires_grad) for",
+        "return [(parameter._version, True) for",
+        (f"{CASES}::test_what_shows_only_later_is_named_and_costs_no_finished_step",),
+    ),
+    Mutant(
+        "after-step-unwatched",
+        "checks/purity.py",
+        '            raise UsageError(\n                f"task: after_step changed',
+        '            UsageError(\n                f"task: after_step changed',
+        (REFUSED, "-k", "ChangingTheTask"),
+    ),
+    Mutant(
+        "refused-on-one-rank",
+        "control/agreement.py",
+        "for lines in everyones(refusal) if",
+        "for lines in [refusal] if",
+        (ONE_RANK,),
+    ),
+    Mutant(
+        "models-not-compared",
+        "session/model.py",
+        "            if first.get(name) != other.get(name):\n",
+        "            if False:\n",
+        (ONE_RANK, "-k", "weights"),
+    ),
+    Mutant(
+        "repeated-keys",
+        "config/reading.py",
+        "repeated = _repeated_keys(node, set())",
+        "repeated = list[tuple[str, str]]()",
+        ("tests/unit/test_config.py::test_a_key_that_stands_twice_is_refused_with_both_lines",),
+    ),
+    Mutant(
+        "sighup",
+        "control/agreement.py",
+        "signal.SIGUSR1, signal.SIGHUP)",
+        "signal.SIGUSR1)",
+        (f"{CONTROL}::test_a_signal_that_nohup_ignores_stays_ignored",),
+    ),
+    Mutant(
+        "sighup-under-nohup",
+        "control/agreement.py",
+        "if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:",
+        "if False:",
+        (f"{CONTROL}::test_a_signal_that_nohup_ignores_stays_ignored",),
+    ),
+    Mutant(
+        "signal-on-another-rank",
+        "exact/step_totals.py",
+        "int(flags[:, 0].max())",
+        "int(flags[0, 0])",
+        (f"{CASES}::test_a_signal_to_one_rank_stops_all",),
+    ),
+    Mutant(
+        "wandb-disabled",
+        "tracking/sinks.py",
+        'or said == "disabled" or forbidden:',
+        'or said == "disabled":',
+        (f"{TRACKING}::test_the_stricter_of_config_and_environment_holds",),
+    ),
+]
+
+MUTANTS = [*_RATES, *_SUM, *_SEEDS, *_ROWS, *_BUFFERS, *_STATE, *_EVALUATION, *_WATCH]
