@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from accelerate import Accelerator
 
@@ -29,7 +32,7 @@ class Recompute:
 
     def __call__(self, step: int, index: int, backward: bool = False) -> Ratio:
         """Returns what the task's loss returns; with `backward` the gradients are left in `grad`, for the caller to clear."""
-        with self._gradients.apart(), self._statistics.apart():
+        with self._gradients.apart(), self._statistics.apart(), _modes_kept(self._model):
             batch = self._batches.again(step, index)
             seed_all(self._seed, step, index, device=self._accelerator.device)
             with self._accelerator.autocast():
@@ -37,3 +40,17 @@ class Recompute:
             if backward:
                 self._accelerator.backward(loss)
         return loss, weight
+
+
+@contextlib.contextmanager
+def _modes_kept(model: torch.nn.Module) -> Iterator[None]:
+    """What a forward inside freezes, frees, or sets to another mode is afterwards as it was."""
+    trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in trains:
+            parameter.requires_grad_(requires_grad)
+        for module, training in modes:
+            module.training = training
