@@ -35,7 +35,7 @@ class Faulty(Task):
             self._handle = None
         if self.fault == "unseeded" and step == 3:
             x = x + torch.from_numpy(np.random.default_rng().standard_normal(5).astype(np.float32))
-        if self.fault == "rank" and step == 2:
+        if self.fault == "rank":
             x = x + int(rank)
         out = model(x).square().sum()
         if self.fault == "flip" and rank == "1" and step == 4 and call == 0:
@@ -76,7 +76,7 @@ def test_verify_finds_an_unseeded_call_and_says_what_it_looks_like(faulty: Workp
 def test_verify_finds_a_task_that_reads_its_rank(faulty: Workplace) -> None:
     done = faulty.samestep("verify", "faulty.yaml", "--processes", "1,2", "with.fault=rank")
     assert done.code == 1
-    assert "others part in the loss of step 2. That looks like a loss that depends on the batch as a whole" in done.err
+    assert "others part in the loss of step 1. That looks like a loss that depends on the batch as a whole" in done.err
 
 
 def test_verify_finds_a_flipped_bit_and_names_the_gradient(faulty: Workplace) -> None:

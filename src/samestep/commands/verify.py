@@ -93,10 +93,11 @@ def _start(config_path: str, overrides: list[str], runs: Path, name: str, size: 
     )
     folder = RunFolder(runs / name)
     if done.returncode:
+        refused = [line.removeprefix("samestep: ") for line in done.stderr.splitlines() if line.startswith("samestep: ")]
+        if refused and not folder.path.exists():
+            raise UsageError(*refused)
         failures = folder.failures()
         last = failures[0]["paragraph"] if failures else _last_words(done.stderr)
-        if done.returncode == UsageError.exit_code:
-            raise UsageError(*(line.removeprefix("samestep: ") for line in done.stderr.splitlines()))
         raise TrainingError(f"on {name} processes the run failed: {last}")
     rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     return _Run(name, size, [row for row in rows if "loss" in row], folder.read_state()["weights"])
