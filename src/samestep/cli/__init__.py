@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import os
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -15,6 +16,8 @@ from samestep.cli.scripts import add_scripts
 from samestep.cli.streams import open_closed_streams, outlive_readers
 from samestep.errors import SamestepError, Stopped, UsageError
 from samestep.hash_order import fix_hash_order
+
+_LET_RANK_0_SPEAK_S = 2.0
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -198,6 +201,8 @@ def main() -> None:
         if _speaks():
             for line in error.lines:
                 click.echo(f"samestep: {line}", err=True)
+        elif not _has_met_the_others():
+            time.sleep(_LET_RANK_0_SPEAK_S)  # the launcher ends every rank when the first has ended
     except SamestepError as error:
         code = error.exit_code
         if code == 1 or _speaks():
@@ -233,6 +238,11 @@ def _leave(code: int) -> None:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _has_met_the_others() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and bool(distributed.is_initialized())
 
 
 def _speaks() -> bool:
