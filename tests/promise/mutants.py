@@ -19,6 +19,8 @@ import shutil
 import sys
 import tempfile
 import time
+import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +53,32 @@ def broken(mutant: Mutant, root: Path = ROOT) -> str:
     return changed
 
 
+class _Server:
+    """The ranks' server as a fork of this process, in the place of a Popen: it would import for long what is here already."""
+
+    def __init__(self, serve: Callable[[], None]) -> None:
+        asked, ask = os.pipe()
+        answers, answer = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+            os.dup2(asked, 0)
+            os.dup2(answer, 1)
+            for handle in (asked, ask, answers, answer):
+                os.close(handle)
+            sys.stdin = os.fdopen(0)
+            try:
+                serve()
+            finally:
+                os._exit(0)
+        os.close(asked)
+        os.close(answer)
+        self.stdin, self.stdout = os.fdopen(ask, "w"), os.fdopen(answers)
+
+    def wait(self, timeout: float) -> None:
+        os.waitpid(self._pid, 0)
+
+
 def _pytest(copy: Path, words: list[str]) -> None:
     """In a process of its own: pytest, on the copy's own modules and tests."""
     said = os.open(copy / "said.txt", os.O_WRONLY | os.O_CREAT)
@@ -62,6 +90,12 @@ def _pytest(copy: Path, words: list[str]) -> None:
     here = str(Path(__file__).parent)
     sys.path[:] = [str(copy / "src"), *(place for place in sys.path if place != here)]
     del sys.modules["mutants_list"]
+    if any("/promise/" in word for word in words):
+        sys.path.insert(0, str(copy / "tests/promise"))
+        import ranks
+
+        server = _Server(ranks.serve)
+        ranks.subprocess = types.SimpleNamespace(Popen=lambda *words, **options: server, PIPE=None)  # type: ignore[assignment, attr-defined]
     import pytest
 
     code = int(pytest.main(words))

@@ -105,7 +105,13 @@ _SUM = [
         "anywhere = flags[0, 1:]",
         (SAME, "-k", "Hooked"),
     ),
-    Mutant("padding-counted", "exact/totals.py", "rows[: stop - start] for rows", "rows for rows", (SAME, "-k", "Base")),
+    Mutant(
+        "padding-counted",
+        "exact/totals.py",
+        "rows[: stop - start] for rows",
+        "rows for rows",
+        (f"{TREE}::test_padding_for_the_message_is_no_row",),
+    ),
     Mutant(
         "weight-in-float32",
         "exact/step_totals.py",
@@ -148,7 +154,13 @@ _SUM = [
 ]
 
 _SEEDS = [
-    Mutant("seed-of-model", "session/model.py", "    seed_all(config.seed)\n", "    pass\n", (SAME, "-k", "Parts")),
+    Mutant(
+        "seed-of-model",
+        "session/model.py",
+        "    seed_all(config.seed)\n",
+        "    pass\n",
+        ("tests/unit/test_model.py::test_the_same_seed_gives_the_same_model_and_another_seed_another",),
+    ),
     Mutant(
         "seed-of-micro-batch",
         "loop.py",
@@ -245,7 +257,7 @@ _ROWS = [
         "batches/columns.py",
         "            columns = {}\n",
         "            pass\n",
-        (SAME, "-k", "Transformed"),
+        ("tests/unit/test_formats.py::test_a_batch_holds_what_the_rows_of_the_data_set_are",),
     ),
     Mutant(
         "selection-passed-over",

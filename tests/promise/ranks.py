@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -166,8 +167,12 @@ def _redirect(name: str) -> None:
 
 
 def _run_rank(job: dict[str, Any], rank: int, port: int) -> None:
+    import numpy as np
+
     from samestep import cli, sources
 
+    random.seed()  # as a process of its own begins: what nobody seeds would be the same in every fork
+    np.random.seed()
     code = 1
     atexit._clear()  # what was registered by the imports of the process that forks is its own
     found: list[dict[str, Path]] = []

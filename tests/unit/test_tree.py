@@ -1,10 +1,12 @@
 """The tree gives one sum, to the bit, from any contiguous split of its leaves."""
 
+import itertools
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep.exact import Block, Sum, blocks_of, cuts, tree_sum
+from samestep.exact import Block, Sum, blocks_of, cuts, in_order, padded, tree_sum
 
 
 def leaves_of(num: int, seed: int) -> torch.Tensor:
@@ -46,3 +48,10 @@ def test_the_order_of_the_sum_shows_in_its_bits() -> None:
     for leaf in leaves[1:]:
         forward = forward + leaf
     assert not torch.equal(tree_sum(leaves), forward)
+
+
+@given(num=st.integers(1, 20), world_size=st.integers(1, 20))
+def test_padding_for_the_message_is_no_row(num: int, world_size: int) -> None:
+    rows, starts = leaves_of(num, 0), cuts(num, min(num, world_size))
+    shares = [padded(rows[start:stop], starts) for start, stop in itertools.pairwise(starts)]
+    assert torch.equal(in_order(torch.stack(shares), starts), rows)

@@ -1,0 +1,37 @@
+"""A model is a function of the config's seed, whichever generator it is drawn from."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from samestep import Task
+from samestep.config import Config
+from samestep.session.model import make_model
+
+
+class Drawn(Task):
+    def model(self) -> nn.Module:
+        model = nn.Linear(2, 2)
+        model.bias.data.copy_(torch.tensor([random.random(), float(np.random.rand())]))
+        return model
+
+
+def drawn(seed: int) -> list[float]:
+    settings: dict[str, Any] = {"task": "drawn:Drawn", "global_batch_size": 1, "micro_batch_size": 1, "steps": 1}
+    config = Config.model_validate({**settings, "seed": seed, "optimizer": {"name": "sgd", "lr": 1.0}})
+    accelerator = cast(Accelerator, SimpleNamespace(device=torch.device("cpu"), scaler=None))
+    model, _ = make_model(config, Drawn(), accelerator, None, 1)
+    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()]).tolist()
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another() -> None:
+    first = drawn(1)
+    assert drawn(1) == first
+    assert all(one != other for one, other in zip(drawn(2), first, strict=True))
