@@ -111,13 +111,17 @@ class Purity(NoPurity):
                     if changed:
                         raise _in_place(name)
 
+    def _saved(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds of the model: a cache that is no part of it may be made whenever it is needed."""
+        return {k: v for k, v in self._model.state_dict(keep_vars=True).items() if isinstance(v, torch.Tensor)}
+
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
         """A whole evaluation inside: it leaves the model as it was. Raises UsageError if not."""
-        tensors = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        tensors = self._saved()
         versions = {name: tensor._version for name, tensor in tensors.items()}
         yield
-        now = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        now = self._saved()
         for name in now:
             if name not in tensors:
                 raise UsageError(f"task: the evaluation made the buffer {name}; make it in model()")
