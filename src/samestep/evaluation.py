@@ -150,20 +150,23 @@ class Best:
         return True
 
 
-def refuse_unknown_metrics(config: Config, evaluator: Evaluator | None, model: torch.nn.Module) -> None:
-    """Raise UsageError if the config goes by a metric that evaluation will not give: the end would be late for that."""
+def look_ahead(config: Config, evaluator: Evaluator | None, model: torch.nn.Module) -> None:
+    """Evaluate a first micro-batch, so that what is wrong with it shows before hours of training do.
+
+    Raises UsageError if the config goes by a metric that evaluation will not give.
+    """
     wanted = {"checkpoint.best": (config.checkpoint.best or "").partition(":")[0]}
     wanted["converge.metric"] = config.converge.metric if config.converge else ""
     asked = {key: metric for key, metric in wanted.items() if metric}
-    if asked and evaluator is None:
-        raise UsageError(
-            *(f'{key}: found {metric!r}, and data("eval") is None; return a split' for key, metric in asked.items())
-        )
-    if asked and evaluator is not None:
-        names = evaluator.names(model, {metric.removeprefix("eval_") for metric in asked.values()})
-        metrics = {f"eval_{name}": 0.0 for name in sorted(names)}
-        for key, metric in asked.items():
-            _metric(metrics, metric, key)
+    if evaluator is None:
+        lines = [f'{key}: found {metric!r}, and data("eval") is None; return a split' for key, metric in asked.items()]
+        if lines:
+            raise UsageError(*lines)
+        return
+    names = evaluator.names(model, {metric.removeprefix("eval_") for metric in asked.values()})
+    metrics = {f"eval_{name}": 0.0 for name in sorted(names)}
+    for key, metric in asked.items():
+        _metric(metrics, metric, key)
 
 
 def _metric(metrics: dict[str, float], wanted: str, key: str) -> float:

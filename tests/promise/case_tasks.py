@@ -546,6 +546,68 @@ class LateChange(Base):
         return super().loss(model, batch)
 
 
+class Spoiling(Base):
+    """In the third step, or the evaluation after it, the model is changed for good; not so once CASE_MENDED is set."""
+
+    what: str
+    _measured: int = 0
+
+    class Net(nn.Linear):
+        empty: torch.Tensor | None
+        mean: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__(3, 1)
+            self.register_buffer("empty", None)
+            self.register_buffer("mean", torch.zeros(3))
+
+    def data(self, split: str) -> Any:
+        return rows() if split == "train" else rows(4)
+
+    def model(self) -> nn.Module:
+        return self.Net()
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        if model.training and self._calls == 9 and self.what != "after" and not self.what.startswith("evaluation"):
+            self._spoil(model)
+        return super().loss(model, batch)
+
+    def metrics(self, model: Any, batch: Batch) -> Any:
+        self._measured += 1
+        if self._measured > 1 and self.what.startswith("evaluation"):  # the first is made at the start
+            self._spoil(model)
+        return super().metrics(model, batch)
+
+    def after_step(self, model: Any, step: int) -> None:
+        if step == 3 and self.what == "after":
+            self._spoil(model)
+
+    def _spoil(self, model: Any) -> None:
+        if "CASE_MENDED" in os.environ:
+            return
+        match self.what.removeprefix("evaluation "):
+            case "weight":
+                model.weight.data.mul_(1.1)
+                model.weight.detach().mul_(1.0)
+            case "frozen":
+                model.bias.requires_grad_(False)
+            case "buffer" | "after":
+                model.register_buffer("late", torch.zeros(3))
+            case "empty":
+                model.empty = torch.zeros(3)
+            case "module":
+                model.later = nn.Linear(3, 1)
+            case "removed":
+                model._buffers.pop("mean", None)
+            case "mean":
+                model.mean += 1
+            case "object":
+                model.mean = torch.ones(3)
+            case "error":
+                model.mean += 1
+                raise RuntimeError("no")
+
+
 class Signalled(Base):
     """The signal reaches rank 1 alone."""
 

@@ -197,7 +197,7 @@ def test_a_resumed_run_goes_on_waiting_for_something_better(cases: Cases) -> Non
 def test_an_evaluation_that_a_stop_broke_off_is_made_by_the_next_start(cases: Cases, size: int) -> None:
     words = ["with.scores=[5.0, 4.0, 3.0, 2.0]", "evaluate.every=2"]
     whole = cases.start("StoppedInEvaluation", *words, run="whole", steps=8)
-    broken = cases.start("StoppedInEvaluation", *words, run="part", steps=8, size=size, env={"CASE_MEASURED": "4"})
+    broken = cases.start("StoppedInEvaluation", *words, run="part", steps=8, size=size, env={"CASE_MEASURED": "5"})
     assert 0 not in broken.codes
     part = cases.start("StoppedInEvaluation", *words, run="part", steps=8, size=size)
     assert "resumed from step 4" in part.out or size == 2
@@ -237,6 +237,9 @@ def test_a_signal_to_one_rank_stops_all(cases: Cases) -> None:
         ("Drawing", [], "task: the loss depends on self._rng, which the forward changes"),
         ("Drawing", ["micro_batch_size=8"], "task: the loss depends on self._rng, which the forward changes"),
         ("Averaging", ["with.what=early", "checkpoint.best=loss"], "task: the evaluation made the buffer late; make it"),
+        ("Averaging", ["with.what=evaluation", "evaluate.every=3"], "task: the evaluation changed mean of the model"),
+        ("Weighing", ["evaluate.every=2"], "task: the loss depends on self._w, which the forward changes"),
+        ("Averaging", ["with.what=early"], "task: the evaluation made the buffer late; make it"),
         ("Annealed", [], "task: the loss depends on self.beta, which the forward changes"),
         ("ChangingTheTask", [], "task: after_step changed self.scale, which no checkpoint holds"),
         ("Layer", ["with.kind=sync"], "task: 0 is a SyncBatchNorm, whose statistics depend on the number of processes"),
@@ -274,8 +277,6 @@ def test_what_cannot_be_kept_is_one_line_at_every_world_size(
         ("LateChange", ["with.what=weight"], "task: the forward changed the parameter 0.weight"),
         ("LateChange", ["with.what=bias"], "task: the forward changed requires_grad of 0.bias; do that in after_step"),
         ("LateThreshold", [], "task: the loss depends on self._calls, which the forward changes"),
-        ("Averaging", ["with.what=evaluation", "evaluate.every=3"], "task: the evaluation changed mean of the model"),
-        ("Weighing", ["evaluate.every=2"], "task: the loss depends on self._w, which the forward changes"),
         ("Masked", [], "step 2: none of its rows counts: the weights of rows "),
     ],
 )
@@ -286,6 +287,40 @@ def test_what_shows_only_later_is_named_and_costs_no_finished_step(
     assert set(found.codes) == {1}
     assert line in found.err
     assert len(found.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        ("weight", "task: the forward changed the parameter weight"),
+        ("frozen", "task: the forward changed requires_grad of bias; do that in after_step"),
+        ("buffer", "task: the forward made the buffer late; make it in model()"),
+        ("empty", "task: the forward made the buffer empty; make it in model()"),
+        ("module", "task: the forward made the parameter later.bias; make it in model()"),
+        ("removed", "task: the forward removed mean of the model; do that in model()"),
+        ("after", "task: after_step made the buffer late; make it in model()"),
+        ("evaluation weight", "task: the evaluation changed weight of the model"),
+        ("evaluation mean", "task: the evaluation changed mean of the model"),
+        ("evaluation object", "task: the evaluation changed mean of the model"),
+        ("evaluation buffer", "task: the evaluation made the buffer late; make it in model()"),
+        ("evaluation empty", "task: the evaluation made the buffer empty; make it in model()"),
+        ("evaluation removed", "task: the evaluation changed mean of the model"),
+        ("evaluation error", "RuntimeError: no"),
+    ],
+)
+def test_once_a_late_mistake_is_mended_the_run_goes_on_as_if_it_had_never_been(
+    cases: Cases, what: str, line: str, size: int
+) -> None:
+    words = [f"with.what={what}", "evaluate.every=3"]
+    broken = cases.start("Spoiling", *words, run="part", size=size)
+    assert 1 in broken.codes
+    assert 0 not in broken.codes
+    assert line in broken.err
+    mended = cases.start("Spoiling", *words, run="part", size=3 - size, env={"CASE_MENDED": "1"})
+    whole = cases.start("Spoiling", *words, run="whole", env={"CASE_MENDED": "1"})
+    assert mended.weights == whole.weights
+    assert mended.rows == whole.rows
 
 
 @pytest.mark.parametrize(

@@ -147,3 +147,8 @@ def digest(tensor: torch.Tensor) -> str:
     """A checksum of a tensor's bytes, or of a very large one's in part."""
     plain = _some(tensor.detach().resolve_conj().reshape(-1)).cpu().contiguous()
     return xxhash.xxh3_64_hexdigest(plain.view(torch.uint8).numpy()) if plain.numel() else ""
+
+
+def listed(names: list[str]) -> str:
+    """The first of them, for a message."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

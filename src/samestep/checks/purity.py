@@ -16,14 +16,15 @@ import torch
 
 from samestep.batches import MicroBatch
 from samestep.checks import attributes
+from samestep.checks.held import Held
 from samestep.checks.recompute import Recompute
+from samestep.checks.stepper import Stepper
 from samestep.errors import UsageError
 from samestep.exact import OrderedSum, fingerprint
 from samestep.task import Task
 
 Spot = tuple[str, dict[str, Any], str]
 _ABSENT = object()
-_PUT_THERE = ("found_inf", "grad_scale", "_opt_called", "step")  # on an optimizer, by the run itself
 
 
 class NoPurity:
@@ -40,6 +41,10 @@ class NoPurity:
     @contextlib.contextmanager
     def after_step(self, step: int) -> Iterator[None]:
         yield
+
+    def roll_back(self) -> bool:
+        """After a fault: give up what the step that was begun did to the model; False if that cannot be."""
+        return True
 
 
 class Purity(NoPurity):
@@ -58,7 +63,7 @@ class Purity(NoPurity):
         gradients: OrderedSum,
         first_step: int,
     ) -> None:
-        self._task, self._model, self._optimizer, self._recompute = task, model, optimizer, recompute
+        self._task, self._model, self._recompute = task, model, recompute
         self._gradients, self._first_step = gradients, first_step
         self._names = [name for name, _ in model.named_parameters()]
         self._parameters = list(model.parameters())
@@ -66,10 +71,9 @@ class Purity(NoPurity):
         self._spots_at_start = self._spots()
         self._at_start = self._copies({name: names[key] for name, names, key in self._spots_at_start})
         self._looks_at_start = self._look()
-        self._touched = self._touches()
+        self._touched: list[tuple[int, bool]] | None = None  # before the forwards of a step, until they are through
         self._has_changed = False  # any attribute, since the start
-        self._of_any_optimizer = {*vars(torch.optim.SGD([torch.zeros(1)])), *_PUT_THERE}
-        self._steppers: dict[str, Any] | None = None  # the optimizer's attributes before a chosen step
+        self._stepper, self._held = Stepper(optimizer), Held(model)
 
     def _spots(self) -> list[Spot]:
         return [*attributes.of_model(self._model), *attributes.of_task(self._task)]
@@ -86,8 +90,6 @@ class Purity(NoPurity):
         found: dict[str, Any] = {f"requires_grad of {name}": p.requires_grad for name, p in self._model.named_parameters()}
         for path, module in self._model.named_modules():
             found[f"train() or eval() of {path or 'model'}"] = module.training
-            saved = module._buffers.keys() - module._non_persistent_buffers_set
-            found |= {f"the buffer {path}.{key}".replace(" .", " "): module._buffers[key] is not None for key in saved}
         return found
 
     @contextlib.contextmanager
@@ -95,7 +97,7 @@ class Purity(NoPurity):
         """A forward and backward inside. Raises UsageError if those of the share were found not to be pure."""
         share, is_chosen = self._gradients.share, self._is_chosen(step)
         if micro.index == share[0]:
-            self._watch_optimizer(step)
+            self._stepper.watch(is_chosen and step > self._first_step)  # in the first many prepare themselves
             self._touched = self._touches()
             if is_chosen:
                 self._before = self._bits(), self._shape()
@@ -103,48 +105,43 @@ class Purity(NoPurity):
         if is_chosen:
             self._refuse_a_state(step, micro.index)
         if micro.index == share[-1]:
-            self._refuse_touched(self._touched)
+            self._refuse_touched()
+            self._touched = None
+            self._held.refuse_others("the forward")
             if is_chosen:
                 bits, shape = self._before
                 _refuse_another_shape(shape, self._shape())
                 for name, changed in zip(self._names, (bits != self._bits()).tolist(), strict=True):
                     if changed:
+                        self._held.is_spoilt = True
                         raise _in_place(name)
 
-    def _saved(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint holds of the model: a cache that is no part of it may be made whenever it is needed."""
-        return {k: v for k, v in self._model.state_dict(keep_vars=True).items() if isinstance(v, torch.Tensor)}
+    def roll_back(self) -> bool:
+        """After a fault: the model is as the last finished step left it, or False: a forward has changed a parameter."""
+        for refuse in (self._refuse_touched, lambda: self._held.refuse_others("the forward")):
+            with contextlib.suppress(UsageError):
+                refuse()
+        return not self._held.is_spoilt
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
         """A whole evaluation inside: it leaves the model as it was. Raises UsageError if not."""
-        tensors = self._saved()
-        versions = {name: tensor._version for name, tensor in tensors.items()}
-        yield
-        now = self._saved()
-        for name in now:
-            if name not in tensors:
-                raise UsageError(f"task: the evaluation made the buffer {name}; make it in model()")
-        for name in tensors:
-            if now.get(name) is not tensors.get(name) or versions[name] != now[name]._version:
-                raise UsageError(
-                    f"task: the evaluation changed {name} of the model, which would depend on who evaluates what; "
-                    "write `if self.training` around that, or keep it out of the model"
-                )
+        with self._held.evaluation():
+            yield
 
     @contextlib.contextmanager
     def after_step(self, step: int) -> Iterator[None]:
         """The task's after_step inside: what it changes must be what a checkpoint holds. Raises UsageError if not."""
-        if not self._is_chosen(step):
-            yield
-            return
-        before = self._look()
+        before = self._look() if self._is_chosen(step) else None
         yield
+        self._held.refuse_others("after_step")
+        if before is None:
+            return
         after = self._look()
         if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
             raise UsageError(
-                f"task: after_step changed {_listed(changed)}, which no checkpoint holds; keep it in a persistent buffer "
-                "or in a parameter without gradient of the model"
+                f"task: after_step changed {attributes.listed(changed)}, which no checkpoint holds; keep it in a persistent "
+                "buffer or in a parameter without gradient of the model"
             )
 
     def _bits(self) -> torch.Tensor:
@@ -154,13 +151,17 @@ class Purity(NoPurity):
         """What tells in every step, at little cost, that somebody wrote into a parameter or froze it."""
         return [(parameter._version, parameter.requires_grad) for parameter in self._parameters]
 
-    def _refuse_touched(self, before: list[tuple[int, bool]]) -> None:
-        if (now := self._touches()) == before:
+    def _refuse_touched(self) -> None:
+        """Raise UsageError if a forward of the step froze a parameter, which is undone, or wrote into one."""
+        before, now = self._touched, self._touches()
+        if before is None or now == before:
             return
         for name, parameter, old, new in zip(self._names, self._parameters, before, now, strict=True):
             if old[1] != new[1]:
+                parameter.requires_grad_(old[1])
                 raise UsageError(f"task: the forward changed requires_grad of {name}; do that in after_step")
             if old != new and not parameter.is_cuda:  # there cuDNN may only have laid it out anew
+                self._held.is_spoilt = True
                 raise _in_place(name)
 
     def _refuse_a_state(self, step: int, index: int) -> None:
@@ -209,25 +210,6 @@ class Purity(NoPurity):
         memo: dict[int, Any] = {}
         return {name: attributes.copied(value, memo) for name, value in values.items()}
 
-    def _watch_optimizer(self, step: int) -> None:
-        """Compare the optimizer's own attributes across a chosen step, the first aside, in which many prepare themselves."""
-        is_chosen = self._is_chosen(step) and step > self._first_step
-        if not is_chosen and self._steppers is None:
-            return
-        found = {
-            key: attributes.look(value)
-            for key, value in vars(self._optimizer).items()
-            if key not in self._of_any_optimizer and not isinstance(value, torch.nn.Module)
-        }
-        if self._steppers is not None:
-            changed = [key for key in {**self._steppers, **found} if self._steppers.get(key) != found.get(key)]
-            if changed:
-                raise UsageError(
-                    f"task: the optimizer's step changes its attribute {_listed(changed)}, which no checkpoint holds; "
-                    "keep it in its state or in a group"
-                )
-        self._steppers = found if is_chosen else None
-
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(one, other) or bool(one.isnan() and other.isnan())
@@ -244,9 +226,7 @@ def _put(places: dict[str, tuple[dict[str, Any], str]], values: dict[str, Any]) 
 def _refuse_another_shape(before: dict[str, Any], after: dict[str, Any]) -> None:
     for name in {**before, **after}:
         if before.get(name) != after.get(name):
-            what = "changed" if name in before and name in after else "made" if name in after else "removed"
-            advice = "make it in model()" if what == "made" else "do that in after_step"
-            raise UsageError(f"task: the forward {what} {name}; {advice}")
+            raise UsageError(f"task: the forward changed {name}; do that in after_step")
 
 
 def _in_place(name: str) -> UsageError:
@@ -254,7 +234,3 @@ def _in_place(name: str) -> UsageError:
         f"task: the forward changed the parameter {name}, which would depend on how a step is split over processes; "
         "change it in after_step"
     )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

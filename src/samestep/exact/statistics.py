@@ -30,8 +30,9 @@ class _Buffer:
 
     @property
     def now(self) -> torch.Tensor:
-        buffer = self.module._buffers[self.name]
-        assert buffer is not None
+        buffer = self.module._buffers.get(self.name)
+        if buffer is None:
+            raise UsageError(f"task: the forward removed {self.path} of the model; do that in model()")
         return buffer
 
     @property
@@ -47,10 +48,11 @@ class _Buffer:
 
     def reset(self) -> None:
         """The next micro-batch starts where the step did."""
-        if self.now.shape != self.start.shape:
+        buffer = self.module._buffers.get(self.name)
+        if buffer is None or buffer.shape != self.start.shape:
             self.module._buffers[self.name] = self.start.clone()
         else:
-            self.now.copy_(self.start)
+            buffer.copy_(self.start)
         self._seen = (self.now, self.now._version)
 
 
@@ -94,7 +96,7 @@ class Statistics:
     def roll_back(self) -> None:
         """Give up the step that was begun, if one was: the buffers are as the step before left them."""
         if self._is_begun:
-            for buffer in self._touched:
+            for buffer in [*self._moving, *self._fixed]:
                 buffer.reset()
 
     @property

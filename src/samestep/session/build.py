@@ -16,7 +16,7 @@ from samestep.checks import Auditor, NoAudit, Purity, Recompute
 from samestep.config import Config
 from samestep.control import StopFlag, Watchdog, agreed
 from samestep.errors import UsageError
-from samestep.evaluation import Best, Convergence, Evaluator, refuse_unknown_metrics
+from samestep.evaluation import Best, Convergence, Evaluator, look_ahead
 from samestep.exact import FastSum, OrderedSum, Statistics, StepExchange, everyone
 from samestep.loop import Training
 from samestep.order import Order
@@ -100,11 +100,11 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     recompute = Recompute(config.seed, task, model, accelerator, gradients, statistics, batches)
     purity = Purity(task, model, optimizer.inner, recompute, gradients, first_step)
 
-    def look_ahead() -> None:
+    def try_evaluation() -> None:
         with purity.evaluation():
-            refuse_unknown_metrics(config, evaluator, model)
+            look_ahead(config, evaluator, model)
 
-    agreed(look_ahead)
+    agreed(try_evaluation)
     every = config.audit.every if config.audit else 0
     values = saved.values if saved else {}
     tracker = make_tracker(all_steps)

@@ -85,6 +85,12 @@ def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtim
     finished = run.finished
     if finished == run.first_step:
         return False
+    if not run.purity.roll_back():
+        print(
+            f"step {finished} is not saved, for the forward has changed its parameters; an earlier checkpoint stands",
+            flush=True,
+        )
+        return True
     try:
         run.reports.flush(finished)
         if runtime.world_size == 1 or survivor(board, runtime.rank, finished, folder.claim_save):
