@@ -16,7 +16,7 @@ from typing import Any
 import oracle
 import safetensors.torch
 import yaml
-from draw import PENDING, REFUSED_BY, Run, features
+from draw import REFUSED_BY, Run, features
 from ranks import HERE, Ranks
 
 _VICTIMS = (1, -15)  # how ranks may end beside one that refuses what its own micro-batch has shown; () would be stricter
@@ -61,6 +61,8 @@ class Checker:
         for name in ("drawn_task.py", "drawn_parts.py"):
             shutil.copy(HERE / name, folder)
         (folder / "drawn.yaml").write_text(yaml.safe_dump(run["config"]))
+        if "init" in run["config"]:
+            self._oracle.ask({"folder": str(folder), "init": run["config"]})
         asked = self._thread.submit(self._oracle.ask, {"folder": str(folder), "oracle": run["config"]})
         answers = []
         for number, (size, signal, rank, place, call) in enumerate(run["starts"]):
@@ -75,10 +77,13 @@ class Checker:
         last = answers[-1]
         if 2 in last["codes"]:
             self._check_refusal(run, folder, last, len(answers) - 1, meant)
+        elif 1 in last["codes"] and _is_allowed(run, _words(last)):  # a part that no earlier micro-batch has used
+            self.refusals["in the middle: " + _kind(_words(last))] += 1
+            _compare(folder, run, meant, at_the_end=False)
         elif "error" in meant:
             found = f"exit {last['codes']}: {_words(last)}"
             is_told = meant["error"].partition(":")[0] in found or "BatchNorm needs more than one value" in found
-            if last["codes"] != [1] * len(last["codes"]) or not is_told:
+            if 1 not in last["codes"] or not set(last["codes"]) <= {1, -15} or not is_told:
                 raise Broken(f"the oracle says {meant['error']}, samestep {found}")
             self.refusals[f"in the middle: {meant['error'][:60]}"] += 1
             if (folder / "runs/drawn/metrics.jsonl").exists():  # else it has failed before the first step, in evaluation say
@@ -104,12 +109,12 @@ class Checker:
         """One line, before the first step, with the same words at another size, nothing left, and for a reason."""
         words = _words(answer)
         rows = folder / "runs/drawn/metrics.jsonl"
-        if number and rows.exists() and rows.stat().st_size and "error" not in meant:
+        is_allowed = _is_allowed(run, words)
+        if number and rows.exists() and rows.stat().st_size and "error" not in meant and not is_allowed:
             raise Broken(f"refused at start {number + 1} of a run that had begun: {words}")
         if not set(answer["codes"]) <= {2, *_VICTIMS}:
             raise Broken(f"exit {answer['codes']}: {words}")
-        allowed = [REFUSED_BY[name] for name in features(run) if name in REFUSED_BY]
-        if not any(re.search(pattern, words) for pattern in allowed) and "error" not in meant:
+        if not is_allowed and "error" not in meant:
             raise Broken(f"refused, and the oracle sees nothing wrong: {words}")
         if len(words.splitlines()) != 1:
             raise Broken(f"refused in {len(words.splitlines())} lines: {words}")
@@ -120,7 +125,7 @@ class Checker:
         again = self._start(folder, "other", other, "drawn", {})
         if 2 not in again["codes"] or not set(again["codes"]) <= {2, *_VICTIMS} or _words(again) != words:
             raise Broken(f"refused on {run['starts'][0][0]} as {words!r}, on {other} exit {again['codes']}: {_words(again)!r}")
-        self.refusals[re.sub(r"\d+|'[^']*'", "…", words)[:90]] += 1
+        self.refusals[_kind(words)] += 1
 
     def _count(self, run: Run, answers: list[dict[str, Any]]) -> None:
         self.counts.update(features(run))
@@ -138,6 +143,14 @@ def _words(answer: dict[str, Any]) -> str:
     ranks = [(code, err.strip()) for code, (_, err) in zip(answer["codes"], answer["said"], strict=True) if err.strip()]
     said = [err for code, err in ranks if code not in _VICTIMS] + [err for _, err in ranks]
     return said[0][max(0, said[0].find("samestep: ")) :] if said else ""
+
+
+def _is_allowed(run: Run, words: str) -> bool:
+    return any(re.search(REFUSED_BY[name], words) for name in features(run) if name in REFUSED_BY)
+
+
+def _kind(words: str) -> str:
+    return re.sub(r"\d+|'[^']*'", "…", words[words.find("task: ") :] if "task: " in words else words)[:90]
 
 
 def _compare(folder: Path, run: Run, meant: dict[str, Any], at_the_end: bool) -> None:
@@ -177,10 +190,6 @@ def _same(found: Any, want: Any) -> bool:
     if isinstance(want, float) and math.isnan(want):
         return found is None or (isinstance(found, float) and math.isnan(found))
     return bool(found == want)
-
-
-def is_pending(run: Run) -> bool:
-    return bool(features(run) & PENDING)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from drawn_parts import PARTS
@@ -11,16 +10,16 @@ from hypothesis import strategies as st
 
 Run = dict[str, Any]
 
-# What samestep cannot do yet, by the feature's name in `features`.
-PENDING: set[str] = {"judged by a metric that some micro-batches lack"}
-
 # A task whose forward is not pure, or whose rows cannot be stacked, may be refused: by these words, and at every size.
 REFUSED_BY = {
     "part:counter": "seen", "part:averaging": "mean", "part:hidden_averaging": "mean", "part:remembering": "calls",
-    "part:late": "shift", "part:tracked_instance_norm": "running_mean|running_var", "part:spectral_norm": "_u|_v",
-    "part:complex": "complex",
+    "part:late": "shift",
 }  # fmt: skip
 IMPURE = {"counter", "averaging", "hidden_averaging", "remembering", "late"}
+
+# What inductor compiles quickly and without a word of its own; each shape that a run meets takes it some seconds.
+COMPILED = {"linear", "wide", "layer_norm", "rms_norm", "gelu", "silu", "dropout", "conv1d", "batch_norm", "tied", "frozen"}
+COMPILED_TWISTS = ("", "penalty", "mode")
 
 OPTIMIZING = ("groups", "head_only", "own", "noise")  # each brings an optimizer of its own
 
@@ -45,11 +44,6 @@ OPTIMIZERS: list[dict[str, Any]] = [
 PLACES = ["data", "model", "transform", "metrics", "after_step"]
 
 
-def _known(prefix: str, names: Iterable[str]) -> list[str]:
-    """Those that samestep can do."""
-    return [name for name in names if f"{prefix}:{name}" not in PENDING]
-
-
 def _maybe(strategy: st.SearchStrategy[Any], absent: int = 1) -> st.SearchStrategy[Any]:
     """A value, or, `absent` times as often, None."""
     return st.one_of(*[st.none()] * absent, strategy)
@@ -58,28 +52,26 @@ def _maybe(strategy: st.SearchStrategy[Any], absent: int = 1) -> st.SearchStrate
 @st.composite
 def tasks(draw: st.DrawFn) -> Run:
     """The class and the fields of a task."""
-    mixins = draw(st.lists(st.sampled_from(_known("mixin", MIXINS)), max_size=2, unique=True))
+    mixins = draw(st.lists(st.sampled_from(list(MIXINS)), max_size=2, unique=True))
     column = draw(st.sampled_from(sorted(COLUMNS)))
     if column in NEEDS_COLLATE and "collate" not in mixins:
         mixins.append("collate")
     mixins = [name for name in mixins if name not in OPTIMIZING] + [name for name in mixins if name in OPTIMIZING][:1]
-    parts = [name for name in _known("part", sorted(PARTS)) if name not in IMPURE or "impure" not in PENDING]
+    pure = sorted(PARTS.keys() - IMPURE)
     fields = {
-        "parts": draw(st.lists(st.sampled_from(parts), min_size=draw(st.sampled_from([0, 1, 2, 3])), max_size=5)),
+        "parts": draw(st.lists(st.sampled_from(pure), min_size=draw(st.sampled_from([0, 1, 2, 3])), max_size=5)),
         "column": column,
-        "wrap": draw(st.sampled_from(_known("wrap", WRAPS))),
+        "wrap": draw(st.sampled_from(WRAPS)),
         "rows": draw(st.integers(1, 60)),
         "eval_rows": draw(st.sampled_from([0, 1, 5, 13, 20])),
         "dtype": draw(st.sampled_from(["float32"] * 6 + ["float64", "bfloat16"])),
         "target": draw(st.sampled_from(["squares", "classes", "weighted", "counted", "masked"])),
-        "twist": draw(
-            st.sampled_from(
-                _known("twist", ["", "", "", "part", "no_model", "penalty", "twice", "teacher", "mode", "out_dtype"])
-            )
-        ),
-        "metric": draw(st.sampled_from(_known("metric", ["", "accuracy", "nan", "drawn", "missing"]))),
+        "twist": draw(st.sampled_from(["", "", "", "part", "no_model", "penalty", "twice", "teacher", "mode", "out_dtype"])),
+        "metric": draw(st.sampled_from(["", "accuracy", "nan", "drawn", "missing"])),
         "made": draw(st.integers(1, 9)),
     }
+    if draw(st.integers(0, 9)) == 9:
+        fields["parts"].append(draw(st.sampled_from(sorted(IMPURE))))
     if "after_step" in mixins:
         fields["every_step"] = draw(st.sampled_from(["teacher", "freeze", "thaw", "clamp"]))
     return {"task": f"drawn_task.py:{class_name(mixins)}", "with": fields}
@@ -87,7 +79,8 @@ def tasks(draw: st.DrawFn) -> Run:
 
 @st.composite
 def configs(draw: st.DrawFn, task: Run) -> Run:
-    micro, num_micro = draw(st.integers(1, 5)), draw(st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 12]))
+    normed = any(name.startswith("batch_norm") for name in task["with"]["parts"])
+    micro, num_micro = draw(st.integers(1 + normed, 5)), draw(st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 12]))
     fields = task["with"]
     config = {
         **task,
@@ -103,8 +96,12 @@ def configs(draw: st.DrawFn, task: Run) -> Run:
         "threads": draw(st.sampled_from([1] * 9 + [2])),
         "workers": draw(st.sampled_from([0] * 19 + [1])),
         "watchdog": draw(st.sampled_from([0.0] * 9 + [60.0])),
+        "audit": draw(_maybe(st.fixed_dictionaries({"every": st.integers(1, 4)}), absent=9)),
+        "init": draw(_maybe(st.just("init.safetensors"), absent=9)),
         "track": {"every": 1, "wandb": "off", "fingerprint": draw(st.sampled_from([False, False, True]))},
     }
+    if set(fields["parts"]) <= COMPILED and fields["twist"] in COMPILED_TWISTS and draw(st.integers(0, 4)) == 4:
+        config["compile"] = True
     if config["drop_last"] and fields["rows"] < micro * num_micro:
         config["drop_last"] = False
     per_epoch = max(1, fields["rows"] // (micro * num_micro) + 1)
@@ -136,7 +133,7 @@ def runs(draw: st.DrawFn) -> Run:
     """A config and its starts: [processes, signal or "", rank that gets it, method that sends it, in its call number N]."""
     config = draw(configs(draw(tasks())))
     num_micro = config["global_batch_size"] // config["micro_batch_size"]
-    most = min(draw(st.sampled_from([2, 3, 4, 4, 7])), config.get("leaves") or num_micro)
+    most = min(2 if "compile" in config else draw(st.sampled_from([2, 3, 4, 4, 7])), config.get("leaves") or num_micro)
     sizes = st.sampled_from([1, *range(1, most + 1), *range(2, most + 1)])
     starts = []
     for _ in range(draw(st.sampled_from([0, 1, 1, 2, 3]))):
@@ -165,7 +162,7 @@ def features(run: Run) -> set[str]:
     found |= {f"mixin:{name}" for name in MIXINS if f"_{name}" in config["task"]}
     if not {f"mixin:{name}" for name in OPTIMIZING} & found:
         found.add(f"optimizer:{config['optimizer']['name']}")
-    for key in ("clip", "leaves", "converge", "epochs", "init", "compile"):
+    for key in ("clip", "leaves", "converge", "epochs", "init", "compile", "audit"):
         if key in config:
             found.add(key)
     found |= {f"{key}:{config[key]}" for key in ("precision", "drop_last", "workers", "threads", "watchdog") if config.get(key)}

@@ -142,9 +142,9 @@ class Drawn(Task):
         if self.target == "masked":
             columns["weight"] = (rng.random((rows, CLASSES)) > 0.3) | (np.arange(CLASSES) == 0)
         dataset = datasets.Dataset.from_dict(columns)
-        if self.wrap == "array":
+        if self.wrap == "array" and self.column not in NEEDS_COLLATE:
             dataset = datasets.Dataset.from_dict(columns, features=_array_features(x, dataset.features))
-        if self.wrap == "fixed" and np.ndim(x) == 2:
+        if self.wrap == "fixed" and self.column not in NEEDS_COLLATE and np.ndim(x) == 2:
             inner = dataset.features["x"].feature
             features = datasets.Features({**dataset.features, "x": datasets.Sequence(inner, length=np.shape(x)[1])})
             dataset = datasets.Dataset.from_dict(columns, features=features)

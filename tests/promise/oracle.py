@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from samestep.compiling import compile_blocks
 from samestep.mixing import mix
 from samestep.order import Order
 from samestep.seeding import seed_all
@@ -124,9 +125,13 @@ def settle(model: nn.Module, start: Tensors, made: list[list[Tensors]]) -> None:
     """
     norms = {path for path, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase)}
     every = [buffers for leaf in made for buffers in leaf]
+    saved = model.state_dict().keys()
     for name, buffer in model.named_buffers():
         if name not in start:
             raise Impure(f"{name} was made by a forward")
+        if name not in saved:  # no start would find what a forward leaves there: each begins as the step did
+            buffer.copy_(start[name])
+            continue
         results = [buffers[name] for buffers in every]
         if all(torch.equal(result, start[name]) for result in results):
             buffer.copy_(start[name])
@@ -177,8 +182,12 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
     model = task.model()
     floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     if config.get("init"):
-        model.load_state_dict(safetensors.torch.load_file(Path(config["init"])), strict=False)
+        model.load_state_dict(
+            safetensors.torch.load_file(Path(config["init"])),
+        )
     optimizer = make_optimizer(config, task, model, parsed)
+    if config.get("compile"):
+        compile_blocks(model)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     stepped = {p for group in optimizer.param_groups for p in group["params"]}
     rows, order = Reader(task, dataset, seed, floats), Order(len(dataset), seed)

@@ -35,6 +35,7 @@ class Ranks:
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         }
         words = [sys.executable, str(Path(__file__)), "serve"]
@@ -80,7 +81,7 @@ def serve() -> None:
             job = json.loads(line)
             os.chdir(job["folder"])
             to_the_test = os.dup(1)
-            answer = _ask_the_oracle(job) if "oracle" in job else _launch(job)
+            answer = _write_weights(job) if "init" in job else _ask_the_oracle(job) if "oracle" in job else _launch(job)
             os.write(to_the_test, (json.dumps(answer) + "\n").encode())
             os._exit(0)
         os.waitpid(pid, 0)
@@ -108,6 +109,21 @@ def _ask_the_oracle(job: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         return {"rows": rows, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
     return {"rows": rows[:-1], "end": rows[-1]}
+
+
+def _write_weights(job: dict[str, Any]) -> dict[str, Any]:
+    """Other first weights than the run's seed would make, where its config looks for them."""
+    import drawn_task
+    import safetensors.torch
+    import torch
+
+    _redirect("init")
+    config = job["init"]
+    torch.manual_seed(config["seed"] + 1)
+    model = getattr(drawn_task, config["task"].rpartition(":")[2])(**config["with"]).model()
+    weights = {name: tensor.clone().contiguous() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(weights, config["init"])
+    return {}
 
 
 def _launch(job: dict[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 import draw
 import pytest
-from check import Checker, is_pending
+from check import Checker
 from examples import LINES
-from hypothesis import HealthCheck, Phase, assume, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 
 _AT_A_TIME = 8
 _settings = settings(
@@ -54,7 +54,6 @@ def _drawn(checker: Checker, count: int, longest_s: float) -> None:
         @settings(_settings, max_examples=_AT_A_TIME)
         @given(draw.runs())
         def hold(run: draw.Run) -> None:
-            assume(not is_pending(run))
             if time.monotonic() < ends_at:
                 checker.check(run)
 

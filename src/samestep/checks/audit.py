@@ -49,7 +49,7 @@ class Auditor(NoAudit):
         if not self._plan.num_rows(step, self._index):  # counts for nothing, and its owner has nothing to show for it
             self._recomputed = torch.zeros_like(self._message(torch.zeros(()), self._gradients.first_fingerprint))
             return
-        loss, _ = self._recompute(step, self._index, backward=True)
+        loss = self._recompute.backward(step, self._index)
         self._recomputed = self._message(loss, fingerprint([parameter.grad for parameter in self._gradients.parameters]))
         self._gradients.clear()
 

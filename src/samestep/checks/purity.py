@@ -72,7 +72,6 @@ class Purity(NoPurity):
         self._at_start = self._copies({name: names[key] for name, names, key in self._spots_at_start})
         self._looks_at_start = self._look()
         self._touched: list[tuple[int, bool]] | None = None  # before the forwards of a step, until they are through
-        self._has_changed = False  # any attribute, since the start
         self._stepper, self._held = Stepper(optimizer), Held(model)
 
     def _spots(self) -> list[Spot]:
@@ -165,15 +164,14 @@ class Purity(NoPurity):
                 raise _in_place(name)
 
     def _refuse_a_state(self, step: int, index: int) -> None:
-        """Refuse attributes that are not as the start had them, if the loss of a micro-batch depends on it.
+        """Refuse attributes that are not as the start had them, if this micro-batch's loss or gradients depend on that.
 
-        The first that changes any is computed as it would be next; a later one as a start from here would.
+        It is computed once more as a start from here would compute it, and as it would come out next.
         """
         looks = self._look()
         changed = [name for name in {**self._looks_at_start, **looks} if self._looks_at_start.get(name) != looks.get(name)]
         if not changed:
             return
-        is_new, self._has_changed = not self._has_changed, True
         spots = {name: (names, key) for name, names, key in [*self._spots_at_start, *self._spots()]}
         places = {name: spots[name] for name in changed}
         real = {name: names.get(key, _ABSENT) for name, (names, key) in places.items()}
@@ -186,18 +184,18 @@ class Purity(NoPurity):
 
         def recomputed(values: dict[str, Any]) -> torch.Tensor:
             _put(places, self._copies(values))
-            return self._recompute(step, index)[0].detach()
+            return self._recompute.prints(step, index)
 
         try:
-            first, one = recomputed(fresh), changed[-1]
-            other = self._gradients.loss
-            if is_new:
-                with contextlib.suppress(Exception):  # one that its next call would raise is raised there
-                    other = recomputed(real)
-            if _same(first, other) or not _same(recomputed(fresh), first):
+            first = recomputed(fresh)
+            depends = not torch.equal(first[:1], fingerprint([self._gradients.loss]))
+            with contextlib.suppress(Exception):  # one that its next call would raise is raised there
+                depends |= not torch.equal(first, recomputed(real))
+            if not depends or not torch.equal(recomputed(fresh), first):
                 return  # in the latter case it is no attribute's doing: samestep verify tells
             # The last one is it if none of the others is: a count of calls is not asked for what it would do at the next.
-            one = next((n for n in changed[:-1] if not _same(recomputed({**fresh, n: real[n]}), first)), one)
+            others = (name for name in changed[:-1] if not torch.equal(recomputed({**fresh, name: real[name]}), first))
+            one = next(others, changed[-1])
         finally:
             _put(places, real)
         raise UsageError(
@@ -209,10 +207,6 @@ class Purity(NoPurity):
     def _copies(values: dict[str, Any]) -> dict[str, Any]:
         memo: dict[int, Any] = {}
         return {name: attributes.copied(value, memo) for name, value in values.items()}
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch.equal(one, other) or bool(one.isnan() and other.isnan())
 
 
 def _put(places: dict[str, tuple[dict[str, Any], str]], values: dict[str, Any]) -> None:

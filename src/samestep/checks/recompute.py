@@ -1,4 +1,4 @@
-"""A micro-batch computed again, beside the training: its loss, and nothing of it stays."""
+"""A micro-batch computed again, beside the training: its loss and gradients, and nothing of it stays."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from accelerate import Accelerator
 
 from samestep.batches import Batches
-from samestep.exact import OrderedSum, Statistics
+from samestep.exact import OrderedSum, Statistics, fingerprint
 from samestep.seeding import seed_all
-from samestep.task import Ratio, Task, checked_ratio
+from samestep.task import Task, checked_ratio
 
 
 class Recompute:
-    """The forward of any micro-batch of any step, with the random numbers that belong to it."""
+    """The forward and backward of any micro-batch of any step, with the random numbers that belong to it."""
 
     def __init__(
         self,
@@ -30,16 +30,28 @@ class Recompute:
         self._seed, self._task, self._model, self._accelerator = seed, task, model, accelerator
         self._gradients, self._statistics, self._batches = gradients, statistics, batches
 
-    def __call__(self, step: int, index: int, backward: bool = False) -> Ratio:
-        """Returns what the task's loss returns; with `backward` the gradients are left in `grad`, for the caller to clear."""
+    def backward(self, step: int, index: int) -> torch.Tensor:
+        """Returns the loss; the gradients are left in `grad`, for the caller to clear."""
+        with self._forward(step, index) as loss:
+            self._accelerator.backward(loss)
+        return loss.detach()
+
+    def prints(self, step: int, index: int) -> torch.Tensor:
+        """Fingerprints of the loss and of each trainable parameter's gradient, which is left nowhere."""
+        parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        with self._forward(step, index) as loss:
+            grads = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else ()
+        return fingerprint([loss.detach(), *grads])
+
+    @contextlib.contextmanager
+    def _forward(self, step: int, index: int) -> Iterator[torch.Tensor]:
+        """The loss, and a backward inside: buffers that it needs stay as the forward left them until it is through."""
         with self._gradients.apart(), self._statistics.apart(), _modes_kept(self._model):
             batch = self._batches.again(step, index)
             seed_all(self._seed, step, index, device=self._accelerator.device)
             with self._accelerator.autocast():
-                loss, weight = checked_ratio(self._task.loss(self._model, batch))
-            if backward:
-                self._accelerator.backward(loss)
-        return loss, weight
+                loss, _ = checked_ratio(self._task.loss(self._model, batch))
+            yield loss
 
 
 @contextlib.contextmanager
