@@ -58,7 +58,7 @@ def tasks(draw: st.DrawFn) -> Run:
         mixins.append("collate")
     mixins = [name for name in mixins if name not in OPTIMIZING] + [name for name in mixins if name in OPTIMIZING][:1]
     pure = sorted(PARTS.keys() - IMPURE)
-    fields = {
+    fields: Run = {
         "parts": draw(st.lists(st.sampled_from(pure), min_size=draw(st.sampled_from([0, 1, 2, 3])), max_size=5)),
         "column": column,
         "wrap": draw(st.sampled_from(WRAPS)),
