@@ -44,7 +44,7 @@ class Faulty(Slow):
     mark: str
     calls_before: int  # of `loss` in that process: the fault is in this one
 
-    _calls: int = 0
+    _calls: int = -1  # a start tries an evaluation first
 
     def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         self._calls += 1
@@ -79,11 +79,11 @@ class Doomed(Slow):
     marks: str
     signal: int = signal.SIGKILL
 
-    _calls: dict[str, int] = PrivateAttr(default_factory=dict)
+    _calls: dict[str, int] = PrivateAttr(default_factory=lambda: {"train": 0, "eval": -1})  # a start tries an evaluation first
 
     def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         kind = "train" if model.training else "eval"
-        self._calls[kind] = self._calls.get(kind, 0) + 1
+        self._calls[kind] += 1
         for number, moment in enumerate(self.moments):
             mark = Path(self.marks) / str(number)
             if moment == f"{kind} {self._calls[kind]}" and not mark.exists():
