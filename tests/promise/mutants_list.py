@@ -21,6 +21,7 @@ STATE = f"{CASES}::test_an_optimizers_whole_state_comes_back_as_it_was"
 AFTER = f"{CASES}::test_what_after_step_changes_is_saved_and_comes_back"
 FAULT = f"{CASES}::test_a_save_after_a_fault_holds_the_finished_step_alone"
 REFUSED = f"{CASES}::test_what_cannot_be_kept_is_one_line_at_every_world_size"
+LATE = f"{CASES}::test_once_a_late_mistake_is_mended_the_run_goes_on_as_if_it_had_never_been"
 ONE_RANK = f"{CASES}::test_what_only_one_rank_does_is_refused_on_all"
 HOOK = "tests/distributed/test_exact.py::test_the_hook_can_be_forced_on_one_process"
 OPTIM, GRADIENTS, BATCHES = "tests/unit/test_optim.py", "tests/unit/test_gradients.py", "tests/unit/test_batches.py"
@@ -504,16 +505,58 @@ _WATCH = [
     Mutant(
         "bits-unwatched",
         "checks/purity.py",
-        "                    if changed:\n                        raise _in_place(name)\n",
-        "                    pass\n",
+        "                    if changed:\n",
+        "                    if False:\n",
         (REFUSED, "-k", "weight"),
     ),
     Mutant(
         "touches-unwatched",
         "checks/purity.py",
-        "            self._refuse_touched(self._touched)\n",
+        "            self._refuse_touched()\n",
         "            pass\n",
         (f"{CASES}::test_what_shows_only_later_is_named_and_costs_no_finished_step",),
+    ),
+    Mutant(
+        "gradients-unwatched",
+        "checks/recompute.py",
+        "return fingerprint([loss.detach(), *grads])",
+        "return fingerprint([loss.detach()])",
+        ("tests/promise/test_promise.py::test_what_failed_once_holds",),
+    ),
+    Mutant(
+        "new-buffers-unwatched",
+        "checks/held.py",
+        "        if (size := self._count()) == self._size:\n",
+        "        if (size := self._count()):\n",
+        (LATE, "-k", "buffer or empty"),
+    ),
+    Mutant(
+        "new-buffers-saved",
+        "checks/held.py",
+        "                names[key] = None\n",
+        "                pass\n",
+        (LATE, "-k", "buffer or empty"),
+    ),
+    Mutant(
+        "evaluation-not-undone",
+        "checks/held.py",
+        "                    tensor.copy_(copies[name])\n",
+        "                    pass\n",
+        (LATE, "-k", "evaluation and mean"),
+    ),
+    Mutant(
+        "spoilt-weights-saved",
+        "checks/purity.py",
+        "return not self._held.is_spoilt",
+        "return True",
+        (LATE, "-k", "weight"),
+    ),
+    Mutant(
+        "evaluation-untried",
+        "session/build.py",
+        "    agreed(try_evaluation)\n",
+        "",
+        (REFUSED, "-k", "Unscored"),
     ),
     Mutant(
         "requires-grad-unwatched",
