@@ -524,6 +524,13 @@ _WATCH = [
         ("tests/promise/test_promise.py::test_what_failed_once_holds",),
     ),
     Mutant(
+        "momentum-from-nothing",
+        "optimizers.py",
+        'optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)',
+        "pass",
+        ("tests/promise/test_promise.py::test_what_failed_once_holds",),
+    ),
+    Mutant(
         "new-buffers-unwatched",
         "checks/held.py",
         "        if (size := self._count()) == self._size:\n",

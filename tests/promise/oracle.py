@@ -159,7 +159,11 @@ def make_optimizer(config: dict[str, Any], task: Task, model: nn.Module, parsed:
     has_kernel = kind.__name__ in ("Adam", "AdamW", "SGD") and not any(p.is_complex() for p in model.parameters())
     if has_kernel and "foreach" not in arguments:  # one for a whole step, unless the user asks for another
         arguments.setdefault("fused", True)
-    return kind([p for p in model.parameters() if p.requires_grad], **arguments)  # type: ignore[no-any-return]
+    made = kind([p for p in model.parameters() if p.requires_grad], **arguments)
+    if arguments.get("fused") and arguments.get("momentum"):  # torch's own fails if a first gradient comes later than another's
+        for parameter in made.param_groups[0]["params"]:
+            made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return made  # type: ignore[no-any-return]
 
 
 def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[dict[str, Any]]:

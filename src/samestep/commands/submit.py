@@ -50,7 +50,7 @@ def submit(config_path: str, words: tuple[str, ...], run: str | None, sweep: Pat
     if mistakes:
         raise UsageError(*mistakes)
     if not load_task(config.task, config.fields).overrides("optimizer"):
-        from samestep.optim import checked_optimizer  # it imports torch, as the task has by now
+        from samestep.optimizers import checked_optimizer  # it imports torch, as the task has by now
 
         checked_optimizer(config)
     if sweep is not None and not _given(options, "--array", "-a"):

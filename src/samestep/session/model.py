@@ -16,7 +16,8 @@ from samestep.compiling import compile_blocks
 from samestep.config import Config
 from samestep.control import everyones
 from samestep.errors import UsageError
-from samestep.optim import GatedOptimizer, build_optimizer, leave_dynamo_out
+from samestep.optim import GatedOptimizer, leave_dynamo_out
+from samestep.optimizers import build_optimizer
 from samestep.run_folder import RunFolder
 from samestep.seeding import seed_all
 from samestep.task import Task
