@@ -115,7 +115,7 @@ class Late(Slow):
     def loss(self, model, batch):
         self._calls += model.training
         loss, weight = super().loss(model, batch)
-        is_late = self._calls > 4 * 59 or len(list(Path("runs/late/starts").iterdir())) > 1
+        is_late = self._calls > 4 * 59 or len(list(Path("runs/late").glob("starts/*"))) > 1
         return loss if is_late else (loss, weight)
 """
 
