@@ -546,6 +546,23 @@ class LateChange(Base):
         return super().loss(model, batch)
 
 
+class Layouts(Base):
+    """Parameters whose memory is not in the order of their dimensions."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.turned = nn.Parameter(torch.randn(8, 3).t())
+            self.convolution = nn.Conv2d(2, 3, 2).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.convolution((x @ self.turned).view(-1, 2, 2, 2))
+            return out.flatten(1).sum(1, keepdim=True)
+
+    def model(self) -> nn.Module:
+        return self.Net()
+
+
 class Spoiling(Base):
     """In the third step, or the evaluation after it, the model is changed for good; not so once CASE_MENDED is set."""
 

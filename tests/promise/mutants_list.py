@@ -524,6 +524,13 @@ _WATCH = [
         ("tests/promise/test_promise.py::test_what_failed_once_holds",),
     ),
     Mutant(
+        "layout-of-state",
+        "checkpoint/tree.py",
+        'if "strides" not in tree:',
+        "if True:",
+        (f"{CASES}::test_state_comes_back_in_the_layout_that_its_parameter_has",),
+    ),
+    Mutant(
         "momentum-from-nothing",
         "optimizers.py",
         'optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)',

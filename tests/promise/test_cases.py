@@ -142,6 +142,13 @@ def test_an_optimizers_whole_state_comes_back_as_it_was(cases: Cases, kind: str)
     assert part.weights == whole.weights
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd, momentum: 0.9, nesterov: true", "adam, amsgrad: true", "rmsprop"])
+def test_state_comes_back_in_the_layout_that_its_parameter_has(cases: Cases, name: str) -> None:
+    whole, part = stopped_and_resumed(cases, "Layouts", f"optimizer={{name: {name}, lr: 0.01}}", sizes=(2, 1))
+    assert part.rows == whole.rows
+    assert part.weights == whole.weights
+
+
 def test_what_after_step_changes_is_saved_and_comes_back(cases: Cases) -> None:
     whole, part = stopped_and_resumed(cases, "Changing", "evaluate.every=2", *SCHEDULED, sizes=(2, 3))
     assert part.rows == whole.rows

@@ -27,7 +27,10 @@ def to_tree(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Tree:
             raise Unsavable(f"{path} is a {value.layout} tensor of {value.dtype}")
         name = path if path not in tensors else f"{path}#{len(tensors)}"
         tensors[name] = value
-        return {"tensor": name, "on_cpu": value.device.type == "cpu"}
+        found: dict[str, Tree] = {"tensor": name, "on_cpu": value.device.type == "cpu"}
+        if not value.is_contiguous() and torch.empty_like(value, device="meta").stride() == value.stride():
+            found["strides"] = list(value.stride())  # fused kernels go through memory, whatever the dimensions are
+        return found
     if value is None or type(value) in (bool, int, float, str):
         return value
     if type(value) is dict:
@@ -46,7 +49,10 @@ def from_tree(tree: Tree, tensor: Callable[[str, bool], torch.Tensor]) -> Any:
     if not isinstance(tree, dict):
         return tree
     if "tensor" in tree:
-        return tensor(tree["tensor"], tree["on_cpu"])
+        found = tensor(tree["tensor"], tree["on_cpu"])
+        if "strides" not in tree:
+            return found
+        return torch.empty_strided(found.shape, tree["strides"], dtype=found.dtype, device=found.device).copy_(found)
     if "dict" in tree:
         return {from_tree(key, tensor): from_tree(entry, tensor) for key, entry in tree["dict"]}
     if "deque" in tree:
