@@ -13,9 +13,10 @@ import os, time
 import datasets, numpy as np, torch
 from samestep import Task
 
+calls = 0  # no attribute, whose change would be seen at once
+
 class Faulty(Task):
     fault: str = "none"
-    calls: int = 0
 
     def data(self, split):
         rng = np.random.default_rng(0)
@@ -25,10 +26,11 @@ class Faulty(Task):
         return torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
 
     def loss(self, model, batch):
-        self.calls += 1
+        global calls
+        calls += 1
         x, rank = batch["x"], os.environ.get("RANK", "0")
         a_step = 8 // int(os.environ.get("WORLD_SIZE", 1))
-        step, call = divmod(self.calls - 1, a_step)
+        step, call = divmod(calls - 1, a_step)
         step += 1
         if self._handle:
             self._handle.remove()
@@ -141,7 +143,7 @@ def test_the_audit_names_step_ranks_and_hosts(faulty: Workplace, fault: str, wha
 
 
 def test_a_sound_task_passes_the_audit_and_its_bits_do_not_change(faulty: Workplace) -> None:
-    faulty.write("faulty.py", TASK.replace("calls: int = 0", "calls: int = -1000"))
+    faulty.write("faulty.py", TASK.replace("calls = 0", "calls = -1000"))
     plain = faulty.train("faulty.yaml", "--run", "plain").weights
     for processes in (1, 3):
         audited = faulty.train("faulty.yaml", "--run", f"on-{processes}", "audit.every=2", processes=processes)
