@@ -69,7 +69,7 @@ class Checker:
             env = {"PROMISE_FUSE": f"{signal}:{rank}:{place}:{call}"} if signal else {}
             answers.append(self._start(folder, f"start-{number}", size, "drawn", env))
             codes = set(answers[-1]["codes"])
-            if codes <= {0} or (2 in codes and -9 not in codes):  # beside a rank that was killed, the refusal is the next start's
+            if codes <= {0} or (2 in codes and -9 not in codes):  # beside a killed rank, the refusal is the next start's
                 break
         meant = asked.result()
         self._count(run, answers)

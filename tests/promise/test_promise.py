@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import time
+import traceback
 from collections.abc import Iterator
 
 import draw
@@ -23,7 +25,6 @@ _settings = settings(
     deadline=None,
     derandomize=False,
     database=None,
-    phases=[Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),
     print_blob=False,
 )
@@ -42,31 +43,38 @@ def test_what_failed_once_holds(checker: Checker, line: str) -> None:
     checker.check(json.loads(line))
 
 
-def _drawn(checker: Checker, count: int, longest_s: float) -> None:
-    """Few at a time, each time from a new seed: hypothesis likes to vary what it has drawn before."""
+def _drawn(checker: Checker, count: int, longest_s: float, phases: list[Phase]) -> list[str]:
+    """Few at a time, each time from a new seed: hypothesis likes to vary what it has drawn before. Returns what failed."""
     number = int(os.environ.get("PROMISE_SEED", random.SystemRandom().randrange(1 << 32)))
     print(f"\nPROMISE_SEED={number}", flush=True)
     ends_at = time.monotonic() + longest_s
     before = checker.counts["runs"]
+    failed: list[str] = []
     while checker.counts["runs"] - before < count and time.monotonic() < ends_at:
 
         @seed(number)
-        @settings(_settings, max_examples=_AT_A_TIME)
+        @settings(_settings, max_examples=_AT_A_TIME, phases=phases)
         @given(draw.runs())
         def hold(run: draw.Run) -> None:
             if time.monotonic() < ends_at:
                 checker.check(run)
 
-        hold()
+        try:
+            hold()
+        except Exception as error:
+            said = re.search(r"check.Broken: .*\n.*replay: .*", "".join(traceback.format_exception(error)))
+            failed.append(said[0] if said else repr(error))
+            print(failed[-1], flush=True)
         number += 1
+    return failed
 
 
 @pytest.mark.timeout(1800)  # a failure takes its time to be shrunk
 def test_drawn_runs_hold(checker: Checker) -> None:
-    _drawn(checker, 10_000, float(os.environ.get("PROMISE_SECONDS", "100")))
+    assert not _drawn(checker, 10_000, float(os.environ.get("PROMISE_SECONDS", "100")), [Phase.generate, Phase.shrink])
 
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 def test_many_drawn_runs_hold(checker: Checker) -> None:
-    _drawn(checker, int(os.environ.get("PROMISE_RUNS", "1000")), 7000.0)
+    assert not _drawn(checker, int(os.environ.get("PROMISE_RUNS", "1000")), 7000.0, [Phase.generate])
