@@ -37,6 +37,14 @@ _NOT_THE_USERS = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run side by side, those that share the cluster, or a server of ranks, stay one after another."""
+    for item in items:
+        names = set(getattr(item, "fixturenames", ()))
+        for shared in {"cluster", "checker", "ranks"} & names:
+            item.add_marker(pytest.mark.xdist_group(shared))
+
+
 @dataclass
 class Finished:
     """A command that has ended."""
