@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,10 @@ class Checker:
         folder = Path(tempfile.mkdtemp(prefix="promise-"))
         try:
             self._check(run, folder)
-        except Broken as broken:
+        except Exception as error:
             self._seen.discard(line)  # to be seen again where it is shrunk
-            raise Broken(f"{broken}\nreplay: python tests/promise/check.py '{line}'") from None
+            words = error if isinstance(error, Broken) else traceback.format_exc()
+            raise Broken(f"{words}\nreplay: python tests/promise/check.py '{line}'") from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -89,14 +91,14 @@ class Checker:
             place = re.findall(r"line \d+, in (\w+)", meant["traceback"])
             self.refusals[f"in the middle: {meant['error'][:60]} in {'/'.join(place[-4:])}"] += 1
             if (folder / "runs/drawn/metrics.jsonl").exists():  # else it has failed before the first step, in evaluation say
-                _compare(folder, run, meant, at_the_end=False, is_half_a_step="in step" in meant["traceback"])
+                _compare(folder, run, meant, at_the_end=False, saves_last="in step" not in meant["traceback"])
         elif meant.get("diverged"):
             if 1 not in last["codes"] or "No step was taken with it" not in _words(last):
                 raise Broken(
                     f"the oracle diverges after step {len(meant['rows'])}, samestep: exit {last['codes']} {_words(last)}"
                 )
             self.refusals["diverged"] += 1
-            _compare(folder, run, meant, at_the_end=False)
+            _compare(folder, run, meant, at_the_end=False, saves_last=False)
         else:
             if set(last["codes"]) != {0}:
                 raise Broken(f"exit {last['codes']}: {_words(last)}")
@@ -155,7 +157,7 @@ def _kind(words: str) -> str:
     return re.sub(r"\d+|'[^']*'", "…", words[words.find("task: ") :] if "task: " in words else words)[:90]
 
 
-def _compare(folder: Path, run: Run, meant: dict[str, Any], at_the_end: bool, is_half_a_step: bool = False) -> None:
+def _compare(folder: Path, run: Run, meant: dict[str, Any], at_the_end: bool, saves_last: bool = True) -> None:
     path = folder / "runs" / "drawn"
     found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     for row, want in zip(found, meant["rows"], strict=False):
@@ -175,7 +177,7 @@ def _compare(folder: Path, run: Run, meant: dict[str, Any], at_the_end: bool, is
         if oracle.digest(safetensors.torch.load_file(place / "weights.safetensors")) != wanted[step]:
             raise Broken(f"the checkpoint of step {step} holds other weights than the oracle's")
     state = json.loads((path / "state.json").read_text())
-    if wanted and not is_half_a_step and max(wanted) != int(saved[-1].name.removeprefix("step-")):
+    if wanted and saves_last and max(wanted) != int(saved[-1].name.removeprefix("step-")):
         raise Broken(f"the last finished step is {max(wanted)}, the last saved is {saved[-1].name}")
     if at_the_end:
         end = meant["end"]

@@ -80,7 +80,8 @@ def _failed(folder: RunFolder, runtime: Runtime, error: Exception, config: Confi
 def _say_failed(folder: RunFolder, runtime: Runtime, reason: str) -> None:
     if runtime.is_main and folder.has_begun():
         with contextlib.suppress(OSError, Overtaken):  # the fault itself is what has to be said
-            folder.write_state(status="failed", reason=reason)
+            failures = folder.failures()  # this rank may only have lost the one that failed
+            folder.write_state(status="failed", reason=failures[0]["paragraph"] if failures else reason)
 
 
 def _smaller(config: Config, world_size: int) -> str:
