@@ -104,10 +104,14 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         with purity.evaluation():
             look_ahead(config, evaluator, model)
 
-    agreed(try_evaluation)
+    is_judged = bool(config.checkpoint.best or config.converge)
+    if is_judged:  # a metric's wrong name is told before anything is made
+        agreed(try_evaluation)
     every = config.audit.every if config.audit else 0
     values = saved.values if saved else {}
     tracker = make_tracker(all_steps)
+    if not is_judged:  # what crashes there finds a run folder to say so in
+        agreed(try_evaluation)
     for note in [*notes_on_data(saved.values["data"] if saved else facts, facts), *notes_on(model, stepped)]:
         tracker.line(note)
     return Training(
