@@ -568,8 +568,8 @@ _WATCH = [
     Mutant(
         "evaluation-untried",
         "session/build.py",
-        "    agreed(try_evaluation)\n",
-        "",
+        "            look_ahead(config, evaluator, model)\n",
+        "            pass\n",
         (REFUSED, "-k", "Unscored"),
     ),
     Mutant(
