@@ -116,7 +116,7 @@ class Late(Slow):
         self._calls += model.training
         loss, weight = super().loss(model, batch)
         is_late = self._calls > 4 * 59 or len(list(Path("runs/late").glob("starts/*"))) > 1
-        return loss if is_late else (loss, weight)
+        return loss if is_late and model.training else (loss, weight)
 """
 
 
