@@ -576,6 +576,9 @@ class Layouts(Base):
         return self.Net()
 
 
+_steps_taken = [0]  # no attribute, whose change would be seen
+
+
 class Spoiling(Base):
     """In the third step, or the evaluation after it, the model is changed for good; not so once CASE_MENDED is set."""
 
@@ -598,7 +601,7 @@ class Spoiling(Base):
         return self.Net()
 
     def loss(self, model: Any, batch: Batch) -> Any:
-        if model.training and self._calls == 9 and self.what != "after" and not self.what.startswith("evaluation"):
+        if model.training and _steps_taken[0] == 2 and self.what != "after" and not self.what.startswith("evaluation"):
             self._spoil(model)
         return super().loss(model, batch)
 
@@ -609,6 +612,7 @@ class Spoiling(Base):
         return super().metrics(model, batch)
 
     def after_step(self, model: Any, step: int) -> None:
+        _steps_taken[0] = step
         if step == 3 and self.what == "after":
             self._spoil(model)
 

@@ -521,7 +521,7 @@ _WATCH = [
         "checks/recompute.py",
         "return fingerprint([loss.detach(), *grads])",
         "return fingerprint([loss.detach()])",
-        (REFUSED, "-k", "gradient"),
+        (REFUSED, "-k", "Averaging and calls"),
     ),
     Mutant(
         "layout-of-state",
