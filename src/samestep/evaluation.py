@@ -39,6 +39,7 @@ class Evaluator:
         share = cuts(self._num_batches, accelerator.num_processes)
         rank = accelerator.process_index
         self._share = range(share[rank], share[rank + 1])
+        self.is_tried = False  # whether a micro-batch has been evaluated
 
     def __call__(self, model: torch.nn.Module, flag: Callable[[], int], watch: Watchdog) -> dict[str, float] | None:
         """The metrics, by name, of a model as it stands; its modes are left as they were.
@@ -80,6 +81,7 @@ class Evaluator:
 
     def names(self, model: torch.nn.Module, wanted: set[str]) -> set[str]:
         """What the task's metrics are called, as far as the first micro-batches tell: until all that are wanted are found."""
+        self.is_tried = True
         found: set[str] = set()
         with evaluating(model):
             for index in range(min(self._num_batches, _LOOKED_AT)):
@@ -150,23 +152,20 @@ class Best:
         return True
 
 
-def look_ahead(config: Config, evaluator: Evaluator | None, model: torch.nn.Module) -> None:
-    """Evaluate a first micro-batch, so that what is wrong with it shows before hours of training do.
-
-    Raises UsageError if the config goes by a metric that evaluation will not give.
-    """
+def refuse_unknown_metrics(config: Config, evaluator: Evaluator | None, model: torch.nn.Module) -> None:
+    """Raise UsageError if the config goes by a metric that evaluation will not give: the end would be late for that."""
     wanted = {"checkpoint.best": (config.checkpoint.best or "").partition(":")[0]}
     wanted["converge.metric"] = config.converge.metric if config.converge else ""
     asked = {key: metric for key, metric in wanted.items() if metric}
-    if evaluator is None:
-        lines = [f'{key}: found {metric!r}, and data("eval") is None; return a split' for key, metric in asked.items()]
-        if lines:
-            raise UsageError(*lines)
-        return
-    names = evaluator.names(model, {metric.removeprefix("eval_") for metric in asked.values()})
-    metrics = {f"eval_{name}": 0.0 for name in sorted(names)}
-    for key, metric in asked.items():
-        _metric(metrics, metric, key)
+    if asked and evaluator is None:
+        raise UsageError(
+            *(f'{key}: found {metric!r}, and data("eval") is None; return a split' for key, metric in asked.items())
+        )
+    if asked and evaluator is not None:
+        names = evaluator.names(model, {metric.removeprefix("eval_") for metric in asked.values()})
+        metrics = {f"eval_{name}": 0.0 for name in sorted(names)}
+        for key, metric in asked.items():
+            _metric(metrics, metric, key)
 
 
 def _metric(metrics: dict[str, float], wanted: str, key: str) -> float:

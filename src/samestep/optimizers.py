@@ -34,7 +34,8 @@ def build_optimizer(config: Config, task: Task, model: torch.nn.Module) -> torch
             optimizer = optimizer_class(parameters, **arguments)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UsageError(f"optimizer: {optimizer_class.__name__} says {error}") from None
-        if arguments.get("fused") and arguments.get("momentum") and not arguments.get("dampening"):
+        is_sgd = optimizer_class is torch.optim.SGD
+        if is_sgd and arguments.get("fused") and arguments.get("momentum") and not arguments.get("dampening"):
             # torch's fused SGD fails where a parameter's first gradient comes later than another's; from zeros it is the same.
             for parameter in parameters:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -28,6 +28,9 @@ def small() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
 
 
+_steps_taken = [0]  # no attribute, whose change would be seen
+
+
 class Base(Task):
     """A line to fit. `end` is "SIGNAL CALL": the process sends itself that signal in its so-manieth loss."""
 
@@ -321,6 +324,25 @@ class PassingFault(Base):
         return result
 
 
+class QuietAverage(Base):
+    """after_step writes into a buffer through `.data`, which no version counts; then an error in the eleventh step."""
+
+    def model(self) -> nn.Module:
+        model = small()
+        model.register_buffer("mean", torch.zeros(()))
+        return model
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        if _steps_taken[0] == 10 and "CASE_MENDED" not in os.environ:
+            raise OSError("a passing fault")
+        total, weight = super().loss(model, batch)
+        return total * (1 + model.mean), weight
+
+    def after_step(self, model: Any, step: int) -> None:
+        _steps_taken[0] = step
+        model.mean.data.add_(0.01)
+
+
 class Scored(Base):
     """An evaluation that scores what the list says, by the step; -1 stands for a weight of zero."""
 
@@ -574,9 +596,6 @@ class Layouts(Base):
 
     def model(self) -> nn.Module:
         return self.Net()
-
-
-_steps_taken = [0]  # no attribute, whose change would be seen
 
 
 class Spoiling(Base):

@@ -30,6 +30,7 @@ OPTIMIZERS: list[dict[str, Any]] = [
     {"name": "adam", "lr": 0.01, "fused": False, "foreach": False},
     {"name": "sgd", "lr": 0.02},
     {"name": "sgd", "lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+    {"name": "sgd", "lr": 0.02, "momentum": 0.9, "dampening": 0.5},
     {"name": "rmsprop", "lr": 0.005, "momentum": 0.5, "centered": True},
     {"name": "adagrad", "lr": 0.05, "lr_decay": 0.1},
     {"name": "nadam", "lr": 0.01},

@@ -505,8 +505,8 @@ _WATCH = [
     Mutant(
         "bits-unwatched",
         "checks/purity.py",
-        "                    if changed:\n",
-        "                    if False:\n",
+        "            if changed:\n                self._held.is_spoilt = True\n",
+        "            if False:\n                self._held.is_spoilt = True\n",
         (REFUSED, "-k", "weight"),
     ),
     Mutant(
@@ -538,6 +538,13 @@ _WATCH = [
         (SAME, "-k", "LaterPart"),
     ),
     Mutant(
+        "all-buffers-rolled-back",
+        "exact/statistics.py",
+        "            for buffer in self._touched:\n                buffer.reset()\n\n    @property",
+        "            for buffer in [*self._moving, *self._fixed]:\n                buffer.reset()\n\n    @property",
+        (f"{CASES}::test_a_quiet_write_of_after_steps_is_saved_after_a_fault",),
+    ),
+    Mutant(
         "new-buffers-unwatched",
         "checks/held.py",
         "        if (size := self._count()) == self._size:\n",
@@ -567,10 +574,10 @@ _WATCH = [
     ),
     Mutant(
         "evaluation-untried",
-        "session/build.py",
-        "            look_ahead(config, evaluator, model)\n",
-        "            pass\n",
-        (REFUSED, "-k", "Unscored"),
+        "session/run.py",
+        "            agreed(lambda: _try_evaluation(run))\n",
+        "",
+        (REFUSED, "-k", "evaluation and made"),
     ),
     Mutant(
         "requires-grad-unwatched",

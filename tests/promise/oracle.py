@@ -157,7 +157,9 @@ def make_optimizer(config: dict[str, Any], task: Task, model: nn.Module, parsed:
     name = arguments.pop("name")
     kind = next(value for key, value in vars(torch.optim).items() if key.lower() == name.lower())
     has_kernel = kind.__name__ in ("Adam", "AdamW", "SGD") and not any(p.is_complex() for p in model.parameters())
-    if has_kernel and "foreach" not in arguments:  # one for a whole step, unless the user asks for another
+    if (
+        has_kernel and "foreach" not in arguments and not arguments.get("dampening")
+    ):  # one for a whole step, unless the user asks for another
         arguments.setdefault("fused", True)
     made = kind([p for p in model.parameters() if p.requires_grad], **arguments)
     if arguments.get("fused") and arguments.get("momentum"):  # torch's own fails if a first gradient comes later than another's
@@ -186,9 +188,7 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
     model = task.model()
     floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     if config.get("init"):
-        model.load_state_dict(
-            safetensors.torch.load_file(Path(config["init"])),
-        )
+        model.load_state_dict(safetensors.torch.load_file(Path(config["init"])))
     optimizer = make_optimizer(config, task, model, parsed)
     if config.get("compile"):
         compile_blocks(model)

@@ -168,6 +168,17 @@ def test_a_save_after_a_fault_holds_the_finished_step_alone(cases: Cases, micro_
     assert part.weights == whole.weights
 
 
+@pytest.mark.parametrize("micro_batch_size", [8, 2])
+def test_a_quiet_write_of_after_steps_is_saved_after_a_fault(cases: Cases, micro_batch_size: int) -> None:
+    words = [f"micro_batch_size={micro_batch_size}"]
+    broken = cases.start("QuietAverage", *words, run="part", steps=14)
+    assert "has saved step 10" in broken.out
+    mended = cases.start("QuietAverage", *words, run="part", steps=14, env={"CASE_MENDED": "1"})
+    whole = cases.start("QuietAverage", *words, run="whole", steps=14, env={"CASE_MENDED": "1"})
+    assert mended.rows == whole.rows
+    assert mended.weights == whole.weights
+
+
 def test_nan_is_never_best(cases: Cases) -> None:
     words = ["with.scores=[5.0, 1.0, -1.0, 3.0, 7.0, 9.0]", "evaluate.every=2"]
     keeping = ["checkpoint={best: score, keep: 1, every: 2, background: false}"]

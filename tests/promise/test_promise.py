@@ -62,7 +62,9 @@ def _drawn(checker: Checker, count: int, longest_s: float, phases: list[Phase]) 
         try:
             hold()
         except Exception as error:
-            said = re.search(r"check.Broken: .*\n.*replay: .*", "".join(traceback.format_exception(error)))
+            said = re.search(
+                r"check\.Broken: .*?replay: .*?$", "".join(traceback.format_exception(error)), re.DOTALL | re.MULTILINE
+            )
             failed.append(said[0] if said else repr(error))
             print(failed[-1], flush=True)
         number += 1

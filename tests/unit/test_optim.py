@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 
 from conftest import ROOT, Workplace
-from samestep.config import Schedule
+from samestep.config import Config, Schedule
 from samestep.optim import GatedOptimizer, rate_factor
+from samestep.optimizers import build_optimizer
+from samestep.task import Task
 
 
 def test_warm_up_then_cosine_to_the_floor() -> None:
@@ -72,6 +75,23 @@ def test_a_step_is_the_optimizers_own_to_the_bit() -> None:
         optimizer.step(step, ONE, ONE)
         reference.step()
     assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("more", [{}, {"nesterov": True, "weight_decay": 0.01}])
+def test_momentum_from_zeros_is_torchs_own_to_the_bit(more: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    mine, theirs = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    theirs.load_state_dict(mine.state_dict())
+    words = {"task": "regression", "global_batch_size": 4, "micro_batch_size": 4, "steps": 1}
+    config = Config.model_validate({**words, "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, **more}})
+    optimizer = build_optimizer(config, Task(), mine)
+    reference = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, fused=True, **more)
+    for _ in range(5):
+        for one, other in zip(mine.parameters(), theirs.parameters(), strict=True):
+            one.grad = other.grad = torch.randn_like(one)
+        optimizer.step()
+        reference.step()
+    assert all(torch.equal(one, other) for one, other in zip(mine.parameters(), theirs.parameters(), strict=True))
 
 
 def test_hooks_on_the_optimizer_still_run() -> None:

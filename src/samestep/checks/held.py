@@ -74,7 +74,8 @@ class Held:
                 names, key, tensor, _ = found[name]
                 names[key] = tensor
                 if name in copies:
-                    tensor.copy_(copies[name])
+                    with torch.no_grad():
+                        tensor.copy_(copies[name])
                 else:
                     self.is_spoilt = True
             self.refuse_others("the evaluation")

@@ -2,8 +2,8 @@
 
 A start from a checkpoint, or another number of processes, would not have what earlier micro-batches left behind. So in chosen
 steps (the first, then ever rarer ones) everything is looked at. Parameters, modes and the set of buffers must be untouched. If
-an attribute is not as the start had it, a micro-batch is computed once more with it as it was: only if that is another loss is
-it refused. (A count of calls that nothing reads harms nobody.)
+an attribute is not as the start had it, a micro-batch is computed once more with it as it was: only if that gives another loss
+or other gradients is it refused. (A count of calls that nothing reads harms nobody.)
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class Purity(NoPurity):
         self._at_start = self._copies({name: names[key] for name, names, key in self._spots_at_start})
         self._looks_at_start = self._look()
         self._touched: list[tuple[int, bool]] | None = None  # before the forwards of a step, until they are through
+        self._before: tuple[torch.Tensor, dict[str, Any]] | None = None  # the same of a chosen step: its bits and shape
         self._stepper, self._held = Stepper(optimizer), Held(model)
 
     def _spots(self) -> list[Spot]:
@@ -98,26 +99,21 @@ class Purity(NoPurity):
         if micro.index == share[0]:
             self._stepper.watch(is_chosen and step > self._first_step)  # in the first many prepare themselves
             self._touched = self._touches()
-            if is_chosen:
-                self._before = self._bits(), self._shape()
+            self._before = (self._bits(), self._shape()) if is_chosen else None
         yield
         if is_chosen:
             self._refuse_a_state(step, micro.index)
         if micro.index == share[-1]:
             self._refuse_touched()
-            self._touched = None
             self._held.refuse_others("the forward")
-            if is_chosen:
-                bits, shape = self._before
-                _refuse_another_shape(shape, self._shape())
-                for name, changed in zip(self._names, (bits != self._bits()).tolist(), strict=True):
-                    if changed:
-                        self._held.is_spoilt = True
-                        raise _in_place(name)
+            self._refuse_other_bits()
+            if self._before is not None:
+                _refuse_another_shape(self._before[1], self._shape())
+            self._touched = self._before = None
 
     def roll_back(self) -> bool:
         """After a fault: the model is as the last finished step left it, or False: a forward has changed a parameter."""
-        for refuse in (self._refuse_touched, lambda: self._held.refuse_others("the forward")):
+        for refuse in (self._refuse_touched, lambda: self._held.refuse_others("the forward"), self._refuse_other_bits):
             with contextlib.suppress(UsageError):
                 refuse()
         return not self._held.is_spoilt
@@ -151,15 +147,27 @@ class Purity(NoPurity):
         return [(parameter._version, parameter.requires_grad) for parameter in self._parameters]
 
     def _refuse_touched(self) -> None:
-        """Raise UsageError if a forward of the step froze a parameter, which is undone, or wrote into one."""
+        """Raise UsageError if a forward of the step froze parameters, which is undone, or wrote into one."""
         before, now = self._touched, self._touches()
         if before is None or now == before:
             return
+        refusals = []
         for name, parameter, old, new in zip(self._names, self._parameters, before, now, strict=True):
             if old[1] != new[1]:
                 parameter.requires_grad_(old[1])
-                raise UsageError(f"task: the forward changed requires_grad of {name}; do that in after_step")
-            if old != new and not parameter.is_cuda:  # there cuDNN may only have laid it out anew
+                refusals.append(UsageError(f"task: the forward changed requires_grad of {name}; do that in after_step"))
+            if old[0] != new[0] and not parameter.is_cuda:  # there cuDNN may only have laid it out anew
+                self._held.is_spoilt = True
+                refusals.append(_in_place(name))
+        if refusals:
+            raise refusals[0]
+
+    def _refuse_other_bits(self) -> None:
+        """Raise UsageError if a parameter was written into on ways that leave no trace, as far as this step is chosen."""
+        if self._before is None:
+            return
+        for name, changed in zip(self._names, (self._before[0] != self._bits()).tolist(), strict=True):
+            if changed:
                 self._held.is_spoilt = True
                 raise _in_place(name)
 

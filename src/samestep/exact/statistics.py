@@ -39,7 +39,7 @@ class _Buffer:
     def is_touched(self) -> bool:
         """Whether anybody may have written here since `begin`."""
         tensor, version = self._seen
-        return self.is_suspect or self.now is not tensor or tensor._version != version
+        return self.is_suspect or self.module._buffers.get(self.name) is not tensor or tensor._version != version
 
     def begin(self) -> None:
         """A step starts with what stands here."""
@@ -96,7 +96,7 @@ class Statistics:
     def roll_back(self) -> None:
         """Give up the step that was begun, if one was: the buffers are as the step before left them."""
         if self._is_begun:
-            for buffer in [*self._moving, *self._fixed]:
+            for buffer in self._touched:
                 buffer.reset()
 
     @property

@@ -16,7 +16,7 @@ from samestep.checks import Auditor, NoAudit, Purity, Recompute
 from samestep.config import Config
 from samestep.control import StopFlag, Watchdog, agreed
 from samestep.errors import UsageError
-from samestep.evaluation import Best, Convergence, Evaluator, look_ahead
+from samestep.evaluation import Best, Convergence, Evaluator, refuse_unknown_metrics
 from samestep.exact import FastSum, OrderedSum, Statistics, StepExchange, everyone
 from samestep.loop import Training
 from samestep.order import Order
@@ -100,18 +100,14 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     recompute = Recompute(config.seed, task, model, accelerator, gradients, statistics, batches)
     purity = Purity(task, model, optimizer.inner, recompute, gradients, first_step)
 
-    def try_evaluation() -> None:
+    def look_ahead() -> None:
         with purity.evaluation():
-            look_ahead(config, evaluator, model)
+            refuse_unknown_metrics(config, evaluator, model)
 
-    is_judged = bool(config.checkpoint.best or config.converge)
-    if is_judged:  # a metric's wrong name is told before anything is made
-        agreed(try_evaluation)
+    agreed(look_ahead)
     every = config.audit.every if config.audit else 0
     values = saved.values if saved else {}
     tracker = make_tracker(all_steps)
-    if not is_judged:  # what crashes there finds a run folder to say so in
-        agreed(try_evaluation)
     for note in [*notes_on_data(saved.values["data"] if saved else facts, facts), *notes_on(model, stepped)]:
         tracker.line(note)
     return Training(

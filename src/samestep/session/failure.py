@@ -87,8 +87,7 @@ def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtim
         return False
     if not run.purity.roll_back():
         print(
-            f"step {finished} is not saved, for the forward has changed its parameters; an earlier checkpoint stands",
-            flush=True,
+            f"step {finished} is not saved: its parameters were changed after it. An earlier save, if any, stands", flush=True
         )
         return True
     try:

@@ -102,6 +102,7 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
         watch.start()
         ended_well = False
         try:
+            agreed(lambda: _try_evaluation(run))
             finished = train(run)
             run.save_for_all(finished, _PATIENCE_AT_THE_END_S)
             if runtime.is_main:
@@ -154,6 +155,16 @@ def _see_the_start(folder: RunFolder, runtime: Runtime) -> None:
                 f"{folder.path}: {runtime.host} does not see what rank 0 wrote there; write runs=FOLDER that all machines share"
             )
         time.sleep(0.2)
+
+
+def _try_evaluation(run: Training) -> None:
+    """Evaluate a micro-batch before the first step, so that what is wrong with it shows before hours of training do."""
+    if run.evaluator is None or run.evaluator.is_tried:
+        return
+    run.watch.at("evaluating")
+    with run.purity.evaluation():
+        run.evaluator.names(run.model, wanted=set())
+    run.watch.meeting()
 
 
 def _shown(run: Training) -> str:
