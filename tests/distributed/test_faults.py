@@ -111,7 +111,7 @@ def test_diff_and_replay_find_a_flipped_bit(faulty: Workplace) -> None:
 
 
 def test_replay_lays_a_step_of_a_sound_run_open(faulty: Workplace) -> None:
-    assert faulty.train("faulty.yaml", "--run", "sound", "checkpoint.every=3", processes=2).code == 0
+    assert faulty.train("faulty.yaml", "--run", "sound", "checkpoint={every: 3, background: false}", processes=2).code == 0
     done = faulty.samestep("replay", "sound", "--step", "5")
     assert done.code == 0, done.err
     assert done.out.startswith("replaying from the start to step 5")  # keep: 2 leaves steps 6 and 8
