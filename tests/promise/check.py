@@ -82,6 +82,9 @@ class Checker:
             self._check_refusal(run, folder, last, len(answers) - 1, meant)
         elif 1 in last["codes"] and _is_allowed(run, _words(last)):  # a part that no earlier micro-batch has used
             self.refusals["in the middle: " + _kind(_words(last))] += 1
+            if "error" not in meant:  # the oracle went on
+                rows = (folder / "runs/drawn/metrics.jsonl").read_bytes().count(b"\n")
+                meant["rows"] = meant["rows"][:rows]
             _compare(folder, run, meant, at_the_end=False)
         elif "error" in meant:
             found = f"exit {last['codes']}: {' '.join(err for _, err in last['said'])}"  # rank 0 may only have lost another
