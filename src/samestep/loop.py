@@ -22,7 +22,7 @@ from samestep.config import Config
 from samestep.control import StopFlag, Watchdog, decided_by_main
 from samestep.errors import Stopped
 from samestep.evaluation import Best, Convergence, Evaluator
-from samestep.exact import OrderedSum, Statistics, StepExchange
+from samestep.exact import OrderedSum, Statistics, StepExchange, is_finite
 from samestep.optim import GatedOptimizer, divide_and_clip
 from samestep.seeding import seed_all
 from samestep.task import Ratio, Task, checked_ratio
@@ -37,6 +37,9 @@ class Training:
     task: Task
     model: torch.nn.Module  # the task's own: nothing wraps it, at any number of processes
     accelerator: Accelerator
+    device: torch.device
+    autocast: Callable[[], contextlib.AbstractContextManager[object]]  # Accelerate's, where it casts
+    backward: Callable[[torch.Tensor], object]  # Accelerate's, where it scales
     optimizer: GatedOptimizer
     after_step: Callable[[int], None]  # the task's own change of the model, once the optimizer has stepped
     plan: Plan
@@ -67,16 +70,20 @@ class Training:
     @contextlib.contextmanager
     def micro_batch(self, step: int, micro: MicroBatch) -> Iterator[None]:
         """A forward and backward whose random numbers and buffers depend on (seed, step, micro-batch) and no more."""
-        seed_all(self.config.seed, step, micro.index, device=self.accelerator.device)
-        statistics = self.statistics.micro_batch(micro.index, micro.num_rows > 0)
-        with self.gradients.micro_batch(micro.index), statistics, self.purity.micro_batch(step, micro):
-            self.watch.at("computing")
-            yield
+        seed_all(self.config.seed, step, micro.index, device=self.device)
+        self.gradients.begin_micro_batch(micro.index)
+        self.statistics.begin_micro_batch()
+        self.purity.begin_micro_batch(step, micro)
+        self.watch.at("computing")
+        yield
+        self.purity.end_micro_batch(step, micro)
+        self.statistics.end_micro_batch(micro.index, micro.num_rows > 0)
+        self.gradients.end_micro_batch(micro.index)
         self.watch.at("reading data")
 
     def asked_to_stop(self) -> int:
         """A signal that asks for a stop, on this rank, or the time limit's being near; 0 otherwise."""
-        return self.stop.asked(2 * (self.saver.longest_s + self.watch.slow_step_s))
+        return self.stop.asked(lambda: 2 * (self.saver.longest_s + self.watch.slow_step_s))
 
     def first_scale(self, weight: torch.Tensor | float) -> None:
         """Before a run's first backward in fp16: fit the scale to sums over a step, of which micro-batch 0 shows the size."""
@@ -127,11 +134,11 @@ def train(run: Training) -> int:
         sums: list[Ratio] = []
         for micro in run.batches.step(step):
             with run.micro_batch(step, micro):
-                with run.accelerator.autocast():
+                with run.autocast():
                     loss, weight = checked_ratio(run.task.loss(run.model, micro.batch))
                 run.first_scale(weight)
                 counts = micro.num_rows > 0
-                run.accelerator.backward(run.gradients.connect(loss, counts))
+                run.backward(run.gradients.connect(loss, counts))
             sums.append((loss, weight) if counts else (torch.zeros_like(loss), weight * 0))
 
         run.watch.meeting()
@@ -141,7 +148,7 @@ def train(run: Training) -> int:
         grads = run.gradients.finish(total.used)
         run.optimizer.unscale()
         norm = divide_and_clip(grads, total.weight, run.config.clip)
-        run.statistics.finish(arrived=torch.isfinite(total.loss))
+        run.statistics.finish(arrived=is_finite(total.loss))
         rate = run.optimizer.step(step, total.loss, norm)
         run.after_step(step)
         finished = step + 1

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from samestep.config import Schedule
+from samestep.exact import Scalar, is_finite, ratio
 from samestep.seeding import seed_all
 
 _STEPPING = 3  # sets a step's random numbers apart from the forward's
@@ -49,15 +50,19 @@ def rate_factor(schedule: Schedule, step: int, num_steps: int) -> float:
     return schedule.floor + (1 - schedule.floor) * shape
 
 
-def divide_and_clip(grads: list[torch.Tensor], weight: torch.Tensor, clip: float | None) -> torch.Tensor:
-    """Divide the summed gradients by the step's weight, and clip them by their norm; all of it stays on the device.
+def divide_and_clip(grads: list[torch.Tensor], weight: Scalar, clip: float | None) -> Scalar:
+    """Divide the summed gradients by the step's weight, and clip them by their norm; on a GPU all of it stays there.
 
-    Returns the norm before clipping, a scalar. It is summed in a fixed order: over each gradient, then over the norms.
+    Returns the norm before clipping. It is summed in a fixed order: over each gradient, then over the norms.
     """
     if not grads:
-        return torch.zeros_like(weight)
-    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))) / weight
-    divisor = weight if clip is None else weight * (norm / clip).clamp(min=1.0)
+        return weight * 0
+    summed: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    norm = ratio(summed if isinstance(weight, torch.Tensor) else summed.item(), weight)
+    divisor = weight
+    if clip is not None:
+        over = norm / clip
+        divisor = weight * (over.clamp(min=1.0) if isinstance(over, torch.Tensor) else max(over, 1.0))
     torch._foreach_div_(grads, divisor)
     return norm
 
@@ -85,9 +90,9 @@ class GatedOptimizer:
         self._base = [float(group["lr"]) for group in optimizer.param_groups]
         self._seed = None if type(optimizer).__module__.startswith("torch.optim.") else seed
         self._plain_step = _plain_step(optimizer) if scaler is None else optimizer.step
-        device = optimizer.param_groups[0]["params"][0].device
-        self.counts = torch.ones((), dtype=torch.bool, device=device)  # whether the last step did
-        self._counted = torch.zeros((), dtype=torch.int64, device=device)
+        self.device: torch.device = optimizer.param_groups[0]["params"][0].device
+        self.counts: torch.Tensor | bool = True  # whether the last step did
+        self._counted: torch.Tensor | int = 0
         self._on_device = bool(optimizer.defaults.get("fused")) and any(
             parameter.is_cuda for group in optimizer.param_groups for parameter in group["params"]
         )
@@ -106,23 +111,30 @@ class GatedOptimizer:
         self.scaler._init_scale = 65536.0 / 2.0 ** round(math.log2(max(weight, 1.0)))
 
     def zero_grad(self) -> None:
-        self.inner.zero_grad(set_to_none=True)
+        if type(self.inner).zero_grad is not torch.optim.Optimizer.zero_grad:
+            self.inner.zero_grad()
+            return
+        for group in self.inner.param_groups:  # what torch's own does, without the profiler's range around it
+            for parameter in group["params"]:
+                parameter.grad = None
 
-    @torch.no_grad()
     def _step(self) -> None:
-        self._plain_step()
+        with torch.no_grad():
+            self._plain_step()
 
     def unscale(self) -> None:
         if self.scaler is not None:
             self.scaler.unscale_(self.inner)
 
-    def step(self, step: int, loss: torch.Tensor, norm: torch.Tensor) -> float:
+    def step(self, step: int, loss: Scalar, norm: Scalar) -> float:
         """Step at the rate of `step` (from 0) if both scalars are finite. Returns the first group's rate.
 
         Under fp16 an infinite norm is an overflow: that step is skipped too, and counts, with a lower scale for the next.
         """
-        with self.stepping():
-            return self._stepped(step, loss, norm)
+        self.is_stepping = True
+        rate = self._stepped(step, loss, norm)
+        self.is_stepping = False
+        return rate
 
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
@@ -131,20 +143,20 @@ class GatedOptimizer:
         yield
         self.is_stepping = False
 
-    def _stepped(self, step: int, loss: torch.Tensor, norm: torch.Tensor) -> float:
+    def _stepped(self, step: int, loss: Scalar, norm: Scalar) -> float:
         factor = rate_factor(self._schedule, step, self._num_steps)
         for group, base in zip(self.inner.param_groups, self._base, strict=True):
             group["lr"] = base * factor
         if self._seed is not None:
-            seed_all(self._seed, step, 0, _STEPPING, device=loss.device)
-        counts = self.counts = torch.isfinite(loss if self.scaler is not None else loss + norm)
+            seed_all(self._seed, step, 0, _STEPPING, device=self.device)
+        counts = self.counts = is_finite(loss if self.scaler is not None else loss + norm)
         if self.scaler is not None:
             for found_inf in self.scaler._found_inf_per_device(self.inner).values():
                 found_inf.add_(~counts)
             self.scaler.step(self.inner)
             self.scaler.update()
         elif self._on_device:
-            self.inner.found_inf = (~counts).float()  # type: ignore[attr-defined]  # read by the fused kernels
+            self.inner.found_inf = torch.logical_not(counts).float()  # type: ignore[attr-defined,arg-type]  # the kernels read it
             self._step()
         elif counts:  # one wait for the device; on a CPU there is nothing to wait for
             self._step()

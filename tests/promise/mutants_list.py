@@ -187,7 +187,7 @@ _SEEDS = [
     Mutant(
         "seed-of-after-step",
         "session/model.py",
-        "            seed_all(config.seed, step, 0, _AFTER_STEP, device=optimizer.counts.device)\n",
+        "            seed_all(config.seed, step, 0, _AFTER_STEP, device=optimizer.device)\n",
         "",
         (AFTER,),
     ),

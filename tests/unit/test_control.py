@@ -56,8 +56,9 @@ def test_a_step_that_did_not_arrive_leaves_the_running_statistics_as_they_were()
         before = norm.running_mean.clone()  # type: ignore[union-attr]
         statistics.begin()
         for index in range(2):
-            with statistics.micro_batch(index, counts=True):
-                norm(torch.randn(4, 3))
+            statistics.begin_micro_batch()
+            norm(torch.randn(4, 3))
+            statistics.end_micro_batch(index, counts=True)
         statistics.average(counted=2)
         statistics.finish(torch.tensor(arrived))
         assert torch.equal(before, norm.running_mean) is not arrived  # type: ignore[arg-type]
@@ -72,9 +73,10 @@ def test_running_statistics_are_averaged_over_the_micro_batches_that_hold_rows()
     batches = torch.randn(4, 5, 3)
     statistics.begin()
     for index, batch in enumerate(batches):
-        with statistics.micro_batch(index, counts=index < 3):
-            if index != 1:  # one that passes the norm by
-                norm(batch)
+        statistics.begin_micro_batch()
+        if index != 1:  # one that passes the norm by
+            norm(batch)
+        statistics.end_micro_batch(index, counts=index < 3)
     statistics.average(counted=3)
     statistics.finish(torch.tensor(True))
     assert torch.allclose(norm.running_mean, 0.1 * (batches[0].mean(0) + batches[2].mean(0)) / 3)
@@ -90,8 +92,9 @@ def test_statistics_that_no_forward_changes_keep_their_bits() -> None:
     statistics = Statistics(norms, micro_batches=12, leaves=12, world_size=1)
     statistics.begin()
     for index in range(12):
-        with statistics.micro_batch(index, counts=True):
-            norms[0](torch.randn(4, 64))
+        statistics.begin_micro_batch()
+        norms[0](torch.randn(4, 64))
+        statistics.end_micro_batch(index, counts=True)
     statistics.average(counted=12)
     statistics.finish(torch.tensor(True))
     assert torch.equal(norms[1].running_mean, before)  # type: ignore[arg-type]
@@ -144,7 +147,7 @@ def test_a_signal_that_nohup_ignores_stays_ignored(ignored: bool) -> None:
     stop.install()
     try:
         signal.raise_signal(signal.SIGHUP)
-        assert stop.asked(0.0) == (0 if ignored else signal.SIGHUP)
+        assert stop.asked(lambda: 0.0) == (0 if ignored else signal.SIGHUP)
     finally:
         stop.remove()
         signal.signal(signal.SIGHUP, before)

@@ -27,7 +27,7 @@ class Column:
     def take(self, rows: Integers, out: Array) -> None:
         """Copy the given rows into `out`, of shape (len(rows), *shape)."""
         if len(self._chunks) == 1:
-            np.take(self._chunks[0], rows, axis=0, out=out, mode="clip")  # "raise" would go through a buffer
+            self._chunks[0].take(rows, axis=0, out=out, mode="clip")  # "raise" would go through a buffer
             return
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         for position, (number, row) in enumerate(zip(numbers.tolist(), rows.tolist(), strict=True)):

@@ -57,26 +57,28 @@ class Rows:
             columns = {}
         others = [name for name in names if name not in columns]
         self._columns = columns
-        self._dtypes = {
-            name: _straight_dtype(kind if name in formatted else None, column, float_dtype) for name, column in columns.items()
+        self._dtypes = {  # as they lie in the table, and as the task gets them
+            name: (torch_dtype(column.dtype), _straight_dtype(kind if name in formatted else None, column, float_dtype))
+            for name, column in columns.items()
         }
         self._keep_float64 = formatted if "dtype" in options else set()
         self._dataset = dataset
         self._others = dataset if not columns else dataset.select_columns(others) if others else None
         self._one_by_one = kind not in _ROW_IS_BATCH
-        self._row_by_row = not stacked_as_is or self._others is not None
+        self.may_draw = not stacked_as_is or self._others is not None  # somebody's code sees each row, and may draw numbers
 
     def read(self, rows: Integers, epoch: int) -> Batch:
         """A micro-batch on the CPU: each column's tensor, of shape (len(rows), …), in an allocation of its own."""
-        if self._row_by_row:
+        if self.may_draw:
             return self._finished(self._assemble(self._python_rows(rows, epoch), rows.tolist()))
         wanted = rows if self._indices is None else self._indices[rows]
         batch = Columns()
         for name, column in self._columns.items():
             # memory of torch's own alignment: kernels may take other paths, and give other bits, on numpy's
-            tensor = torch.empty((len(rows), *column.shape), dtype=torch_dtype(column.dtype))
+            found, dtype = self._dtypes[name]
+            tensor = torch.empty((len(rows), *column.shape), dtype=found)
             column.take(wanted, tensor.numpy())
-            batch[name] = tensor.to(self._dtypes[name])
+            batch[name] = tensor if found is dtype else tensor.to(dtype)
         return batch
 
     def _finished(self, batch: Batch) -> Batch:

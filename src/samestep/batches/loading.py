@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ class Plan:
     micro_batch_size: int
     drop_last: bool
 
-    @property
+    @functools.cached_property
     def steps_per_epoch(self) -> int:
         full, rest = divmod(self.order.num_rows, self.global_batch_size)
         return full if self.drop_last or not rest else full + 1
@@ -74,7 +75,8 @@ class _Reader(Dataset[Batch]):
 
     def __getitem__(self, place: tuple[int, int]) -> Batch:
         step, index = place
-        seed_all(self._seed, step, index, _LOADING)  # a transform that draws from a global generator draws the same anywhere
+        if self._rows.may_draw:  # a transform that draws from a global generator draws the same anywhere
+            seed_all(self._seed, step, index, _LOADING)
         return self._rows.read(self._plan.rows(step, index), self._plan.epoch(step))
 
 

@@ -30,9 +30,9 @@ _ABSENT = object()
 class NoPurity:
     """Looks at nothing."""
 
-    @contextlib.contextmanager
-    def micro_batch(self, step: int, micro: MicroBatch) -> Iterator[None]:
-        yield
+    def begin_micro_batch(self, step: int, micro: MicroBatch) -> None: ...
+
+    def end_micro_batch(self, step: int, micro: MicroBatch) -> None: ...
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -92,18 +92,18 @@ class Purity(NoPurity):
             found[f"train() or eval() of {path or 'model'}"] = module.training
         return found
 
-    @contextlib.contextmanager
-    def micro_batch(self, step: int, micro: MicroBatch) -> Iterator[None]:
-        """A forward and backward inside. Raises UsageError if those of the share were found not to be pure."""
-        share, is_chosen = self._gradients.share, self._is_chosen(step)
-        if micro.index == share[0]:
+    def begin_micro_batch(self, step: int, micro: MicroBatch) -> None:
+        if micro.index == self._gradients.share[0]:
+            is_chosen = self._is_chosen(step)
             self._stepper.watch(is_chosen and step > self._first_step)  # in the first many prepare themselves
             self._touched = self._touches()
             self._before = (self._bits(), self._shape()) if is_chosen else None
-        yield
-        if is_chosen:
+
+    def end_micro_batch(self, step: int, micro: MicroBatch) -> None:
+        """After a forward and backward. Raises UsageError if those of the share were found not to be pure."""
+        if self._is_chosen(step):
             self._refuse_a_state(step, micro.index)
-        if micro.index == share[-1]:
+        if micro.index == self._gradients.share[-1]:
             self._refuse_touched()
             self._held.refuse_others("the forward")
             self._refuse_other_bits()

@@ -34,9 +34,9 @@ class StopFlag:
         self._ends_at = None if ends_at is None else time.monotonic() + ends_at - time.time()
         self._before: dict[int, object] = {}
 
-    def asked(self, needed_s: float) -> int:
-        """The signal that asks for a stop; the clock counts as one when no more than `needed_s` seconds are left."""
-        if not self.signal and self._ends_at is not None and self._ends_at - time.monotonic() <= needed_s:
+    def asked(self, needed_s: Callable[[], float]) -> int:
+        """The signal that asks for a stop; the clock counts as one when no more than `needed_s()` seconds are left."""
+        if not self.signal and self._ends_at is not None and self._ends_at - time.monotonic() <= needed_s():
             return signal.SIGALRM
         return self.signal
 

@@ -1,6 +1,7 @@
 """The ordered sum: the same bits at every world size. `OrderedSum` serves anyone's own loop; the tree needs no DDP."""
 
 from samestep.exact.gradients import FastSum, OrderedSum, check_world_size, everyone
+from samestep.exact.scalars import Scalar, is_finite, ratio
 from samestep.exact.statistics import Statistics
 from samestep.exact.step_totals import StepExchange, Totals
 from samestep.exact.totals import fingerprint, gather, in_order, ordered_total, padded
@@ -10,6 +11,7 @@ __all__ = [
     "Block",
     "FastSum",
     "OrderedSum",
+    "Scalar",
     "Statistics",
     "StepExchange",
     "Sum",
@@ -21,7 +23,9 @@ __all__ = [
     "fingerprint",
     "gather",
     "in_order",
+    "is_finite",
     "ordered_total",
     "padded",
+    "ratio",
     "tree_sum",
 ]

@@ -110,9 +110,16 @@ class OrderedSum:
     @contextlib.contextmanager
     def micro_batch(self, index: int) -> Iterator[None]:
         """Forward and backward of micro-batch `index` belong inside; the last of the share meets the other ranks."""
-        self._is_last = self.exchange is not None and index == self.share[-1]
+        self.begin_micro_batch(index)
         with self.apart():
             yield
+        self.end_micro_batch(index)
+
+    def begin_micro_batch(self, index: int) -> None:
+        """What `micro_batch` does first, for a model without DDP around it."""
+        self._is_last = self.exchange is not None and index == self.share[-1]
+
+    def end_micro_batch(self, index: int) -> None:
         if self.watch_first and index == self.share[0]:
             self.first_fingerprint = fingerprint([parameter.grad for parameter in self.parameters])
         if self._is_last:
@@ -147,10 +154,11 @@ class OrderedSum:
 
     def _keep_leaf(self, leaf: Block) -> None:
         """Take a leaf's gradients out of `p.grad`, by swapping pointers, into the partly summed tree."""
+        if self.num_leaves == 1:
+            self._used = [parameter.grad is not None for parameter in self.parameters]
+            return  # the only leaf is the sum, and it is where it belongs
         grads = self._grads()
         self._note_used(range(len(grads)), grads)
-        if self.num_leaves == 1:
-            return  # the only leaf is the sum, and it is where it belongs
         for parameter in self.parameters:
             parameter.grad = None
         self._kept.push(leaf, grads)

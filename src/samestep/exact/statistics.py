@@ -133,17 +133,16 @@ class Statistics:
                 buffer.module._buffers[buffer.name] = tensor
                 tensor.copy_(value)
 
-    @contextlib.contextmanager
-    def micro_batch(self, index: int, counts: bool) -> Iterator[None]:
-        """The forward of micro-batch `index` belongs inside; one without rows of its own does not count."""
+    def begin_micro_batch(self) -> None:
+        """Before each forward: it starts where the step did."""
         if self._exchanges:
             for buffer in self._touched:
                 buffer.reset()
-        yield
-        if self._exchanges:
-            self._add(index, counts)
 
-    def _add(self, index: int, counts: bool) -> None:
+    def end_micro_batch(self, index: int, counts: bool) -> None:
+        """After the forward of micro-batch `index`; one without rows of its own does not count."""
+        if not self._exchanges:
+            return
         row = self._row()
         if counts:
             changed = row != self._start
@@ -210,8 +209,15 @@ class Statistics:
             if not buffer.is_norms and not torch.equal(largest, least):  # some micro-batches may pass a BatchNorm by
                 raise _disagreement(buffer)
 
-    def finish(self, arrived: torch.Tensor) -> None:
-        """End a step: the buffers hold what it made of them, or what they held before if `arrived`, a boolean, is false."""
+    def finish(self, arrived: torch.Tensor | bool) -> None:
+        """End a step: the buffers hold what it made of them, or what they held before if `arrived` is false."""
+        touched = self._touched
+        if touched:
+            arrived = torch.as_tensor(arrived, device=self._device)
+            self._lay(arrived, touched)
+        self._is_begun = False
+
+    def _lay(self, arrived: torch.Tensor, touched: list[_Buffer]) -> None:
         if self._exchanges:
             sizes = [buffer.now.numel() for buffer in self._averaged]
             pairs = zip(self._average.split(sizes), self._anywhere.split(sizes), strict=True)
@@ -220,14 +226,13 @@ class Statistics:
                 buffer.now.copy_(torch.where(counts, value.view_as(buffer.now), buffer.start))
             for buffer, value in zip(self._counters, self._largest.split(self._sizes), strict=False):
                 buffer.now.copy_(torch.where(arrived, value.view_as(buffer.now).to(buffer.now.dtype), buffer.start))
-        for buffer in self._touched:
+        for buffer in touched:
             if (buffer in self._moving and self._exchanges) or buffer.now.shape != buffer.start.shape:
                 continue
             if buffer.is_suspect and torch.equal(buffer.now, buffer.start):
                 buffer.is_suspect = False  # until the next look
             else:
                 buffer.now.copy_(torch.where(arrived, buffer.now, buffer.start))
-        self._is_begun = False
 
 
 def _prints(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:

@@ -8,19 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from samestep.exact.scalars import Scalar, ratio
 from samestep.exact.totals import gather, in_order, padded
 from samestep.exact.tree import cuts, tree_sum
 
 
 @dataclass
 class Totals:
-    """A step over all ranks. `loss` is Σ sums / Σ weights and `weight` is Σ weights, float64 scalars on the device.
+    """A step over all ranks. `loss` is Σ sums / Σ weights and `weight` is Σ weights.
 
     It is a step's last collective, so a finite loss also says that all its gradients have arrived.
     """
 
-    loss: torch.Tensor
-    weight: torch.Tensor
+    loss: Scalar
+    weight: Scalar
     used: list[bool]
     flag: int
 
@@ -37,34 +38,40 @@ class StepExchange:
         self._starts = [cut * (micro_batches // leaves) for cut in cuts(leaves, world_size)]
         self._num_parameters = num_parameters
         self._world_size, self._device = world_size, device
+        self._on_host = device.type == "cpu"
 
-    def total(self, sums: Sequence[tuple[torch.Tensor, torch.Tensor | float]], used: list[bool], flag: int) -> Totals:
+    def total(self, sums: Sequence[tuple[torch.Tensor, Scalar]], used: list[bool], flag: int) -> Totals:
         """Sum this rank's (loss, weight) of each micro-batch with everyone's, in the tree's order."""
-        values = torch.stack([torch.stack([loss.detach().double() for loss, _ in sums]), _weights(sums, self._device)], dim=1)
+        if self._on_host:
+            pairs = [(loss.item(), float(weight)) for loss, weight in sums]
+            if self._world_size == 1 and len(pairs) == 1:
+                loss, weight = pairs[0]
+                return Totals(ratio(loss, weight), weight, used, flag)
+            values = torch.tensor(pairs, dtype=torch.float64)
+        else:
+            values = torch.stack([torch.stack([loss.detach().double() for loss, _ in sums]), _weights(sums, self._device)], 1)
         if self._world_size == 1:
-            loss, weight = tree_sum(values)
-            return Totals(loss / weight, weight, used, flag)
+            return self._totals(values, used, flag)
         values = padded(values, self._starts)
         host = torch.from_numpy(np.concatenate([np.array([flag], np.uint8), np.packbits(used)]))
-        if self._device.type == "cpu":  # one message
+        if self._on_host:  # one message
             size = values.numel() * values.element_size()
             message = gather(torch.cat([values.reshape(-1).view(torch.uint8), host]))
             everyone, hosts = message[:, :size].contiguous().view(torch.float64), message[:, size:]
         else:  # what hosts know travels between hosts, so that nobody waits for a device
             everyone, hosts = gather(values), gather(host)
         rows = in_order(everyone.view(self._world_size, -1, 2), self._starts)
-        loss, weight = tree_sum(rows)
         flags = hosts.numpy()
         anywhere = np.bitwise_or.reduce(flags[:, 1:], axis=0)
-        return Totals(
-            loss / weight,
-            weight,
-            np.unpackbits(anywhere, count=self._num_parameters).astype(bool).tolist(),
-            int(flags[:, 0].max()),
-        )
+        used = np.unpackbits(anywhere, count=self._num_parameters).astype(bool).tolist()
+        return self._totals(rows, used, int(flags[:, 0].max()))
+
+    def _totals(self, rows: torch.Tensor, used: list[bool], flag: int) -> Totals:
+        loss, weight = tree_sum(rows).tolist() if self._on_host else tree_sum(rows)
+        return Totals(ratio(loss, weight), weight, used, flag)
 
 
-def _weights(sums: Sequence[tuple[torch.Tensor, torch.Tensor | float]], device: torch.device) -> torch.Tensor:
+def _weights(sums: Sequence[tuple[torch.Tensor, Scalar]], device: torch.device) -> torch.Tensor:
     weights = [weight for _, weight in sums]
     if all(isinstance(weight, torch.Tensor) for weight in weights):
         return torch.stack([weight.detach().to(device, torch.float64, non_blocking=True) for weight in weights])  # type: ignore[union-attr]

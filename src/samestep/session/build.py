@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -115,6 +116,10 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         task=task,
         model=model,
         accelerator=accelerator,
+        device=device,
+        # Where nothing is cast or scaled, Accelerate's are a context that does nothing and a division by one.
+        autocast=contextlib.nullcontext if config.precision == "no" else accelerator.autocast,
+        backward=torch.Tensor.backward if accelerator.scaler is None else accelerator.backward,
         optimizer=optimizer,
         after_step=make_after_step(config, task, model, optimizer, purity, first_step),
         plan=plan,

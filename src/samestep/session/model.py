@@ -114,8 +114,8 @@ def make_after_step(
     def after_step(step: int) -> None:
         if step == first_step:  # by now the optimizer shows what it keeps
             refuse_unsavable(model, optimizer.inner)
-        if changes and bool(optimizer.counts):  # on a GPU this waits: what a step that counts for nothing changed would stay
-            seed_all(config.seed, step, 0, _AFTER_STEP, device=optimizer.counts.device)
+        if changes and optimizer.counts:  # on a GPU this waits: what a step that counts for nothing changed would stay
+            seed_all(config.seed, step, 0, _AFTER_STEP, device=optimizer.device)
             with optimizer.stepping(), purity.after_step(step), torch.no_grad():
                 task.after_step(model, step + 1)
 

@@ -11,7 +11,7 @@ import torch
 from samestep.batches import Plan
 from samestep.config import Config
 from samestep.errors import TrainingError
-from samestep.exact import fingerprint
+from samestep.exact import Scalar, fingerprint
 from samestep.tracking.sinks import Row
 from samestep.tracking.tracker import NullTracker, Tracker
 
@@ -20,7 +20,7 @@ from samestep.tracking.tracker import NullTracker, Tracker
 class _Posted:
     step: int
     rate: float
-    values: torch.Tensor
+    values: tuple[float, float, float] | torch.Tensor
     prints: torch.Tensor | None
     arrived: torch.cuda.Event | None
 
@@ -41,18 +41,16 @@ class Reports:
         self._epoch_loss = self._epoch_weight = 0.0
         self._weight = 0.0
 
-    def post(
-        self, step: int, loss: torch.Tensor, weight: torch.Tensor, norm: torch.Tensor, rate: float, grads: list[torch.Tensor]
-    ) -> None:
-        """Take the numbers of a step (from 0): scalars on the device, and the gradients that it stepped with.
+    def post(self, step: int, loss: Scalar, weight: Scalar, norm: Scalar, rate: float, grads: list[torch.Tensor]) -> None:
+        """Take the numbers of a step (from 0), and the gradients that it stepped with.
 
         Raises TrainingError on a loss or norm that is not finite.
         """
-        values = torch.stack([loss, weight, norm.double()])
         prints = fingerprint(grads) if self._fingerprint and self._is_tracked(step + 1) else None
-        if not values.is_cuda:
-            self._read(_Posted(step, rate, values, prints, None))
+        if not isinstance(loss, torch.Tensor):
+            self._read(_Posted(step, rate, (loss, float(weight), float(norm)), prints, None))
             return
+        values = torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in (loss, weight, norm)])
         host, host_prints = _to_host(values), _to_host(prints) if prints is not None else None
         arrived = torch.cuda.Event()
         arrived.record()
@@ -70,7 +68,7 @@ class Reports:
     def _read(self, posted: _Posted) -> None:
         if posted.arrived is not None:
             posted.arrived.synchronize()
-        loss, weight, norm = posted.values.tolist()
+        loss, weight, norm = posted.values if isinstance(posted.values, tuple) else posted.values.tolist()
         step = posted.step + 1
         if weight == 0:
             raise TrainingError(
