@@ -69,13 +69,20 @@ _RATES = [
     Mutant(
         "clip-before-division",
         "optim.py",
-        "(torch._foreach_norm(grads))) / weight",
-        "(torch._foreach_norm(grads)))",
+        "norm = ratio(summed if isinstance(weight, torch.Tensor) else summed.item(), weight)",
+        "norm = summed if isinstance(weight, torch.Tensor) else summed.item()",
         (f"{GRADIENTS}::test_clipping_scales_by_the_norm_of_the_divided_gradient",),
     ),
 ]
 
 _SUM = [
+    Mutant(
+        "a-micro-batch-for-the-step",
+        "exact/step_totals.py",
+        "if self._world_size == 1 and len(pairs) == 1:",
+        "if self._world_size == 1:",
+        (f"{GRADIENTS}::test_a_steps_losses_and_weights_are_summed_in_float64",),
+    ),
     Mutant(
         "tree-by-halves",
         "exact/tree.py",
@@ -165,9 +172,9 @@ _SEEDS = [
     Mutant(
         "seed-of-micro-batch",
         "loop.py",
-        "        seed_all(self.config.seed, step, micro.index, device=self.accelerator.device)\n",
+        "        seed_all(self.config.seed, step, micro.index, device=self.device)\n",
         "        if micro.index == self.gradients.share[0]:\n"
-        "            seed_all(self.config.seed, step, micro.index, device=self.accelerator.device)\n",
+        "            seed_all(self.config.seed, step, micro.index, device=self.device)\n",
         (SAME, "-k", "Random"),
     ),
     Mutant(
@@ -192,9 +199,16 @@ _SEEDS = [
         (AFTER,),
     ),
     Mutant(
+        "nobody-draws-in-loading",
+        "batches/loading.py",
+        "        if self._rows.may_draw:",
+        "        if False:",
+        (SAME, "-k", "Random"),
+    ),
+    Mutant(
         "seed-of-optimizer",
         "optim.py",
-        "            seed_all(self._seed, step, 0, _STEPPING, device=loss.device)\n",
+        "            seed_all(self._seed, step, 0, _STEPPING, device=self.device)\n",
         "            pass\n",
         (STATE, "-k", "noise"),
     ),
@@ -322,8 +336,8 @@ _BUFFERS = [
     Mutant(
         "each-from-the-one-before",
         "exact/statistics.py",
-        "                buffer.reset()\n        yield",
-        "                pass\n        yield",
+        "                buffer.reset()\n\n    def end_micro_batch",
+        "                pass\n\n    def end_micro_batch",
         (SAME, "-k", "SometimesNormed"),
     ),
     Mutant("no-roll-back", "session/failure.py", "            run.statistics.roll_back()\n", "", (FAULT,)),
