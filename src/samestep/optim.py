@@ -63,7 +63,8 @@ def divide_and_clip(grads: list[torch.Tensor], weight: Scalar, clip: float | Non
     if clip is not None:
         over = norm / clip
         divisor = weight * (over.clamp(min=1.0) if isinstance(over, torch.Tensor) else max(over, 1.0))
-    torch._foreach_div_(grads, divisor)
+    # As a tensor everywhere: torch divides a gradient of shape () by it in float64, and by a Python float in float32.
+    torch._foreach_div_(grads, torch.as_tensor(divisor, dtype=torch.float64))
     return norm
 
 

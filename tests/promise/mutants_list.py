@@ -67,6 +67,13 @@ _RATES = [
         (f"{OPTIM}::test_a_step_that_is_not_finite_changes_nothing",),
     ),
     Mutant(
+        "divided-by-a-float",
+        "optim.py",
+        "torch.as_tensor(divisor, dtype=torch.float64)",
+        "divisor",
+        (f"{GRADIENTS}::test_a_scalars_gradient_is_divided_the_same_on_every_device",),
+    ),
+    Mutant(
         "clip-before-division",
         "optim.py",
         "norm = ratio(summed if isinstance(weight, torch.Tensor) else summed.item(), weight)",

@@ -73,6 +73,15 @@ def test_clipping_scales_by_the_norm_of_the_divided_gradient() -> None:
     assert torch.allclose(grads[0], torch.tensor([0.6, 0.8]))
 
 
+def test_a_scalars_gradient_is_divided_the_same_on_every_device() -> None:
+    values = torch.rand(100).unbind()
+    on_host, on_device = ([value.clone() for value in values] for _ in range(2))
+    divide_and_clip(on_host, 3.7, clip=None)
+    divide_and_clip(on_device, torch.tensor(3.7, dtype=torch.float64), clip=None)
+    assert torch.equal(torch.stack(on_host), torch.stack(on_device))
+    assert torch.equal(torch.stack(on_host), (torch.stack(values).double() / 3.7).float())
+
+
 def test_a_steps_losses_and_weights_are_summed_in_float64() -> None:
     loss, many = torch.tensor(1 + 2.0**-40, dtype=torch.float64), 2**24 + 1
     exchange = StepExchange(2, 2, 0, 1, torch.device("cpu"))
