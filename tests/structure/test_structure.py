@@ -19,8 +19,8 @@ SOURCE = ROOT / "src" / "samestep"
 ROWS = [
     ["errors", "mixing", "kept", "hash_order"],
     ["order", "config", "runtime", "run_folder", "task", "seeding"],
-    ["exact", "control", "batches", "optim", "optimizers", "kind", "compiling", "link", "sources"],
-    ["checkpoint", "tracking", "tasks", "evaluation", "checks"],
+    ["exact", "control", "batches", "optimizers", "kind", "compiling", "link", "sources"],
+    ["checkpoint", "optim", "tracking", "tasks", "evaluation", "checks"],
     ["loop"],
     ["session", "preflight"],
     ["commands"],

@@ -22,6 +22,8 @@ def _add(left: Grads, right: Grads) -> Grads:
     both = [(a, b) for a, b in zip(left, right, strict=True) if a is not None and b is not None]
     if both:
         torch._foreach_add_([a for a, _ in both], [b for _, b in both])
+    if len(both) == len(left):
+        return left
     alone = [a for a, b in zip(left, right, strict=True) if a is not None and b is None]
     alone += [b for a, b in zip(left, right, strict=True) if a is None and b is not None]
     if alone:
