@@ -37,7 +37,6 @@ class Training:
     task: Task
     model: torch.nn.Module  # the task's own: nothing wraps it, at any number of processes
     accelerator: Accelerator
-    device: torch.device
     autocast: Callable[[], contextlib.AbstractContextManager[object]]  # Accelerate's, where it casts
     backward: Callable[[torch.Tensor], object]  # Accelerate's, where it scales
     optimizer: GatedOptimizer
@@ -70,7 +69,7 @@ class Training:
     @contextlib.contextmanager
     def micro_batch(self, step: int, micro: MicroBatch) -> Iterator[None]:
         """A forward and backward whose random numbers and buffers depend on (seed, step, micro-batch) and no more."""
-        seed_all(self.config.seed, step, micro.index, device=self.device)
+        seed_all(self.config.seed, step, micro.index, device=self.optimizer.device)
         self.gradients.begin_micro_batch(micro.index)
         self.statistics.begin_micro_batch()
         self.purity.begin_micro_batch(step, micro)
@@ -84,11 +83,6 @@ class Training:
     def asked_to_stop(self) -> int:
         """A signal that asks for a stop, on this rank, or the time limit's being near; 0 otherwise."""
         return self.stop.asked(lambda: 2 * (self.saver.longest_s + self.watch.slow_step_s))
-
-    def first_scale(self, weight: torch.Tensor | float) -> None:
-        """Before a run's first backward in fp16: fit the scale to sums over a step, of which micro-batch 0 shows the size."""
-        if self.optimizer.needs_scale:
-            self.optimizer.fit_scale(decided_by_main(lambda: float(weight)) * self.config.micro_batches)
 
     def evaluate(self, step: int) -> bool:
         """Evaluate after `step` finished steps; True if the run has converged. Raises Stopped when asked to stop."""
@@ -136,7 +130,7 @@ def train(run: Training) -> int:
             with run.micro_batch(step, micro):
                 with run.autocast():
                     loss, weight = checked_ratio(run.task.loss(run.model, micro.batch))
-                run.first_scale(weight)
+                run.optimizer.fit_scale(weight, run.config.micro_batches)
                 counts = micro.num_rows > 0
                 run.backward(run.gradients.connect(loss, counts))
             sums.append((loss, weight) if counts else (torch.zeros_like(loss), weight * 0))

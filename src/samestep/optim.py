@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from samestep.config import Schedule
+from samestep.control import decided_by_main
 from samestep.exact import Scalar, is_finite, ratio
 from samestep.seeding import seed_all
 
@@ -98,18 +99,16 @@ class GatedOptimizer:
             parameter.is_cuda for group in optimizer.param_groups for parameter in group["params"]
         )
 
-    @property
-    def needs_scale(self) -> bool:
-        """Whether fp16 begins here: with a scaler that has neither scaled a loss nor been restored."""
-        return self.scaler is not None and self._is_fresh and self.scaler._scale is None
+    def fit_scale(self, weight: Scalar, micro_batches: int) -> None:
+        """Before the first backward of a run in fp16: fit the scale to sums over a step, of which rank 0's weight tells the size.
 
-    def fit_scale(self, weight: float) -> None:
-        """Start at 65,536 over the power of two next to a step's weight: a mean's usual start, for a sum over it.
-
-        (At 65,536 the sum over 8,192 tokens overflowed for nine steps.)
+        It starts at 65,536 over the power of two next to a step's weight: a mean's usual start, for a sum over it. (At 65,536
+        the sum over 8,192 tokens overflowed for nine steps.)
         """
-        assert self.scaler is not None
-        self.scaler._init_scale = 65536.0 / 2.0 ** round(math.log2(max(weight, 1.0)))
+        if self.scaler is None or not self._is_fresh or self.scaler._scale is not None:
+            return
+        whole = decided_by_main(lambda: float(weight)) * micro_batches
+        self.scaler._init_scale = 65536.0 / 2.0 ** round(math.log2(max(whole, 1.0)))
 
     def zero_grad(self) -> None:
         if type(self.inner).zero_grad is not torch.optim.Optimizer.zero_grad:

@@ -179,9 +179,9 @@ _SEEDS = [
     Mutant(
         "seed-of-micro-batch",
         "loop.py",
-        "        seed_all(self.config.seed, step, micro.index, device=self.device)\n",
+        "        seed_all(self.config.seed, step, micro.index, device=self.optimizer.device)\n",
         "        if micro.index == self.gradients.share[0]:\n"
-        "            seed_all(self.config.seed, step, micro.index, device=self.device)\n",
+        "            seed_all(self.config.seed, step, micro.index, device=self.optimizer.device)\n",
         (SAME, "-k", "Random"),
     ),
     Mutant(

@@ -116,7 +116,6 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         task=task,
         model=model,
         accelerator=accelerator,
-        device=device,
         # Where nothing is cast or scaled, Accelerate's are a context that does nothing and a division by one.
         autocast=contextlib.nullcontext if config.precision == "no" else accelerator.autocast,
         backward=torch.Tensor.backward if accelerator.scaler is None else accelerator.backward,
