@@ -100,7 +100,7 @@ class GatedOptimizer:
         )
 
     def fit_scale(self, weight: Scalar, micro_batches: int) -> None:
-        """Before the first backward of a run in fp16: fit the scale to sums over a step, of which rank 0's weight tells the size.
+        """Before a run's first backward in fp16: fit the scale to sums over a step, of whose size rank 0's weight tells.
 
         It starts at 65,536 over the power of two next to a step's weight: a mean's usual start, for a sum over it. (At 65,536
         the sum over 8,192 tokens overflowed for nine steps.)
