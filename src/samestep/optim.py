@@ -11,7 +11,7 @@ import torch
 
 from samestep.config import Schedule
 from samestep.control import decided_by_main
-from samestep.exact import Scalar, is_finite, ratio
+from samestep.exact import Scalar, as_float, is_finite, ratio
 from samestep.seeding import seed_all
 
 _STEPPING = 3  # sets a step's random numbers apart from the forward's
@@ -107,7 +107,7 @@ class GatedOptimizer:
         """
         if self.scaler is None or not self._is_fresh or self.scaler._scale is not None:
             return
-        whole = decided_by_main(lambda: float(weight)) * micro_batches
+        whole = decided_by_main(lambda: as_float(weight)) * micro_batches
         self.scaler._init_scale = 65536.0 / 2.0 ** round(math.log2(max(whole, 1.0)))
 
     def zero_grad(self) -> None:

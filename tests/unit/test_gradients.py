@@ -87,6 +87,7 @@ def test_a_steps_losses_and_weights_are_summed_in_float64() -> None:
     exchange = StepExchange(2, 2, 0, 1, torch.device("cpu"))
     cases: list[tuple[torch.Tensor | float, torch.Tensor | float]]
     cases = [(torch.tensor(many), torch.tensor(1)), (many, 1.0), (torch.tensor(many), 1)]
+    cases.append((torch.tensor(float(many), dtype=torch.float64, requires_grad=True) * 1, 1))
     for one, other in cases:
         total = exchange.total([(loss, one), (loss, other)], [], 0)
         assert total.weight == many + 1

@@ -1,7 +1,7 @@
 """The ordered sum: the same bits at every world size. `OrderedSum` serves anyone's own loop; the tree needs no DDP."""
 
 from samestep.exact.gradients import FastSum, OrderedSum, check_world_size, everyone
-from samestep.exact.scalars import Scalar, is_finite, ratio
+from samestep.exact.scalars import Scalar, as_float, is_finite, ratio
 from samestep.exact.statistics import Statistics
 from samestep.exact.step_totals import StepExchange, Totals
 from samestep.exact.totals import fingerprint, gather, in_order, ordered_total, padded
@@ -16,6 +16,7 @@ __all__ = [
     "StepExchange",
     "Sum",
     "Totals",
+    "as_float",
     "blocks_of",
     "check_world_size",
     "cuts",

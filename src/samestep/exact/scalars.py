@@ -13,6 +13,11 @@ The two come to the same bits: both are IEEE 754 double precision, and every ope
 """
 
 
+def as_float(value: Scalar) -> float:
+    """The number, read from wherever it is; `float` would warn of a weight that has a gradient."""
+    return value.item() if isinstance(value, torch.Tensor) else float(value)
+
+
 def ratio(total: Scalar, weight: Scalar) -> Scalar:
     """total / weight; NaN, as an infinity is on the way to an error, where floats would raise for a weight of zero."""
     if isinstance(weight, float) and weight == 0.0:

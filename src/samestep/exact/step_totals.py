@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from samestep.exact.scalars import Scalar, ratio
+from samestep.exact.scalars import Scalar, as_float, ratio
 from samestep.exact.totals import gather, in_order, padded
 from samestep.exact.tree import cuts, tree_sum
 
@@ -43,7 +43,7 @@ class StepExchange:
     def total(self, sums: Sequence[tuple[torch.Tensor, Scalar]], used: list[bool], flag: int) -> Totals:
         """Sum this rank's (loss, weight) of each micro-batch with everyone's, in the tree's order."""
         if self._on_host:
-            pairs = [(loss.item(), float(weight)) for loss, weight in sums]
+            pairs = [(loss.item(), as_float(weight)) for loss, weight in sums]
             if self._world_size == 1 and len(pairs) == 1:
                 loss, weight = pairs[0]
                 return Totals(ratio(loss, weight), weight, used, flag)
