@@ -12,6 +12,7 @@ import torch
 from samestep.config import Schedule
 from samestep.control import decided_by_main
 from samestep.exact import Scalar, as_float, is_finite, ratio
+from samestep.fused import FusedAdam
 from samestep.seeding import seed_all
 
 _STEPPING = 3  # sets a step's random numbers apart from the forward's
@@ -76,13 +77,14 @@ class GatedOptimizer:
         scaler: fp16's loss scaler, which gates by itself: a step that overflows is skipped and the scale lowered.
         fresh: the run begins here, so that `scaler` has no scale of an earlier start's.
         seed: for the random numbers that an optimizer of one's own may draw.
+        is_ours: made from the config, so that nobody else adds to its groups or lays another state into it.
 
     It must be made before a checkpoint is laid over the optimizer: until then the groups' rates are the schedule's base.
     """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, schedule: Schedule, num_steps: int, scaler: torch.amp.GradScaler | None,
-        fresh: bool = True, seed: int = 0,
+        fresh: bool = True, seed: int = 0, is_ours: bool = False,
     ) -> None:  # fmt: skip
         self.inner = optimizer
         self.scaler = scaler
@@ -92,6 +94,8 @@ class GatedOptimizer:
         self._base = [float(group["lr"]) for group in optimizer.param_groups]
         self._seed = None if type(optimizer).__module__.startswith("torch.optim.") else seed
         self._plain_step = _plain_step(optimizer) if scaler is None else optimizer.step
+        if is_ours and scaler is None and FusedAdam.fits(optimizer):
+            self._plain_step = FusedAdam(optimizer, self._plain_step)
         self.device: torch.device = optimizer.param_groups[0]["params"][0].device
         self.counts: torch.Tensor | bool = True  # whether the last step did
         self._counted: torch.Tensor | int = 0

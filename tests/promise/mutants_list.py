@@ -74,6 +74,27 @@ _RATES = [
         (f"{GRADIENTS}::test_a_scalars_gradient_is_divided_the_same_on_every_device",),
     ),
     Mutant(
+        "adams-count-of-steps",
+        "fused.py",
+        "            torch._foreach_add_(steps, 1)\n",
+        "",
+        (f"{OPTIM}::test_adam_sorted_once_is_torchs_own_to_the_bit",),
+    ),
+    Mutant(
+        "adam-steps-without-gradients",
+        "fused.py",
+        "any(grad is None for found in grads for grad in found)",
+        "False",
+        (f"{OPTIM}::test_adam_sorted_once_is_torchs_own_to_the_bit",),
+    ),
+    Mutant(
+        "adam-counts-what-did-not-count",
+        "fused.py",
+        "            if found_inf is not None:",
+        "            if False:",
+        (f"{OPTIM}::test_adam_sorted_once_is_torchs_own_to_the_bit",),
+    ),
+    Mutant(
         "clip-before-division",
         "optim.py",
         "norm = ratio(summed if isinstance(weight, torch.Tensor) else summed.item(), weight)",

@@ -19,7 +19,7 @@ SOURCE = ROOT / "src" / "samestep"
 ROWS = [
     ["errors", "mixing", "kept", "hash_order"],
     ["order", "config", "runtime", "run_folder", "task", "seeding"],
-    ["exact", "control", "batches", "optimizers", "kind", "compiling", "link", "sources"],
+    ["exact", "control", "batches", "fused", "optimizers", "kind", "compiling", "link", "sources"],
     ["checkpoint", "optim", "tracking", "tasks", "evaluation", "checks"],
     ["loop"],
     ["session", "preflight"],

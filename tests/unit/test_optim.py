@@ -94,6 +94,36 @@ def test_momentum_from_zeros_is_torchs_own_to_the_bit(more: dict[str, Any]) -> N
     assert all(torch.equal(one, other) for one, other in zip(mine.parameters(), theirs.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("more", [{}, {"weight_decay": 0.1, "betas": [0.8, 0.9]}, {"maximize": True}, {"amsgrad": True}])
+def test_adam_sorted_once_is_torchs_own_to_the_bit(name: str, more: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    mine, theirs = (torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.Linear(3, 2)) for _ in range(2))
+    theirs.load_state_dict(mine.state_dict())
+    words = {"task": "regression", "global_batch_size": 4, "micro_batch_size": 4, "steps": 1}
+    config = Config.model_validate({**words, "optimizer": {"name": name, "lr": 0.1, **more}})
+    inner = build_optimizer(config, Task(), mine)
+    schedule = Schedule(name="linear")
+    optimizer = GatedOptimizer(inner, schedule, 12, None, is_ours=True)
+    reference = build_optimizer(config, Task(), theirs)
+    for step in range(12):
+        for one, other in zip(mine.parameters(), theirs.parameters(), strict=True):
+            one.grad = torch.randn_like(one)
+            if step in (0, 5) and one.dim() == 1:  # a first gradient comes late, and one is left out
+                one.grad = None
+            other.grad = None if one.grad is None else one.grad.clone()
+        optimizer._on_device = step > 6  # as on a GPU
+        counts = step != 8
+        optimizer.step(step, ONE if counts else NAN, ONE)
+        reference.param_groups[0]["lr"] = 0.1 * rate_factor(schedule, step, 12)
+        if counts:
+            reference.step()
+        for one, other in zip(mine.parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(one, other)
+            for key, value in reference.state[other].items():
+                assert torch.equal(inner.state[one][key], value)
+
+
 def test_hooks_on_the_optimizer_still_run() -> None:
     parameter = torch.nn.Parameter(torch.ones(1))
     inner = torch.optim.SGD([parameter], lr=1.0)

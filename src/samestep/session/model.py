@@ -37,7 +37,13 @@ def make_model(
         leave_dynamo_out()
     torch_optimizer = build_optimizer(config, task, model)
     optimizer = GatedOptimizer(
-        torch_optimizer, config.schedule, all_steps, accelerator.scaler, fresh=saved is None, seed=config.seed
+        torch_optimizer,
+        config.schedule,
+        all_steps,
+        accelerator.scaler,
+        fresh=saved is None,
+        seed=config.seed,
+        is_ours=not task.overrides("optimizer"),
     )
     if saved is not None:
         restore(saved, model, torch_optimizer, accelerator.scaler)
