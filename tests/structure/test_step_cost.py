@@ -27,7 +27,7 @@ def cost(*words: str) -> tuple[float, float, dict[str, dict[str, float]]]:
 def test_a_step_of_one_micro_batch_does_little_besides_its_own_mathematics() -> None:
     operators, calls, found = cost()
     assert operators <= BARE + 10, found["operators"]  # two columns read, two numbers read, the norm and the division
-    assert calls <= 92, found["calls"]
+    assert calls <= 95, found["calls"]
 
 
 @pytest.mark.timeout(300)
