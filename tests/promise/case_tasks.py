@@ -494,6 +494,16 @@ class Averaging(Base):
         return self.Net(self.what)
 
 
+class AveragingFew(Averaging):
+    """Fewer rows than a micro-batch holds: one micro-batch of a step counts, and the others are there all the same."""
+
+    def data(self, split: str) -> Any:
+        return rows().select(range(2)) if split == "train" else None
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        return super().loss(model, {**batch, "x": batch["x"] + torch.rand_like(batch["x"])})
+
+
 class Annealed(Base):
     """A weight of the loss that the task itself moves with each call."""
 

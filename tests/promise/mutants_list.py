@@ -362,6 +362,13 @@ _BUFFERS = [
         (f"{CONTROL}::test_running_statistics_are_averaged_over_the_micro_batches_that_hold_rows",),
     ),
     Mutant(
+        "what-does-not-count-is-not-looked-at",
+        "exact/statistics.py",
+        "            extremes[:, : len(made) - len(self._fixed)] =",
+        "            extremes[:] =",
+        (REFUSED, "-k", "AveragingFew"),
+    ),
+    Mutant(
         "each-from-the-one-before",
         "exact/statistics.py",
         "                buffer.reset()\n\n    def end_micro_batch",

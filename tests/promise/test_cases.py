@@ -248,6 +248,7 @@ def test_a_signal_to_one_rank_stops_all(cases: Cases) -> None:
         ("Averaging", ["with.what=generator"], "task: the loss depends on model.generator, which the forward"),
         ("Averaging", ["with.what=data"], "task: the forward changed the buffer mean, and each micro-batch made another"),
         ("Averaging", ["with.what=norm"], "task: the forward changed the buffer mean, and each micro-batch made another"),
+        ("AveragingFew", ["with.what=mean"], "task: the forward changed the buffer mean, and each micro-batch made another"),
         ("Averaging", ["with.what=scalar"], "task: the loss depends on model.scalar, which the forward changes"),
         ("Averaging", ["with.what=state"], "task: the loss depends on model.state, which the forward changes"),
         ("Averaging", ["with.what=meter"], "task: the loss depends on model.meter, which the forward changes"),

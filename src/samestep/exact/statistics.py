@@ -17,6 +17,8 @@ from samestep.errors import UsageError
 from samestep.exact.totals import as_bits, gather
 from samestep.exact.tree import Block, Sum, blocks_of, cuts
 
+_INT64 = torch.iinfo(torch.int64)
+
 
 class _Buffer:
     """One buffer by its place in the model: a forward may write into it or put another tensor there."""
@@ -144,16 +146,19 @@ class Statistics:
         if not self._exchanges:
             return
         row = self._row()
+        made = torch.cat([buffer.now.reshape(-1).long() for buffer in self._counters] + [self._prints_now()])
+        extremes = torch.stack([made, made])
         if counts:
             changed = row != self._start
             self._changed = changed if self._changed is None else self._changed.logical_or_(changed)
-            made = torch.cat([buffer.now.reshape(-1).long() for buffer in self._counters] + [self._prints_now()])
-            if self._extremes is None:
-                self._extremes = torch.stack([made, made])
-            else:
-                self._extremes = torch.stack([torch.maximum(self._extremes[0], made), torch.minimum(self._extremes[1], made)])
-        else:
+        else:  # of the other buffers it must have made the same all the same: on its rank they hold what it left
             row.zero_()
+            extremes[:, : len(made) - len(self._fixed)] = torch.tensor([[_INT64.min], [_INT64.max]], device=made.device)
+        if self._extremes is None:
+            self._extremes = extremes
+        else:
+            self._extremes[0] = torch.maximum(self._extremes[0], extremes[0])
+            self._extremes[1] = torch.minimum(self._extremes[1], extremes[1])
         self._leaf = row if self._leaf is None else self._leaf.add_(row)
         if (index + 1) % self._leaf_size == 0:
             self._sum.push(Block(index // self._leaf_size, 0), self._leaf)
@@ -173,12 +178,9 @@ class Statistics:
         most = max(len(blocks) for blocks in self._plan)
         if len(mine) < most:
             mine = torch.cat([mine, mine.new_zeros(most - len(mine), mine.shape[1])])
-        extremes = self._extremes
-        if extremes is None:  # this rank's micro-batches held no rows
-            limits, size = torch.iinfo(torch.int64), sum(self._sizes)
-            extremes = torch.tensor([[limits.min], [limits.max]], device=mine.device).repeat(1, size)
+        assert self._extremes is not None
         changed = torch.zeros_like(self._start, dtype=torch.bool) if self._changed is None else self._changed
-        counters, sums, flags = self._everyones(extremes, mine, changed)  # the widest first: each part is aligned
+        counters, sums, flags = self._everyones(self._extremes, mine, changed)  # the widest first: each part is aligned
         whole: Sum[torch.Tensor] = Sum(torch.Tensor.add_)
         for blocks, values in zip(self._plan, sums, strict=True):
             for block, value in zip(blocks, values, strict=False):
