@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import signal
 import time
+import types
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from samestep.commands.plan import outcome
 from samestep.control import NoBoard, StopFlag, Watchdog, board, survivor
+from samestep.control.board import StoreBoard
 from samestep.errors import UsageError
 from samestep.exact import Statistics
 from samestep.run_folder import RunFolder
@@ -46,6 +49,25 @@ def test_one_alone_saves_when_the_board_has_died_too(tmp_path: Path) -> None:
         for folder in ranks:
             folder.continue_start(start)
         assert [survivor(Silent(), rank, 5, folder.claim_save) for rank, folder in enumerate(ranks)] == [True, False, False]
+
+
+def test_the_board_says_who_has_written_in_a_few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    shared = StoreBoard("127.0.0.1", server.port, 1000, start=1)
+    assert shared.read("finished") == {}
+    lost = range(496, 504)  # a node of eight
+    for rank in set(range(1000)) - set(lost):
+        shared.write("finished", rank, str(rank))
+    asked: list[int] = []
+    store = shared._store
+
+    def check(keys: list[str]) -> bool:
+        asked.append(len(keys))
+        return bool(store.check(keys))
+
+    monkeypatch.setattr(shared, "_store", types.SimpleNamespace(check=check, multi_get=store.multi_get))
+    assert shared.read("finished") == {rank: str(rank) for rank in range(1000) if rank not in lost}
+    assert len(asked) < 50
 
 
 def test_a_step_that_did_not_arrive_leaves_the_running_statistics_as_they_were() -> None:
