@@ -160,6 +160,14 @@ def test_rows_after_the_checkpoint_are_cut(tmp_path: Path, torn: str) -> None:
     assert folder.metrics.read_text() == '{"step": 1, "loss": 1}\n{"step": 2, "loss": 1}\n'
 
 
+def test_a_row_whose_end_was_not_written_stays_a_line_of_its_own(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for step in (3, 4):  # the last that stays, and one before it
+        folder.metrics.write_text('{"step": 1, "loss": 1}\n{"step": 3, "loss": 3}')
+        cut_back(folder, step, [], evaluates_again=False)
+        assert folder.metrics.read_text() == '{"step": 1, "loss": 1}\n{"step": 3, "loss": 3}\n'
+
+
 def test_an_evaluation_that_comes_again_stands_once(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     rows = [{"step": 2, "eval_loss": 9.0}, {"step": 4, "loss": 4.0}, {"step": 4, "eval_loss": 8.0}]

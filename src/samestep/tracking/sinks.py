@@ -32,19 +32,28 @@ def cut_back(folder: RunFolder, step: int, latest: list[Row], evaluates_again: b
         return bool(row["step"] < step or (row["step"] == step and ("loss" in row or not evaluates_again)))
 
     lines = folder.metrics.read_text().splitlines() if folder.metrics.exists() else []
-    kept, present = [], set()
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:  # the last line of a killed process may be half a line
-            continue
-        if stays(row):
-            kept.append(line + "\n")
+    oldest = min([step, *(row["step"] for row in latest)])
+    first = len(lines)
+    while first and ((row := _parsed(lines[first - 1])) is None or row["step"] >= oldest):
+        first -= 1
+    kept, present = lines[:first], set()  # rows stand in order: those before stay, and there may be millions
+    for line in lines[first:]:
+        if (row := _parsed(line)) is not None and stays(row):
+            kept.append(line)
             present.add((row["step"], "loss" in row))
-    kept += [as_line(row) for row in latest if stays(row) and (row["step"], "loss" in row) not in present]
+    kept += [as_line(row).rstrip() for row in latest if stays(row) and (row["step"], "loss" in row) not in present]
     if not lines and not kept:
         return
-    write_atomically(folder.metrics, "".join(kept))
+    write_atomically(folder.metrics, "\n".join([*kept, ""]))
+
+
+def _parsed(line: str) -> Row | None:
+    """None for half a line, the last of a killed process."""
+    try:
+        row: Row = json.loads(line)
+    except ValueError:
+        return None
+    return row
 
 
 def as_line(row: Row) -> str:
