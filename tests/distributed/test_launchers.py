@@ -276,6 +276,7 @@ def hung_up(workplace: Workplace, processes: int, ignored: bool) -> subprocess.P
     shell = subprocess.Popen(
         [*(["nohup"] if ignored else []), *words],
         cwd=workplace.path, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # these tests may run under nohup themselves
     )  # fmt: skip
     started(workplace, "hung-up")
     os.killpg(shell.pid, signal.SIGHUP)
