@@ -71,6 +71,12 @@ def test_a_run_outlives_who_reads_it(talking: Workplace, line: str) -> None:
     assert len(talking.metrics("r")) == 30
 
 
+def on_its_terminal() -> None:
+    """Before a run begins: the terminal is its own, and closing that is heard though these tests may run under nohup."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_terminal_that_is_really_closed_stops_and_saves(talking: Workplace, processes: str) -> None:
     talking.write("talking.yaml", CONFIG.replace("STEPS", "1000000"))
@@ -78,7 +84,7 @@ def test_a_terminal_that_is_really_closed_stops_and_saves(talking: Workplace, pr
     ours, theirs = pty.openpty()
     run = subprocess.Popen(
         words, cwd=talking.path, env=talking.env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=on_its_terminal,
     )  # fmt: skip
     os.close(theirs)
     os.set_blocking(ours, False)
