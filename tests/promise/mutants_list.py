@@ -105,6 +105,13 @@ _RATES = [
 
 _SUM = [
     Mutant(
+        "numbers-in-float32",
+        "exact/step_totals.py",
+        "values = torch.tensor(pairs, dtype=torch.float64)",
+        "values = torch.tensor(pairs).double()",
+        (f"{GRADIENTS}::test_a_steps_losses_and_weights_are_summed_in_float64",),
+    ),
+    Mutant(
         "a-micro-batch-for-the-step",
         "exact/step_totals.py",
         "if self._world_size == 1 and len(pairs) == 1:",

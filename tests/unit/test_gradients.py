@@ -82,16 +82,18 @@ def test_a_scalars_gradient_is_divided_the_same_on_every_device() -> None:
     assert torch.equal(torch.stack(on_host), (torch.stack(values).double() / 3.7).float())
 
 
-def test_a_steps_losses_and_weights_are_summed_in_float64() -> None:
+@pytest.mark.parametrize("on_host", [True, False], ids=["as on a CPU", "as on a GPU"])
+def test_a_steps_losses_and_weights_are_summed_in_float64(on_host: bool) -> None:
     loss, many = torch.tensor(1 + 2.0**-40, dtype=torch.float64), 2**24 + 1
     exchange = StepExchange(2, 2, 0, 1, torch.device("cpu"))
+    exchange._on_host = on_host
     cases: list[tuple[torch.Tensor | float, torch.Tensor | float]]
     cases = [(torch.tensor(many), torch.tensor(1)), (many, 1.0), (torch.tensor(many), 1)]
     cases.append((torch.tensor(float(many), dtype=torch.float64, requires_grad=True) * 1, 1))
     for one, other in cases:
         total = exchange.total([(loss, one), (loss, other)], [], 0)
-        assert total.weight == many + 1
-        assert total.loss == 2 * (1 + 2.0**-40) / (many + 1)
+        assert float(total.weight) == many + 1
+        assert float(total.loss) == 2 * (1 + 2.0**-40) / (many + 1)
 
 
 @pytest.mark.parametrize("leaves", [1, 2])

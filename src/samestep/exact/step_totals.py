@@ -75,4 +75,4 @@ def _weights(sums: Sequence[tuple[torch.Tensor, Scalar]], device: torch.device) 
     weights = [weight for _, weight in sums]
     if all(isinstance(weight, torch.Tensor) for weight in weights):
         return torch.stack([weight.detach().to(device, torch.float64, non_blocking=True) for weight in weights])  # type: ignore[union-attr]
-    return torch.tensor([float(weight) for weight in weights], dtype=torch.float64).to(device, non_blocking=True)
+    return torch.tensor([as_float(weight) for weight in weights], dtype=torch.float64).to(device, non_blocking=True)
