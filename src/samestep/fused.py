@@ -33,9 +33,11 @@ class FusedAdam:
 
     def __call__(self) -> None:
         grads = [[parameter.grad for parameter in group["params"]] for group in self._optimizer.param_groups]
-        if self._sorted is None or any(grad is None for found in grads for grad in found):
+        is_whole = not any(grad is None for found in grads for grad in found)
+        if self._sorted is None or not is_whole:
             self._step()
-            self._sorted = self._sort()
+            if is_whole:
+                self._sorted = self._sort()
             return
         found_inf = getattr(self._optimizer, "found_inf", None)
         for group, of_group, (parameters, averages, squares, steps) in zip(
@@ -53,7 +55,7 @@ class FusedAdam:
                 torch._foreach_sub_(steps, [found_inf] * len(steps))
 
     def _sort(self) -> list[list[list[torch.Tensor]]] | None:
-        """None while a parameter has not been stepped yet, or a group has several devices or dtypes."""
+        """None where a group has several devices or dtypes, or another state than this."""
         groups = []
         for group in self._optimizer.param_groups:
             parameters: list[torch.Tensor] = group["params"]

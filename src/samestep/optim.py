@@ -116,7 +116,7 @@ class GatedOptimizer:
 
     def zero_grad(self) -> None:
         if type(self.inner).zero_grad is not torch.optim.Optimizer.zero_grad:
-            self.inner.zero_grad()
+            self.inner.zero_grad(set_to_none=True)
             return
         for group in self.inner.param_groups:  # what torch's own does, without the profiler's range around it
             for parameter in group["params"]:

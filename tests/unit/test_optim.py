@@ -124,6 +124,17 @@ def test_adam_sorted_once_is_torchs_own_to_the_bit(name: str, more: dict[str, An
                 assert torch.equal(inner.state[one][key], value)
 
 
+def test_an_optimizers_own_zero_grad_is_asked_for_none() -> None:
+    class Own(torch.optim.SGD):
+        def zero_grad(self, set_to_none: bool = False) -> None:
+            super().zero_grad(set_to_none)
+
+    parameter = torch.nn.Parameter(torch.ones(1))
+    parameter.grad = torch.ones(1)
+    GatedOptimizer(Own([parameter], lr=1.0), Schedule(), 10, None).zero_grad()
+    assert parameter.grad is None
+
+
 def test_hooks_on_the_optimizer_still_run() -> None:
     parameter = torch.nn.Parameter(torch.ones(1))
     inner = torch.optim.SGD([parameter], lr=1.0)
