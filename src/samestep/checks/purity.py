@@ -101,11 +101,13 @@ class Purity(NoPurity):
 
     def end_micro_batch(self, step: int, micro: MicroBatch) -> None:
         """After a forward and backward. Raises UsageError if those of the share were found not to be pure."""
-        if self._is_chosen(step):
+        is_chosen, is_last = self._is_chosen(step), micro.index == self._gradients.share[-1]
+        if is_chosen:
             self._refuse_a_state(step, micro.index)
-        if micro.index == self._gradients.share[-1]:
+        if is_chosen or is_last:  # of two mistakes the earlier micro-batch's is told, at every world size
             self._refuse_touched()
             self._held.refuse_others("the forward")
+        if is_last:
             self._refuse_other_bits()
             if self._before is not None:
                 _refuse_another_shape(self._before[1], self._shape())
