@@ -19,7 +19,7 @@ from samestep.batches import Batches, MicroBatch, Plan
 from samestep.checkpoint import NullSaver, Saver
 from samestep.checks import NoAudit, NoPurity
 from samestep.config import Config
-from samestep.control import StopFlag, Watchdog, decided_by_main
+from samestep.control import StopFlag, Watchdog, agreed, decided_by_main
 from samestep.errors import Stopped
 from samestep.evaluation import Best, Convergence, Evaluator
 from samestep.exact import OrderedSum, Statistics, StepExchange, is_finite
@@ -89,7 +89,7 @@ class Training:
         if self.evaluator is None:
             return False
         self.owes_evaluation = True
-        with self.purity.evaluation():
+        with self.purity.evaluation(agreed):
             found = self.evaluator(self.model, self.asked_to_stop, self.watch)
         if found is None:
             self.save_and_stop(step)

@@ -7,13 +7,14 @@ again: what is saved after that is the model of the last finished step, as the n
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from samestep.errors import UsageError
 
+Judge = Callable[[Callable[[], None]], None]  # runs a check: here alone, or on every rank, which all raise what any finds
 Place = tuple[dict[str, Any], str]  # a module's dict of parameters or buffers, and the key there
 
 
@@ -61,7 +62,7 @@ class Held:
         self._size = size
 
     @contextlib.contextmanager
-    def evaluation(self) -> Iterator[None]:
+    def evaluation(self, judge: Judge) -> Iterator[None]:
         """A whole evaluation inside: it leaves all of this as it was. Raises UsageError if not, once that is laid back."""
         found: dict[str, tuple[dict[str, Any], str, torch.Tensor, int]] = {}
         for name, (names, key) in self._places().items():
@@ -91,4 +92,4 @@ class Held:
             with contextlib.suppress(UsageError):
                 lay_back()
             raise
-        lay_back()
+        judge(lay_back)

@@ -16,7 +16,7 @@ import torch
 
 from samestep.batches import MicroBatch
 from samestep.checks import attributes
-from samestep.checks.held import Held
+from samestep.checks.held import Held, Judge
 from samestep.checks.recompute import Recompute
 from samestep.checks.stepper import Stepper
 from samestep.errors import UsageError
@@ -35,7 +35,7 @@ class NoPurity:
     def end_micro_batch(self, step: int, micro: MicroBatch) -> None: ...
 
     @contextlib.contextmanager
-    def evaluation(self) -> Iterator[None]:
+    def evaluation(self, judge: Judge = lambda check: check()) -> Iterator[None]:
         yield
 
     @contextlib.contextmanager
@@ -121,9 +121,9 @@ class Purity(NoPurity):
         return not self._held.is_spoilt
 
     @contextlib.contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """A whole evaluation inside: it leaves the model as it was. Raises UsageError if not."""
-        with self._held.evaluation():
+    def evaluation(self, judge: Judge = lambda check: check()) -> Iterator[None]:
+        """A whole evaluation inside: it leaves the model as it was. Raises UsageError if not, where `judge` has it told."""
+        with self._held.evaluation(judge):
             yield
 
     @contextlib.contextmanager
