@@ -376,6 +376,13 @@ _BUFFERS = [
         (REFUSED, "-k", "AveragingFew"),
     ),
     Mutant(
+        "each-rank-judges-its-evaluation-alone",
+        "loop.py",
+        "self.purity.evaluation(agreed)",
+        "self.purity.evaluation()",
+        (f"{CASES}::test_what_one_ranks_evaluation_left_changed_is_told_before_another_goes_on",),
+    ),
+    Mutant(
         "each-from-the-one-before",
         "exact/statistics.py",
         "                buffer.reset()\n\n    def end_micro_batch",

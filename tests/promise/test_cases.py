@@ -361,6 +361,12 @@ def test_what_only_one_rank_does_is_refused_on_all(cases: Cases, what: str, line
     assert not found.folder.exists()
 
 
+def test_what_one_ranks_evaluation_left_changed_is_told_before_another_goes_on(cases: Cases) -> None:
+    found = cases.start("EvaluatedOnRankOne", "evaluate.every=1", size=2)
+    assert set(found.codes) == {2}, found.err + found.out
+    assert found.err == "samestep: task: the evaluation made the buffer late; make it in model()\n"
+
+
 def test_a_run_goes_on_with_the_data_that_it_began_with(cases: Cases) -> None:
     cases.start("Resized", run="r", env={"CASE_END": "SIGTERM 10"})
     found = cases.start("Resized", run="r", env={"CASE_ROWS": "24"})
