@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -73,6 +75,21 @@ def test_a_mistake_is_one_line_and_leaves_nothing(mine: Workplace, find: str, pu
     assert done.err == f"samestep: {line}\n"
     assert done.code == 2
     assert not (mine.path / "runs" / "r").exists()
+
+
+def test_a_launcher_that_ends_the_ranks_does_not_silence_the_one_that_speaks(mine: Workplace) -> None:
+    """Another rank has come to the same refusal and left first, which its launcher takes for the end of all."""
+    ended = """
+import os, signal, sys
+import click
+from samestep import cli
+echo = click.echo
+click.echo = lambda *words, **options: (os.kill(os.getpid(), signal.SIGTERM), echo(*words, **options))
+sys.argv[1:] = ["train", "mine.yaml", "task=gone.py:Mine"]
+cli.main()
+"""
+    done = mine.command(sys.executable, "-c", ended)
+    assert (done.code, done.err) == (2, "samestep: task: found no file gone.py; write path/to/file.py:Class\n")
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -201,7 +201,7 @@ def main() -> None:
         if _speaks():
             for line in error.lines:
                 click.echo(f"samestep: {line}", err=True)
-        elif not _has_met_the_others():
+        else:
             time.sleep(_LET_RANK_0_SPEAK_S)  # the launcher ends every rank when the first has ended
     except SamestepError as error:
         code = error.exit_code
@@ -238,11 +238,6 @@ def _leave(code: int) -> None:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def _has_met_the_others() -> bool:
-    distributed = sys.modules.get("torch.distributed")
-    return distributed is not None and bool(distributed.is_initialized())
 
 
 def _speaks() -> bool:

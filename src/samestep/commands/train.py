@@ -53,7 +53,8 @@ def train(config_path: str, run: str | None, overrides: tuple[str, ...]) -> None
     except Exception as error:
         raise SamestepError(_failed(folder, runtime, error, config)) from None
     finally:
-        stop.remove()
+        if not runtime.is_main:  # rank 0 has yet to say what ended the run, and the launcher may be ending it already
+            stop.remove()
 
 
 def default_name(config_path: str, runtime: Runtime) -> str:
