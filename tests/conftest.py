@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -70,6 +73,7 @@ class Workplace:
             "WANDB_MODE": "offline",
             "NETRC": os.devnull,
             "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONFAULTHANDLER": "1",
             "TMPDIR": str(path / "tmp"),  # what torchrun and wandb leave behind goes with the test's folder
         }
         (path / "tmp").mkdir(exist_ok=True)
@@ -79,8 +83,19 @@ class Workplace:
         return name
 
     def command(self, *words: str, timeout: float = 200) -> Finished:
-        done = subprocess.run(words, cwd=self.path, env=self.env, capture_output=True, text=True, timeout=timeout, check=False)
-        return Finished(done.returncode, done.stdout, done.stderr)
+        process = subprocess.Popen(
+            words, cwd=self.path, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            for each in reversed(processes):  # each prints the stacks of its threads
+                with contextlib.suppress(psutil.Error):
+                    each.send_signal(signal.SIGABRT)
+            out, err = process.communicate(timeout=20)
+            raise AssertionError(f"{' '.join(words)} did not end in {timeout} s:\n{out[-3000:]}\n{err[-60_000:]}") from None
+        return Finished(process.returncode, out, err)
 
     def samestep(self, *words: str) -> Finished:
         return self.command(sys.executable, "-m", "samestep", *words)
