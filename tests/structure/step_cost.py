@@ -1,6 +1,7 @@
-"""Prints what a training step of the tiny task does, as JSON: `python step_cost.py [KEY=VALUE …]`, counts for a single step.
+"""Prints what a training step does, as JSON: `python step_cost.py CONFIG [--as-on-a-gpu] [KEY=VALUE …]`, counts for one step.
 
-Counts don't wobble as times do. The steps counted are not among those that the watch over forwards looks into.
+Counts don't wobble as times do. The steps counted are not among those that the watch over forwards looks into. Under torchrun
+it is one rank's step. As on a GPU: the step's numbers stay tensors there, and whoever reads one waits for the device.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from samestep.config import load_config
-from samestep.control import StopFlag
+from samestep.control import StopFlag, leave_together
 from samestep.loop import Training, train
 from samestep.runtime import read_runtime
 from samestep.session import Plans, build, make_accelerator
@@ -31,9 +32,13 @@ class Operators(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.counts: collections.Counter[str] = collections.Counter()
+        self.sent: collections.Counter[str] = collections.Counter()  # bytes given to each kind of collective
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.counts[str(func)] += 1
+        if func.namespace == "c10d":
+            given = args[1] if isinstance(args[1], torch.Tensor) else args[0][0]  # after the tensor to fill, if there is one
+            self.sent[str(func)] += given.nbytes
         return func(*args, **(kwargs or {}))
 
 
@@ -53,12 +58,21 @@ def go_on(training: Training, steps: int) -> None:
     train(training)
 
 
+def stay_on_the_device(training: Training) -> None:
+    training.exchange._on_host = False
+    training.optimizer._on_device = True
+    training.reports.post = lambda *numbers: None  # type: ignore[method-assign]  # they are read a step later
+
+
 def main() -> None:
-    words = ["device=cpu", "epochs=null", "steps=1000000", "with.samples=4096", "track.every=1000000", *sys.argv[2:]]
+    given = [word for word in sys.argv[2:] if word != "--as-on-a-gpu"]
+    words = ["device=cpu", "epochs=null", "steps=1000000", "with.samples=4096", "track.every=1000000", *given]
     config, _ = load_config(sys.argv[1], words)
     accelerator, task = make_accelerator(config), load_task(config.task, config.fields)
     training = build(config, Plans(task, accelerator, read_runtime(), StopFlag(), None, ["here"]), lambda steps: NullTracker())
     training.evaluator, training.first_step, training.num_steps = None, 0, 0
+    if "--as-on-a-gpu" in sys.argv:
+        stay_on_the_device(training)
     go_on(training, 35)
     with Operators() as operators:
         go_on(training, STEPS)
@@ -66,9 +80,11 @@ def main() -> None:
     sys.setprofile(calls)
     go_on(training, STEPS)
     sys.setprofile(None)
-    found = {name: {key: count / STEPS for key, count in counts.most_common()} for name, counts in
-             (("operators", operators.counts), ("calls", calls.counts))}  # fmt: skip
-    print(json.dumps(found))
+    if accelerator.is_main_process:
+        counted = {"operators": operators.counts, "sent": operators.sent, "calls": calls.counts}
+        found = {name: {key: count / STEPS for key, count in counts.most_common()} for name, counts in counted.items()}
+        print(json.dumps(found))
+    leave_together()
 
 
 torch.set_num_threads(1)

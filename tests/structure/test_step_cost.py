@@ -1,4 +1,7 @@
-"""What a step costs, in counts: operators of torch, and calls of samestep's own Python. A new one is put here on purpose."""
+"""What a step costs, in counts: operators of torch, calls of samestep's own Python, messages, and waits for a device.
+
+Whoever makes a step dearer raises a limit here on purpose.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +19,48 @@ HERE = Path(__file__).parent
 BARE = 22
 
 
-def cost(*words: str) -> tuple[float, float, dict[str, dict[str, float]]]:
-    command = [sys.executable, str(HERE / "step_cost.py"), str(ROOT / "configs" / "seed.yaml"), *words]
+def cost(*words: str, processes: int = 1) -> dict[str, dict[str, float]]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    command = [sys.executable, *launcher, str(HERE / "step_cost.py"), str(ROOT / "configs" / "seed.yaml"), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    found = json.loads(done.stdout)
-    return sum(found["operators"].values()), sum(found["calls"].values()), found
+    found: dict[str, dict[str, float]] = json.loads(done.stdout)
+    return found
+
+
+def total(counts: dict[str, float], namespace: str = "") -> float:
+    return sum(count for name, count in counts.items() if name.startswith(namespace))
 
 
 @pytest.mark.timeout(300)
 def test_a_step_of_one_micro_batch_does_little_besides_its_own_mathematics() -> None:
-    operators, calls, found = cost()
-    assert operators <= BARE + 10, found["operators"]  # two columns read, two numbers read, the norm and the division
-    assert calls <= 95, found["calls"]
+    found = cost()
+    assert total(found["operators"]) <= BARE + 10, found[
+        "operators"
+    ]  # two columns and two numbers read, the norm, the division
+    assert total(found["calls"]) <= 95, found["calls"]
 
 
 @pytest.mark.timeout(300)
 def test_what_each_further_micro_batch_adds() -> None:
-    (one, calls_of_one, _), (four, calls_of_four, found) = cost(), cost("micro_batch_size=8")
-    assert four - one <= 3 * 26 + 6, found["operators"]  # its own mathematics, its columns, and a sum of gradients
-    assert calls_of_four - calls_of_one <= 3 * 50, found["calls"]
+    one, four = cost(), cost("micro_batch_size=8")
+    added = total(four["operators"]) - total(one["operators"])
+    assert added <= 3 * 26 + 6, four["operators"]  # its own mathematics, its columns, and a sum of gradients
+    assert total(four["calls"]) - total(one["calls"]) <= 3 * 50, four["calls"]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("micro_batches", [2, 8])
+def test_a_step_of_two_processes_sends_its_gradients_once_and_one_small_message(micro_batches: int) -> None:
+    """However many micro-batches it has: eleven numbers, and for each micro-batch a loss and a weight in float64."""
+    found = cost(f"micro_batch_size={32 // micro_batches}", processes=2)
+    assert total(found["operators"], "c10d") == 3, found["operators"]  # halves to their owners, sums to all, the step's numbers
+    gradients, numbers = 4 * 12, 16 * micro_batches // 2
+    assert total(found["sent"]) <= gradients + gradients // 2 + numbers + 8, found["sent"]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("words", [[], ["micro_batch_size=8"], ["clip=1.0"]], ids=["plain", "accumulating", "clipping"])
+def test_no_step_waits_for_a_device(words: list[str]) -> None:
+    found = cost("--as-on-a-gpu", *words)["operators"]
+    waits = {"aten._local_scalar_dense.default", "aten.item.default", "aten.is_nonzero.default", "aten.equal.default"}
+    assert not waits & found.keys(), found
