@@ -31,17 +31,18 @@ class Clock:
         self._ticks, self._total = 0, int(os.environ.get("BENCH_TICKS", 0))
         self._window = max(1, self._total // WINDOWS)
         self._notes: list[tuple[int, float, float]] = []
-        self._second: float | None = None  # when the second micro-batch began: the first step is done
+        self._second: tuple[float, float] | None = None  # wall and CPU time when the second step began
 
     def tick(self) -> None:
         self._ticks += 1
         if self._ticks % self._window == 0:
             self._notes.append((self._ticks, time.perf_counter(), time.process_time()))
         if self._ticks == 1 + int(os.environ.get("BENCH_ACCUMULATE", 1)):
-            self._second = time.time()
+            self._second = time.time(), time.process_time()
         if self._ticks == self._total:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            found = {"notes": self._notes, "second": self._second, "peak_kib": peak}
+            second, second_cpu = self._second or (None, None)
+            found = {"notes": self._notes, "second": second, "second_cpu": second_cpu, "peak_kib": peak}
             Path(f"{os.environ['BENCH_CLOCK']}-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(found))
 
 

@@ -95,8 +95,7 @@ class Training:
             self.save_and_stop(step)
         self.owes_evaluation = False
         metrics = {f"eval_{name}": value for name, value in found.items()}
-        epoch = (step - 1) // self.plan.steps_per_epoch + 1
-        self.tracker.evaluated({"step": step, "epoch": epoch, "time": time.time(), **metrics})
+        self.tracker.evaluated({"step": step, "epoch": self.plan.epoch(step - 1) + 1, "time": time.time(), **metrics})
         converged = self.convergence.reached(metrics)
         if self.best.improved(step, metrics):
             self.watch.saving()
