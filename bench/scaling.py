@@ -25,7 +25,7 @@ from samestep.config import load_config
 from samestep.control import StopFlag
 from samestep.control.board import StoreBoard
 from samestep.loop import train
-from samestep.order import Order
+from samestep.randomness.order import Order
 from samestep.run_folder import RunFolder
 from samestep.runtime import prepare_environment, read_runtime
 from samestep.session import Plans, build, make_accelerator

@@ -15,7 +15,7 @@ from samestep.config import Config, Converge
 from samestep.control import Watchdog, everyones
 from samestep.errors import UsageError
 from samestep.exact import cuts, gather, ordered_total
-from samestep.seeding import seed_all
+from samestep.randomness.seeding import seed_all
 from samestep.task import Task, checked_metrics
 
 _LOOKED_AT = 100  # micro-batches, for the name of a metric that only some of them have

@@ -24,7 +24,7 @@ from samestep.errors import Stopped
 from samestep.evaluation import Best, Convergence, Evaluator
 from samestep.exact import OrderedSum, Statistics, StepExchange, is_finite
 from samestep.optim import GatedOptimizer, divide_and_clip
-from samestep.seeding import seed_all
+from samestep.randomness.seeding import seed_all
 from samestep.task import Ratio, Task, checked_ratio
 from samestep.tracking import NullTracker, Reports, Tracker
 

@@ -12,8 +12,8 @@ import torch
 from samestep.config import Schedule
 from samestep.control import decided_by_main
 from samestep.exact import Scalar, as_float, is_finite, ratio
-from samestep.fused import FusedAdam
-from samestep.seeding import seed_all
+from samestep.fused_adam import FusedAdam
+from samestep.randomness.seeding import seed_all
 
 _STEPPING = 3  # sets a step's random numbers apart from the forward's
 

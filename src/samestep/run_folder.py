@@ -43,6 +43,13 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def default_name(config: str, job: str | None) -> str:
+    """A run's name from its config's file, with the job's number, the same after a requeue, or with the time."""
+    path = Path(config)
+    stem = path.parent.name if path.name == "config.yaml" else path.stem
+    return f"{stem}-{job}" if job else f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
 class RunFolder:
     """The one place that knows where a run keeps what."""
 

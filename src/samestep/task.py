@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from samestep.errors import UsageError, nearest, validation_lines
-from samestep.kept import as_kept, kept_code
+from samestep.snapshot import as_kept, kept_code
 
 if TYPE_CHECKING:
     import datasets

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import Workplace
-from samestep.order import permute
+from samestep.randomness.order import permute
 
 TASK = """
 import datasets, torch

@@ -801,7 +801,7 @@ class Masked(Base):
     """No row of the second step counts."""
 
     def data(self, split: str) -> Any:
-        from samestep.order import Order
+        from samestep.randomness.order import Order
 
         masked = set(Order(64, 1).rows(0, 8, 16).tolist())
         return rows().add_column("keep", [int(number not in masked) for number in range(64)])

@@ -75,21 +75,21 @@ _RATES = [
     ),
     Mutant(
         "adams-count-of-steps",
-        "fused.py",
+        "fused_adam.py",
         "            torch._foreach_add_(steps, 1)\n",
         "",
         (f"{OPTIM}::test_adam_sorted_once_is_torchs_own_to_the_bit",),
     ),
     Mutant(
         "adam-steps-without-gradients",
-        "fused.py",
+        "fused_adam.py",
         "not any(grad is None for found in grads for grad in found)",
         "True",
         (f"{OPTIM}::test_adam_sorted_once_is_torchs_own_to_the_bit",),
     ),
     Mutant(
         "adam-counts-what-did-not-count",
-        "fused.py",
+        "fused_adam.py",
         "            if found_inf is not None:",
         "            if False:",
         (f"{OPTIM}::test_adam_sorted_once_is_torchs_own_to_the_bit",),
@@ -259,7 +259,7 @@ _SEEDS = [
     ),
     Mutant(
         "epoch-in-the-order",
-        "order.py",
+        "randomness/order.py",
         "mix(seed, epoch, number) for",
         "mix(seed, number) for",
         (f"{ORDER}::test_epochs_and_seeds_differ",),

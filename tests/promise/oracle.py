@@ -18,10 +18,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from samestep.compiling import compile_blocks
-from samestep.mixing import mix
-from samestep.order import Order
-from samestep.seeding import seed_all
+from samestep.randomness.mixing import mix
+from samestep.randomness.order import Order
+from samestep.randomness.seeding import seed_all
+from samestep.regional_compile import compile_blocks
 from samestep.task import Task
 
 LOADING, EVALUATING, STEPPING, AFTER_STEP, READING = range(1, 6)  # what else draws random numbers, each from its own words

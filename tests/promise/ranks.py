@@ -185,15 +185,15 @@ def _redirect(name: str) -> None:
 def _run_rank(job: dict[str, Any], rank: int, port: int) -> None:
     import numpy as np
 
-    from samestep import cli, sources
+    from samestep import cli, snapshot
 
     random.seed()  # as a process of its own begins: what nobody seeds would be the same in every fork
     np.random.seed()
     code = 1
     atexit._clear()  # what was registered by the imports of the process that forks is its own
     found: list[dict[str, Path]] = []
-    look = sources._files  # through all modules, of which there are far more here than in a process that trains alone
-    sources._files = lambda task: found[0] if found else found.append(look(task)) or found[0]  # type: ignore[func-returns-value]
+    look = snapshot._files  # through all modules, of which there are far more here than in a process that trains alone
+    snapshot._files = lambda task: found[0] if found else found.append(look(task)) or found[0]  # type: ignore[func-returns-value]
     try:
         _redirect(f"{job['name']}-{rank}")
         if job["world_size"] > 1:

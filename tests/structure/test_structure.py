@@ -17,12 +17,14 @@ from samestep.config import Config, load_config
 
 SOURCE = ROOT / "src" / "samestep"
 ROWS = [
-    ["errors", "mixing", "kept", "hash_order"],
-    ["order", "config", "runtime", "run_folder", "task", "seeding"],
-    ["exact", "control", "batches", "fused", "optimizers", "kind", "compiling", "link", "sources"],
-    ["checkpoint", "optim", "tracking", "tasks", "evaluation", "checks"],
+    ["errors", "randomness", "hash_order"],
+    ["runtime", "run_folder"],
+    ["snapshot"],
+    ["config", "task"],
+    ["exact", "control", "batches", "fused_adam", "optimizers", "device_kind", "regional_compile"],
+    ["checkpoint", "optim", "tracking", "tasks", "evaluation", "checks", "slurm"],
     ["loop"],
-    ["session", "preflight"],
+    ["session"],
     ["commands"],
     ["cli", "__init__"],
     ["__main__"],
@@ -67,7 +69,7 @@ def test_collectives_stand_in_exact_and_control_alone(path: Path) -> None:
 
 def test_only_runtime_reads_rank_and_scheduler_variables() -> None:
     pattern = re.compile(r"SLURM_|\bWORLD_SIZE|LOCAL_RANK|MASTER_ADDR|[\"']RANK[\"']|TORCHELASTIC")
-    assert {top(path) for path in FILES if pattern.search(path.read_text())} == {"runtime"}
+    assert {top(path) for path in FILES if pattern.search(path.read_text())} == {"runtime", "slurm"}
 
 
 def test_the_loop_asks_nobody_how_many_processes_there_are() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from samestep.batches import Batches, Plan, Rows
 from samestep.errors import UsageError
-from samestep.order import Order
+from samestep.randomness.order import Order
 from samestep.task import Batch, Task
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ import socket
 import threading
 from collections.abc import Iterator
 
-from samestep.link import Hub, Line
-from samestep.runtime import dead
+from samestep.slurm.controller import dead
+from samestep.slurm.link import Hub, Line
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from conftest import ROOT, Workplace
-from samestep.mixing import mix
-from samestep.order import permute
+from samestep.randomness.mixing import mix
+from samestep.randomness.order import permute
 from samestep.tasks.regression import Regression
 
 

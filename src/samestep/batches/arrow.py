@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from samestep.order import Integers
+from samestep.randomness.order import Integers
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]

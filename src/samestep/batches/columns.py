@@ -11,8 +11,8 @@ import torch
 from samestep.batches.arrow import Column, as_column, fault
 from samestep.batches.stacking import stack, torch_dtype
 from samestep.errors import UsageError
-from samestep.mixing import mix
-from samestep.order import Integers
+from samestep.randomness.mixing import mix
+from samestep.randomness.order import Integers
 from samestep.task import Batch, Columns, Task
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from samestep.batches.columns import Rows
-from samestep.order import Integers, Order
-from samestep.seeding import seed_all
+from samestep.randomness.order import Integers, Order
+from samestep.randomness.seeding import seed_all
 from samestep.task import Batch, Columns
 
 _LOADING = 1  # sets the loading's random numbers apart from the forward's

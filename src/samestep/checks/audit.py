@@ -9,9 +9,9 @@ import torch
 
 from samestep.batches import Plan
 from samestep.checks.recompute import Recompute
+from samestep.device_kind import beside_a_difference
 from samestep.errors import TrainingError
 from samestep.exact import OrderedSum, cuts, fingerprint, gather
-from samestep.kind import beside_a_difference
 from samestep.task import Ratio
 
 

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from samestep.batches import Batches
 from samestep.exact import OrderedSum, Statistics, fingerprint
-from samestep.seeding import seed_all
+from samestep.randomness.seeding import seed_all
 from samestep.task import Task, checked_ratio
 
 

@@ -137,7 +137,7 @@ def submit(config: str, run: str | None, sweep: Path | None, chain: int, dry_run
       samestep submit mine.yaml --time=1:00:00 --sweep grid.yaml
       samestep submit mine.yaml --time=1:00:00 --dry-run
     """
-    from samestep.commands import submit as command
+    from samestep.slurm import submit as command
 
     click.echo(command.submit(config, words, run, sweep, chain, dry_run))
 

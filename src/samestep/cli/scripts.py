@@ -58,7 +58,7 @@ def outcome(folder: Path, start: int, launcher_code: int) -> None:
 @click.argument("overrides", nargs=-1)
 def job(config: str, run: str | None, sweep: Path | None, overrides: tuple[str, ...]) -> None:
     """For slurm/*.sbatch: run a SLURM job to its end."""
-    from samestep.commands import job as command
+    from samestep.slurm import job as command
 
     command.job(config, run, sweep, overrides)
 
@@ -67,6 +67,6 @@ def job(config: str, run: str | None, sweep: Path | None, overrides: tuple[str, 
 @click.argument("plan")
 def node(plan: str) -> None:
     """For a SLURM job's script: one node's part of it."""
-    from samestep.commands import node as command
+    from samestep.slurm import node as command
 
     sys.exit(command.node(json.loads(plan)))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import shlex
 import signal
 
-from samestep.commands.train import default_name
 from samestep.config import load_config
 from samestep.errors import UsageError
-from samestep.run_folder import RunFolder
+from samestep.run_folder import RunFolder, default_name
 from samestep.runtime import processes_here, read_runtime
 
 _EXIT_CODES = {"done": 0, "stopped": 75}
@@ -24,7 +23,7 @@ def plan(config_path: str, run: str | None, processes: int | None, overrides: tu
             f"processes: found {number}, and a step has {config.num_leaves} leaves to share; write --processes "
             f"{config.num_leaves} or fewer, or a smaller micro_batch_size"
         )
-    name = run or default_name(config_path, read_runtime())
+    name = run or default_name(config_path, read_runtime().job)
     folder = RunFolder.named(config.runs, name)
     words = {"run": name, "folder": str(folder.path), "processes": number, "threads": config.threads}
     words["start"] = folder.next_start()

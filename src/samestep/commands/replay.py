@@ -12,8 +12,8 @@ from samestep.checkpoint import Checkpoints, read, verify, weights_hash
 from samestep.checks import NoPurity
 from samestep.config import Config, load_config
 from samestep.control import StopFlag
+from samestep.device_kind import beside_a_difference, device_kind, differences
 from samestep.errors import TrainingError, UsageError
-from samestep.kind import beside_a_difference, device_kind, differences
 from samestep.loop import Training, train
 from samestep.run_folder import RunFolder
 from samestep.runtime import prepare_environment, read_runtime

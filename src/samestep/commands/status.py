@@ -15,7 +15,7 @@ import psutil
 
 from samestep.errors import UsageError
 from samestep.run_folder import RunFolder
-from samestep.runtime import JobState, jobs_now
+from samestep.slurm.controller import JobState, jobs_now
 
 _COLUMNS = ("run", "state", "step", "loss", "steps/s", "left", "job", "nodes", "restarts", "saved")
 _LAST_ROWS = 50

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import bdb
 import contextlib
-import time
-from pathlib import Path
 
 from samestep.config import Config, load_config
 from samestep.errors import Overtaken, SamestepError, Stopped, UsageError, place_in_user_code
-from samestep.run_folder import RunFolder
+from samestep.run_folder import RunFolder, default_name
 from samestep.runtime import (
     Runtime,
     end_with_launcher,
@@ -27,7 +25,7 @@ def train(config_path: str, run: str | None, overrides: tuple[str, ...]) -> None
     config, sources = load_config(config_path, overrides)
     refuse_another_world_size(runtime, config.processes)
     prepare_environment(runtime, config.threads)
-    folder = RunFolder.named(config.runs, run or default_name(config_path, runtime))
+    folder = RunFolder.named(config.runs, run or default_name(config_path, runtime.job))
     folder.failure(runtime.rank).unlink(missing_ok=True)  # of an earlier start
 
     from samestep.control import StopFlag, leave_together  # torch is imported once everything typed has been checked
@@ -55,13 +53,6 @@ def train(config_path: str, run: str | None, overrides: tuple[str, ...]) -> None
     finally:
         if not runtime.is_main:  # rank 0 has yet to say what ended the run, and the launcher may be ending it already
             stop.remove()
-
-
-def default_name(config_path: str, runtime: Runtime) -> str:
-    """The config's stem with the job's number, the same after a requeue, or with the time."""
-    path = Path(config_path)
-    stem = path.parent.name if path.name == "config.yaml" else path.stem
-    return f"{stem}-{runtime.job}" if runtime.job else f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _failed(folder: RunFolder, runtime: Runtime, error: Exception, config: Config) -> str:

@@ -13,7 +13,7 @@ from yaml.reader import ReaderError
 
 from samestep.config.schema import Config
 from samestep.errors import UsageError, nearest, validation_lines
-from samestep.kept import as_kept
+from samestep.snapshot import as_kept
 
 
 class _Loader(yaml.SafeLoader):

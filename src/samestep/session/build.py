@@ -20,7 +20,7 @@ from samestep.errors import UsageError
 from samestep.evaluation import Best, Convergence, Evaluator, refuse_unknown_metrics
 from samestep.exact import FastSum, OrderedSum, Statistics, StepExchange, everyone
 from samestep.loop import Training
-from samestep.order import Order
+from samestep.randomness.order import Order
 from samestep.runtime import Runtime
 from samestep.session.data import notes_on_data, read_data, refuse_other_data
 from samestep.session.model import make_after_step, make_model, notes_on, refuse_unequal_models

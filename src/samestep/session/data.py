@@ -8,8 +8,8 @@ from samestep.batches import Identity, differences, doubt, identity
 from samestep.config import Config
 from samestep.control import everyones, first_on_each_machine
 from samestep.errors import UsageError
+from samestep.randomness.seeding import seed_all
 from samestep.runtime import Runtime
-from samestep.seeding import seed_all
 from samestep.task import Task
 
 _READING = 5  # sets the random numbers of data() apart from the forward's

@@ -12,14 +12,14 @@ from torch import nn
 
 from samestep.checkpoint import Checkpoints, Saved, read, refuse_unsavable, restore, restore_modes
 from samestep.checks import NoPurity, look
-from samestep.compiling import compile_blocks
 from samestep.config import Config
 from samestep.control import everyones
 from samestep.errors import UsageError
 from samestep.optim import GatedOptimizer, leave_dynamo_out
 from samestep.optimizers import build_optimizer
+from samestep.randomness.seeding import seed_all
+from samestep.regional_compile import compile_blocks
 from samestep.run_folder import RunFolder
-from samestep.seeding import seed_all
 from samestep.task import Task
 
 _AFTER_STEP = 4  # sets after_step's random numbers apart from the forward's

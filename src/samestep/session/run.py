@@ -21,9 +21,9 @@ from samestep.control import (
     is_victim,
     make_board,
 )
+from samestep.device_kind import device_kind, differences
 from samestep.errors import Stopped, TrainingError, UsageError, place_in_user_code
 from samestep.exact import check_world_size
-from samestep.kind import device_kind, differences
 from samestep.loop import Training, train
 from samestep.run_folder import RunFolder
 from samestep.runtime import Runtime

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samestep import config as configuration
-from samestep import sources
+from samestep import snapshot
 from samestep.checkpoint import Checkpoints, checksum
 from samestep.config import Config
 from samestep.errors import UsageError
 from samestep.run_folder import RunFolder, write_atomically
-from samestep.runtime import Runtime, jobs_now
+from samestep.runtime import Runtime
+from samestep.slurm.controller import jobs_now
 from samestep.task import Task
 
 
@@ -49,7 +50,7 @@ def open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime) ->
             if state.get("status") == "done" and (config.steps, config.epochs) == (before.steps, before.epochs):
                 return Start(True, False, None, "", state["step"], 0, state["wandb"], notes)
         checkpoint, step, passed_over = Checkpoints(folder, config.checkpoint.keep).newest()
-        changed = sources.changes(folder, state["code"], task) if state else ""
+        changed = snapshot.changes(folder, state["code"], task) if state else ""
         if changed:
             notes.append(f"WARNING: the code has changed since the last start ({changed}); the bits may part")
         wandb_id = state.get("wandb") or _new_id()
@@ -90,7 +91,7 @@ def begin(
     facts = {"host": runtime.host, "pid": os.getpid(), "job": runtime.job, "world_size": runtime.world_size}
     folder.begin_start(start.number, {**facts, "resumed_from": start.resumed_from, "time": time.time()})
     write_atomically(folder.config, configuration.to_text(config, origins))
-    sources.keep(folder, task)
+    snapshot.keep(folder, task)
     restarts = 0 if start.fresh else folder.read_state().get("restarts", 0) + 1
     folder.write_state(
         status="running",
@@ -106,5 +107,5 @@ def begin(
         job=runtime.job,
         left_out=list(runtime.left_out),
         kind=kind,
-        code=sources.versions(task),
+        code=snapshot.versions(task),
     )

@@ -9,12 +9,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from samestep.commands.sweep import points
-from samestep.commands.train import default_name
 from samestep.config import Config, load_config
 from samestep.errors import UsageError
-from samestep.run_folder import RunFolder, write_atomically
-from samestep.runtime import code_root, find_slurm, read_runtime
+from samestep.run_folder import RunFolder, default_name, write_atomically
+from samestep.runtime import read_runtime
+from samestep.slurm.controller import code_root, find_slurm
+from samestep.slurm.sweep import points
 from samestep.task import load_task
 
 _FLAGS = {
@@ -41,7 +41,7 @@ def submit(config_path: str, words: tuple[str, ...], run: str | None, sweep: Pat
     config, _ = load_config(config_path, overrides)
     root = code_root().parents[1]
     script = root / "slurm" / ("sweep.sbatch" if sweep else "train.sbatch")
-    name = run or default_name(config_path, read_runtime())
+    name = run or default_name(config_path, read_runtime().job)
     folder = RunFolder.named(config.runs, name)
     mistakes = [] if script.is_file() else [f"slurm: found no {script}; submit from a checkout of samestep"]
     if not _given(options, "--time", "-t") and not os.environ.get("SBATCH_TIMELIMIT"):

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import torch
 
-from samestep.mixing import mix
+from samestep.randomness.mixing import mix
 
 
 def seed_all(*place: int, device: torch.device | None = None) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 
 import psutil
 
-from samestep.link import Line
-from samestep.runtime import earlier_ranks, end_with_parent, requeue_this_job, this_node, visible_gpus
+from samestep.runtime import end_with_parent, visible_gpus
+from samestep.slurm.controller import earlier_ranks, requeue_this_job, this_node
+from samestep.slurm.link import Line
 
 _EARLIER_RANKS_S = 30.0
 _SCRIPT_S = 60.0  # longer than a living script waits for its other nodes

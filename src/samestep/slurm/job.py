@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samestep.commands.sweep import point
-from samestep.commands.train import default_name
 from samestep.config import load_config
 from samestep.errors import Stopped, TrainingError, UsageError
-from samestep.link import Hub
-from samestep.run_folder import RunFolder
-from samestep.runtime import Job, dead, read_job, read_runtime
+from samestep.run_folder import RunFolder, default_name
+from samestep.runtime import read_runtime
+from samestep.slurm.controller import Job, dead, read_job
+from samestep.slurm.link import Hub
+from samestep.slurm.sweep import point
 
 _SAVING_S = 45.0  # for the ranks that live, once a node is lost or a launcher has failed
 _LAST_WORDS_S = 5.0  # the same where no rank has begun yet: there is nothing to save
@@ -49,7 +49,7 @@ def job(config_path: str, run: str | None, sweep: Path | None, overrides: tuple[
     if sweep is not None and here.array_index is not None:
         overrides = (*point(sweep, here.array_index), *overrides)
     config, _ = load_config(config_path, overrides)
-    folder = RunFolder.named(config.runs, run or default_name(config_path, read_runtime()))
+    folder = RunFolder.named(config.runs, run or default_name(config_path, read_runtime().job))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the ranks have it too; what it meant is asked of the controller then
     lost: list[str] = []
     told: list[str] = []

@@ -13,7 +13,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from samestep.mixing import mix
+from samestep.randomness.mixing import mix
 
 Integers = NDArray[np.int64]
 

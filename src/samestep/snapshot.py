@@ -1,4 +1,4 @@
-"""The code that a run's numbers come from: its versions, and what has changed in it since the run last began."""
+"""The code that a run's numbers come from: what a submitted job keeps of it, its versions, and what has changed since."""
 
 from __future__ import annotations
 
@@ -10,14 +10,27 @@ from pathlib import Path
 
 import xxhash
 
-from samestep.kept import kept_code
 from samestep.run_folder import RunFolder, write_atomically
-from samestep.task import Task
 
 _OWN = Path(__file__).parent
 
 
-def versions(task: Task) -> dict[str, str]:
+def kept_code() -> Path | None:
+    """The folder where `samestep submit` kept the working folder's sources for this process, as they were; None without it."""
+    found = os.environ.get("SAMESTEP_CODE")
+    return Path(found) if found else None
+
+
+def as_kept(path: str | Path) -> Path:
+    """The file as it was kept, or itself where nothing was."""
+    code, file = kept_code(), Path(path)
+    if code is None or not file.absolute().is_relative_to(Path.cwd()):
+        return file
+    kept = code / file.absolute().relative_to(Path.cwd())
+    return kept if kept.is_file() else file
+
+
+def versions(task: object) -> dict[str, str]:
     """A checksum of samestep itself, and of each file of the task's: its own, and those that it imports from its folder."""
     digest = xxhash.xxh3_64()
     for file in sorted(_OWN.rglob("*.py")):
@@ -26,7 +39,7 @@ def versions(task: Task) -> dict[str, str]:
     return {"samestep": digest.hexdigest(), **files}
 
 
-def keep(folder: RunFolder, task: Task) -> None:
+def keep(folder: RunFolder, task: object) -> None:
     """Keep the task's files beside the run, so that a later start can say what has changed."""
     for name, path in _files(task).items():
         kept, text = folder.sources / name, path.read_bytes()
@@ -35,7 +48,7 @@ def keep(folder: RunFolder, task: Task) -> None:
             write_atomically(kept, text)
 
 
-def changes(folder: RunFolder, before: dict[str, str], task: Task) -> str:
+def changes(folder: RunFolder, before: dict[str, str], task: object) -> str:
     """What differs from the versions `before`, as `mine.py +3 -1, samestep`; empty if nothing does."""
     now, files = versions(task), _files(task)
     changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
@@ -48,7 +61,7 @@ def _stat(kept: Path, path: Path, name: str) -> str:
     return f"{name} +{marks.count('+')} -{marks.count('-')}"
 
 
-def _files(task: Task) -> dict[str, Path]:
+def _files(task: object) -> dict[str, Path]:
     """The task's files by their names under its folder; none for a task of samestep's own."""
     own = Path(inspect.getfile(type(task))).absolute()
     if own.is_relative_to(_OWN):
