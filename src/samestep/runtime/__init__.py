@@ -1,4 +1,4 @@
-"""Where this process runs: the only reader of rank, launcher and scheduler variables."""
+"""Where this process runs: rank and launcher, read from the environment here alone (a job's nodes are `slurm`'s)."""
 
 from samestep.runtime.ranks import (
     Runtime,

@@ -20,6 +20,7 @@ from samestep.errors import UsageError
 from samestep.evaluation import Best, Convergence, Evaluator, refuse_unknown_metrics
 from samestep.exact import FastSum, OrderedSum, Statistics, StepExchange, everyone
 from samestep.loop import Training
+from samestep.optim import GatedOptimizer
 from samestep.randomness.order import Order
 from samestep.runtime import Runtime
 from samestep.session.data import notes_on_data, read_data, refuse_other_data
@@ -75,21 +76,14 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     train_set, eval_set, facts = read_data(task, config, runtime)
     if saved is not None:
         refuse_other_data(saved.values["data"], facts)
-    plan = Plan(Order(len(train_set), config.seed), config.global_batch_size, config.micro_batch_size, config.drop_last)
-    if not plan.steps_per_epoch:
-        raise UsageError(f"drop_last: {len(train_set)} rows are less than one global batch of {config.global_batch_size}")
+    plan = make_plan(config, len(train_set))
     all_steps = config.steps or (config.epochs or 0) * plan.steps_per_epoch
     num_steps = plans.num_steps or all_steps
     first_step = saved.step if saved else 0
 
     model, optimizer = agreed(lambda: make_model(config, task, accelerator, saved, all_steps))
     refuse_unequal_models(model)
-    stepped = [parameter for group in optimizer.inner.param_groups for parameter in group["params"]]
-    make_sum = OrderedSum if config.reduce == "exact" else FastSum
-    gradients = make_sum(model, config.micro_batches, config.leaves, everyone(), stepped)
-    if gradients.exchange is not None:
-        gradients.exchange.meeting = plans.watch.meeting
-        gradients.exchange.going_on = lambda: plans.watch.at("computing")
+    gradients = make_sum(config, model, optimizer, plans.watch)
     float_dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     rows = Rows(train_set, task, config.seed, float_dtype)
     batches = Batches(rows, plan, gradients.share, device, config.seed, first_step, num_steps, config.workers)
@@ -109,7 +103,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     every = config.audit.every if config.audit else 0
     values = saved.values if saved else {}
     tracker = make_tracker(all_steps)
-    for note in [*notes_on_data(saved.values["data"] if saved else facts, facts), *notes_on(model, stepped)]:
+    for note in [*notes_on_data(saved.values["data"] if saved else facts, facts), *notes_on(model, stepped_by(optimizer))]:
         tracker.line(note)
     return Training(
         config=config,
@@ -141,3 +135,24 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         owes_evaluation=values.get("owes_evaluation", False),
         data=facts,
     )
+
+
+def make_plan(config: Config, num_rows: int) -> Plan:
+    plan = Plan(Order(num_rows, config.seed), config.global_batch_size, config.micro_batch_size, config.drop_last)
+    if not plan.steps_per_epoch:
+        raise UsageError(f"drop_last: {num_rows} rows are less than one global batch of {config.global_batch_size}")
+    return plan
+
+
+def make_sum(config: Config, model: torch.nn.Module, optimizer: GatedOptimizer, watch: Watchdog) -> OrderedSum:
+    """The gradients' sum over micro-batches and ranks; the watchdog hears when it waits for others."""
+    kind = OrderedSum if config.reduce == "exact" else FastSum
+    gradients = kind(model, config.micro_batches, config.leaves, everyone(), stepped_by(optimizer))
+    if gradients.exchange is not None:
+        gradients.exchange.meeting = watch.meeting
+        gradients.exchange.going_on = lambda: watch.at("computing")
+    return gradients
+
+
+def stepped_by(optimizer: GatedOptimizer) -> list[torch.nn.Parameter]:
+    return [parameter for group in optimizer.inner.param_groups for parameter in group["params"]]

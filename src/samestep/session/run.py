@@ -6,12 +6,15 @@ import contextlib
 import shlex
 import sys
 import time
+from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 
 from samestep.checkpoint import Checkpoints, Saved, Saver, capture, read_chosen, weights_hash
 from samestep.config import Config
 from samestep.control import (
+    Board,
     StopFlag,
     Watchdog,
     abort_device_collectives,
@@ -29,8 +32,8 @@ from samestep.run_folder import RunFolder
 from samestep.runtime import Runtime
 from samestep.session.build import Plans, build, make_accelerator
 from samestep.session.failure import mistake_behind, record_failure, save_what_is_finished
-from samestep.session.start import begin, open_run
-from samestep.task import load_task
+from samestep.session.start import Start, begin, open_run
+from samestep.task import Task, load_task
 from samestep.tracking import NullTracker, Tracker, cut_back
 
 _PATIENCE_AT_THE_END_S = 600.0  # for a disk that is full when all the work is done
@@ -46,35 +49,79 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
     task = agreed(lambda: load_task(config.task, config.fields))
     start = decided_by_main(lambda: open_run(config, task, folder, runtime))
     try:
-        say = print if runtime.is_main else _say_nothing
+        rank = _Rank(config, origins, folder, runtime, stop, accelerator, task, start)
         if start.done:
-            state = folder.read_state()
-            say(f"{folder.name} is done already, at step {state['step']}")
-            say(f"weights {state['weights']}", flush=True)
-            return
-        say(f"resumed from step {start.resumed_from}" if start.checkpoint else "fresh", f"({folder.path})", flush=True)
-        for note in start.notes:
-            say(note, flush=True)
-        saved = read_chosen(start.checkpoint, start.checksum) if start.checkpoint else None
-        kind = device_kind(accelerator.device)
-        peers = _same_kind(config, kind, runtime, str(accelerator.device))
-        if saved and runtime.is_main:
-            for line in differences(saved.values["kind"], kind):
-                say(f"WARNING: {line}; the bits may part from an unbroken run's at step {saved.step + 1}", flush=True)
+            rank.say_done()
+        else:
+            rank.go_on()
+    except UsageError:
+        if start.fresh:
+            folder.discard()
+        raise
+    finally:
+        folder.release()
 
-        def make_tracker(num_steps: int) -> Tracker | NullTracker:
-            if not runtime.is_main:
-                return NullTracker()
-            begin(config, origins, task, folder, runtime, start, kind, num_steps)
-            if saved:
-                again = saved.values["owes_evaluation"] or saved.step == num_steps
-                cut_back(folder, saved.step, saved.values["rows"], again)
-            else:
-                cut_back(folder, 0, [], evaluates_again=False)
-            return Tracker(config, folder, start.wandb_id, num_steps, start.resumed_from, task.unit)
 
-        folder.continue_start(start.number)
-        board = make_board(runtime.store, runtime.world_size, start.number)
+@dataclass
+class _Rank:
+    """This rank in one start of a run."""
+
+    config: Config
+    origins: dict[str, str]  # of the config's values
+    folder: RunFolder
+    runtime: Runtime
+    stop: StopFlag
+    accelerator: Accelerator
+    task: Task
+    start: Start
+
+    def go_on(self) -> None:
+        """From where the run stands to its end."""
+        self.say(f"resumed from step {self.start.resumed_from}" if self.start.checkpoint else "fresh", f"({self.folder.path})")
+        for note in self.start.notes:
+            self.say(note)
+        saved = read_chosen(self.start.checkpoint, self.start.checksum) if self.start.checkpoint else None
+        kind = device_kind(self.accelerator.device)
+        peers = self.compare_devices(kind, saved)
+        self.folder.continue_start(self.start.number)
+        board = make_board(self.runtime.store, self.runtime.world_size, self.start.number)
+        plans = Plans(self.task, self.accelerator, self.runtime, self.stop, saved, peers, watch=self.make_watchdog(board))
+        run = build(self.config, plans, lambda num_steps: self.make_tracker(num_steps, saved, kind))
+        saver = make_saver(run, self.folder, kind)
+        if self.runtime.is_main:
+            run.saver = saver
+        agreed(lambda: _see_the_start(self.folder, self.runtime))
+        self.train(run, saver, board)
+        if self.runtime.is_main:
+            if shown := _shown(run):
+                print(shown)
+            print(f"weights {self.folder.read_state()['weights']}", flush=True)
+
+    def say(self, *words: str) -> None:
+        if self.runtime.is_main:
+            print(*words, flush=True)
+
+    def say_done(self) -> None:
+        state = self.folder.read_state()
+        self.say(f"{self.folder.name} is done already, at step {state['step']}")
+        self.say(f"weights {state['weights']}")
+
+    def compare_devices(self, kind: dict[str, str], saved: Saved | None) -> list[str]:
+        """Refuse a job of mixed kinds of device in exact mode. Returns each rank's host and device."""
+        everyone = everyones((kind, f"{self.runtime.host} {self.accelerator.device}"))
+        for rank, (other, _) in enumerate(everyone):
+            lines = differences(everyone[0][0], other)
+            if lines and self.config.reduce == "exact":
+                raise UsageError(
+                    f"devices: rank {rank} is of another kind than rank 0 ({'; '.join(lines)}), and gives other bits; "
+                    "use one kind of machine, or write reduce=fast"
+                )
+        for line in differences(saved.values["kind"], kind) if saved else []:
+            self.say(f"WARNING: {line}; the bits may part from an unbroken run's at step {self.start.resumed_from + 1}")
+        return [place for _, place in everyone]
+
+    def make_watchdog(self, board: Board) -> Watchdog:
+        runtime, folder = self.runtime, self.folder
 
         def accuse(paragraph: str, culprits: dict[int, str]) -> None:
             victim = runtime.rank not in culprits
@@ -83,8 +130,8 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
             if runtime.is_main:
                 folder.write_state(status="failed", reason=paragraph)
 
-        watch = Watchdog(
-            config.watchdog,
+        return Watchdog(
+            self.config.watchdog,
             runtime.rank,
             runtime.world_size,
             runtime.host,
@@ -94,56 +141,58 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
             verdict=runtime.verdict,
             store_port=runtime.store[1] if runtime.store else None,
         )
-        run = build(config, Plans(task, accelerator, runtime, stop, saved, peers, watch=watch), make_tracker)
-        saver = make_saver(run, folder, kind)
-        if runtime.is_main:
-            run.saver = saver
-        agreed(lambda: _see_the_start(folder, runtime))
-        watch.start()
-        ended_well = False
+
+    def make_tracker(self, num_steps: int, saved: Saved | None, kind: dict[str, str]) -> Tracker | NullTracker:
+        """Once everything has been checked: the run begins, or its rows end where it goes on."""
+        if not self.runtime.is_main:
+            return NullTracker()
+        begin(self.config, self.origins, self.task, self.folder, self.runtime, self.start, kind, num_steps)
+        if saved:
+            again = saved.values["owes_evaluation"] or saved.step == num_steps
+            cut_back(self.folder, saved.step, saved.values["rows"], again)
+        else:
+            cut_back(self.folder, 0, [], evaluates_again=False)
+        return Tracker(self.config, self.folder, self.start.wandb_id, num_steps, self.start.resumed_from, self.task.unit)
+
+    def train(self, run: Training, saver: Saver, board: Board) -> None:
+        """Train, save the end, and write it into the run's state; or save what is finished, and raise why it ended."""
+        run.watch.start()
         try:
             agreed(lambda: _try_evaluation(run))
             finished = train(run)
             run.save_for_all(finished, _PATIENCE_AT_THE_END_S)
-            if runtime.is_main:
-                digest = weights_hash(run.model)
-                folder.write_state(status="done", reason="", step=finished, weights=digest, loss=run.tracker.last.get("loss"))
-            ended_well = True
+            if self.runtime.is_main:
+                digest, loss = weights_hash(run.model), run.tracker.last.get("loss")
+                self.folder.write_state(status="done", reason="", step=finished, weights=digest, loss=loss)
         except Stopped as stopped:
-            reason = f"{stopped}; the same line with --run {shlex.quote(folder.name)} goes on"
-            if runtime.is_main:
-                folder.write_state(status="stopped", reason=reason)
+            reason = f"{stopped}; the same line with --run {shlex.quote(self.folder.name)} goes on"
+            if self.runtime.is_main:
+                self.folder.write_state(status="stopped", reason=reason)
             raise Stopped(reason) from None
         except Exception as raised:
-            watch.stop()
-            error = mistake_behind(raised, config) or raised
-            if is_victim(raised):
-                abort_device_collectives()
-                # Another rank's refusal is one that all would have come to; one of rank 0's has left no folder.
-                refusal = folder.refusal() if folder.path.exists() else ["rank 0 refused this run"]
-                error = UsageError(*refusal) if refusal else error
-            is_early = isinstance(error, UsageError) and run.finished <= 1  # a first step is no loss, and may be unsavable
-            if isinstance(error, TrainingError) or is_early:
-                raise error from None
-            has_trained = save_what_is_finished(run, saver, folder, runtime, board)
-            if has_trained and isinstance(error, UsageError):  # a mistake that only a later row has shown
-                raise TrainingError(" ".join(error.lines)) from None
-            raise error from None
+            run.watch.stop()
+            raise self.saved_and_told(raised, run, saver, board) from None
         finally:
-            watch.stop()
+            run.watch.stop()
             if not isinstance(sys.exception(), KeyboardInterrupt):
                 run.saver.wait()
-                run.tracker.close(patience_s=60.0 if ended_well else 5.0)
-        if runtime.is_main:
-            if shown := _shown(run):
-                print(shown)
-            print(f"weights {digest}", flush=True)
-    except UsageError:
-        if start.fresh:
-            folder.discard()
-        raise
-    finally:
-        folder.release()
+                run.tracker.close(patience_s=60.0 if sys.exception() is None else 5.0)
+
+    def saved_and_told(self, raised: Exception, run: Training, saver: Saver, board: Board) -> Exception:
+        """After a fault: save what is finished, and say what it was that failed."""
+        error = mistake_behind(raised, self.config) or raised
+        if is_victim(raised):
+            abort_device_collectives()
+            # Another rank's refusal is one that all would have come to; one of rank 0's has left no folder.
+            refusal = self.folder.refusal() if self.folder.path.exists() else ["rank 0 refused this run"]
+            error = UsageError(*refusal) if refusal else error
+        is_early = isinstance(error, UsageError) and run.finished <= 1  # a first step is no loss, and may be unsavable
+        if isinstance(error, TrainingError) or is_early:
+            return error
+        has_trained = save_what_is_finished(run, saver, self.folder, self.runtime, board)
+        if has_trained and isinstance(error, UsageError):  # a mistake that only a later row has shown
+            return TrainingError(" ".join(error.lines))
+        return error
 
 
 def _see_the_start(folder: RunFolder, runtime: Runtime) -> None:
@@ -177,22 +226,6 @@ def _shown(run: Training) -> str:
             return run.task.show(model)
     except Exception as error:
         return f"WARNING: show() failed ({type(error).__name__}: {error}{place_in_user_code(error)}); the run itself is done"
-
-
-def _same_kind(config: Config, kind: dict[str, str], runtime: Runtime, device: str) -> list[str]:
-    """Refuse a job of mixed kinds of device in exact mode. Returns each rank's host and device."""
-    everyone = everyones((kind, f"{runtime.host} {device}"))
-    for rank, (other, _) in enumerate(everyone):
-        lines = differences(everyone[0][0], other)
-        if lines and config.reduce == "exact":
-            raise UsageError(
-                f"devices: rank {rank} is of another kind than rank 0 ({'; '.join(lines)}), and gives other bits; "
-                "use one kind of machine, or write reduce=fast"
-            )
-    return [place for _, place in everyone]
-
-
-def _say_nothing(*words: object, **options: object) -> None: ...
 
 
 def make_saver(run: Training, folder: RunFolder, kind: dict[str, str]) -> Saver:
