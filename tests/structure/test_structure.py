@@ -126,7 +126,8 @@ def test_help_shows_examples() -> None:
 @pytest.mark.parametrize("path", [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))], ids=lambda path: path.name)
 def test_documents_name_files_that_exist(path: Path) -> None:
     for name in re.findall(r"`((?:[\w-]+/)+[\w.-]+\.(?:py|sh|md|yaml|sbatch))`", path.read_text()):
-        assert (ROOT / name).exists() or (SOURCE / name).exists(), name
+        is_the_sites = name == "slurm/before.sh"  # written by whoever needs it
+        assert is_the_sites or (ROOT / name).exists() or (SOURCE / name).exists(), name
 
 
 def test_files_stay_small() -> None:
