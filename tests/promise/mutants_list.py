@@ -248,7 +248,11 @@ _SEEDS = [
         (STATE, "-k", "noise"),
     ),
     Mutant(
-        "seed-of-data", "session/data.py", "    seed_all(seed, _SPLITS.index(split), 0, _READING)\n", "", (SAME, "-k", "Split")
+        "seed-of-data",
+        "session/data.py",
+        "    seed_all(seed, [*_SPLITS, split].index(split), 0, _READING)\n",
+        "",
+        (SAME, "-k", "Split"),
     ),
     Mutant(
         "seed-of-evaluation",

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from samestep import __version__
+from samestep.cli.models import add_models
 from samestep.cli.scripts import add_scripts
 from samestep.cli.streams import open_closed_streams, outlive_readers
 from samestep.errors import SamestepError, Stopped, UsageError
@@ -27,6 +28,7 @@ def cli() -> None:
 
     \b
     Examples:
+      samestep new mine                                         a task and a config to begin with
       samestep train configs/stdlib.yaml                        one process, here
       bash launch/local.sh configs/stdlib.yaml                  every device of this machine
       bash launch/debug.sh configs/seed.yaml                    one process on the CPU, breakpoints work
@@ -182,6 +184,7 @@ def logs(run: str, rank: int | None, runs: str, follow: bool) -> None:
         click.echo(line, nl=False)
 
 
+add_models(cli)
 add_scripts(cli)
 
 

@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
-from samestep.checkpoint import Checkpoints, read, restore
-from samestep.config import load_config
+from samestep.checkpoint import Checkpoints, Saved, read, restore
+from samestep.config import Config, load_config
 from samestep.errors import UsageError
 from samestep.run_folder import RunFolder
-from samestep.task import load_task
+from samestep.task import Task, load_task
 
 
-def load(run: str) -> torch.nn.Module:
-    """The model of a run with the weights of its newest whole checkpoint, on the CPU and in evaluation mode.
+def load(run: str, step: int | None = None) -> torch.nn.Module:
+    """The model of a run as a checkpoint holds it, on the CPU and in evaluation mode.
 
     Args:
-        run: the name of a run under `runs`, or the path of its folder.
+        run: the name of a run under `runs`, or the path of its folder. Its task's file may be gone: the run keeps a copy.
+        step: of the checkpoint; by default the newest whole one.
 
-    Raises UsageError if there is no such run, or it has no checkpoint yet.
+    Raises UsageError if there is no such run or checkpoint.
     """
     folder = RunFolder.found(run)
     config, _ = load_config(folder.config)
-    path, _, _ = Checkpoints(folder, config.checkpoint.keep).newest()
-    if path is None:
-        raise UsageError(f"{run}: the run has no checkpoint yet; let it train on")
-    model = load_task(config.task, config.fields).model()
-    restore(read(path), model)
+    model = task_of(folder, config).model()
+    restore(checkpoint_of(folder, config, step), model)
     return model.eval()
+
+
+def task_of(folder: RunFolder, config: Config) -> Task:
+    """The task of a run; from the run's own copy where its file is not here."""
+    place, _, name = config.task.rpartition(":")
+    if place.endswith(".py") and not Path(place).is_file():
+        for kept in (folder.sources / place, folder.sources / Path(place).name):
+            if kept.is_file():
+                return load_task(f"{kept}:{name}", config.fields)
+    return load_task(config.task, config.fields)
+
+
+def checkpoint_of(folder: RunFolder, config: Config, step: int | None) -> Saved:
+    """The checkpoint of `step`, or the newest whole one. Raises UsageError if there is none."""
+    checkpoints = Checkpoints(folder, config.checkpoint.keep)
+    if step is None:
+        path, _, _ = checkpoints.newest()
+        if path is None:
+            raise UsageError(f"{folder.name}: the run has no checkpoint yet; let it train on")
+        return read(path)
+    steps = {int(path.name.removeprefix("step-")): path for path in checkpoints.all()}
+    if step not in steps:
+        there = ", ".join(str(known) for known in sorted(steps)) or "none"
+        raise UsageError(f"--step: found {step}; {folder.name} has checkpoints of steps {there}")
+    return read(steps[step])

@@ -1,7 +1,17 @@
 """Builds the parts of a run from its config, in order, trains, and takes them down."""
 
-from samestep.session.build import Plans, build, make_accelerator
+from samestep.session.build import Plans, build, make_accelerator, make_evaluator
+from samestep.session.data import read_split
 from samestep.session.failure import record_failure
 from samestep.session.run import make_saver, run_training
 
-__all__ = ["Plans", "build", "make_accelerator", "make_saver", "record_failure", "run_training"]
+__all__ = [
+    "Plans",
+    "build",
+    "make_accelerator",
+    "make_evaluator",
+    "make_saver",
+    "read_split",
+    "record_failure",
+    "run_training",
+]

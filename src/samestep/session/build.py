@@ -6,6 +6,7 @@ import contextlib
 import datetime
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -84,13 +85,9 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     model, optimizer = agreed(lambda: make_model(config, task, accelerator, saved, all_steps))
     refuse_unequal_models(model)
     gradients = make_sum(config, model, optimizer, plans.watch)
-    float_dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    rows = Rows(train_set, task, config.seed, float_dtype)
+    rows = Rows(train_set, task, config.seed, float_dtype(model))
     batches = Batches(rows, plan, gradients.share, device, config.seed, first_step, num_steps, config.workers)
-    evaluator = None
-    if eval_set is not None:
-        held_out = Rows(eval_set, task, config.seed, float_dtype)
-        evaluator = Evaluator(task, held_out, config.micro_batch_size, config.evaluate.batches, accelerator, config.seed)
+    evaluator = None if eval_set is None else make_evaluator(config, task, accelerator, model, eval_set)
     statistics = Statistics(model, config.micro_batches, config.num_leaves, runtime.world_size)
     recompute = Recompute(config.seed, task, model, accelerator, gradients, statistics, batches)
     purity = Purity(task, model, optimizer.inner, recompute, gradients, first_step)
@@ -156,3 +153,13 @@ def make_sum(config: Config, model: torch.nn.Module, optimizer: GatedOptimizer, 
 
 def stepped_by(optimizer: GatedOptimizer) -> list[torch.nn.Parameter]:
     return [parameter for group in optimizer.inner.param_groups for parameter in group["params"]]
+
+
+def make_evaluator(config: Config, task: Task, accelerator: Accelerator, model: torch.nn.Module, rows: Any) -> Evaluator:
+    held_out = Rows(rows, task, config.seed, float_dtype(model))
+    return Evaluator(task, held_out, config.micro_batch_size, config.evaluate.batches, accelerator, config.seed)
+
+
+def float_dtype(model: torch.nn.Module) -> torch.dtype:
+    """What columns of float64 become: the model's own."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

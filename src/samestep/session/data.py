@@ -20,7 +20,7 @@ Facts = dict[str, Identity | None]
 def read_data(task: Task, config: Config, runtime: Runtime) -> tuple[Any, Any, Facts]:
     """The task's two splits, and the facts by which they are known again. Raises UsageError if ranks have different ones."""
     train, held_out = (
-        first_on_each_machine(runtime.local_rank, lambda split=split: _read_split(task, config.seed, split))  # type: ignore[misc]
+        first_on_each_machine(runtime.local_rank, lambda split=split: read_split(task, config.seed, split))  # type: ignore[misc]
         for split in _SPLITS
     )
     if train is None:
@@ -56,11 +56,12 @@ def _told_apart(before: Identity | None, now: Identity | None, split: str, *word
     return differences(before, now, split, *words)
 
 
-def _read_split(task: Task, seed: int, split: str) -> Any:
+def read_split(task: Task, seed: int, split: str) -> Any:
+    """A split's rows, drawn from seeded numbers; None where the task has none. Raises UsageError if they are no rows."""
     import datasets
 
     datasets.disable_progress_bars()
-    seed_all(seed, _SPLITS.index(split), 0, _READING)
+    seed_all(seed, [*_SPLITS, split].index(split), 0, _READING)
     found = task.data(split)
     if found is None:
         return None

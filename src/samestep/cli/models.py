@@ -1,0 +1,66 @@
+"""The commands around a model of one's own: a first one, and what has become of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("path")
+def new(path: str) -> None:
+    """Write PATH.py and PATH.yaml: a commented task and its config, which train at once.
+
+    \b
+    Example:
+      samestep new mine && samestep train mine.yaml
+    """
+    from samestep.commands import new as command
+
+    click.echo(command.new(path))
+
+
+@click.command()
+@click.argument("run")
+@click.option("--data", "split", metavar="SPLIT", default="eval", show_default=True, help="What data() is asked for.")
+@click.option("--step", type=click.IntRange(min=1), help="Of the checkpoint; by default the newest.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def evaluate(run: str, split: str, step: int | None, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """Measure RUN's metrics on a split of its task's data, as an evaluation in the run would, to the bit.
+
+    \b
+    Examples:
+      samestep evaluate first
+      samestep evaluate first --data train evaluate.batches=20
+      samestep evaluate first --data test --step 400 --json
+    """
+    from samestep.commands import evaluate as command
+
+    found = command.evaluate(run, split, step, overrides)
+    shown = "  ".join(f"{name} {value:.6g}" for name, value in found.items())
+    click.echo(json.dumps(found) if as_json else shown)
+
+
+@click.command()
+@click.argument("run")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--step", type=click.IntRange(min=1), help="Of the checkpoint; by default the newest.")
+def export(run: str, path: Path, step: int | None) -> None:
+    """Write RUN's weights to PATH: a file of safetensors, or for a model of transformers a folder that from_pretrained reads.
+
+    \b
+    Examples:
+      samestep export first first.safetensors
+      samestep export tuned my-model/
+    """
+    from samestep.commands import export as command
+
+    click.echo(command.export(run, path, step))
+
+
+def add_models(cli: click.Group) -> None:
+    for command in (new, evaluate, export):
+        cli.add_command(command)

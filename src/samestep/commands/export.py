@@ -1,0 +1,39 @@
+"""`samestep export`: a run's weights for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from samestep.checkpoint import restore, weights_hash
+from samestep.commands.load import checkpoint_of, task_of
+from samestep.config import load_config
+from samestep.errors import UsageError
+from samestep.run_folder import RunFolder
+
+
+def export(run: str, to: Path, step: int | None) -> str:
+    """Write a checkpoint's weights to a file of safetensors, or a model of transformers to a folder. Returns what it wrote.
+
+    Raises UsageError if there is no such run or checkpoint, or there is something at `to` already.
+    """
+    if to.exists():
+        raise UsageError(f"{to}: it is there already; write another path")
+    folder = RunFolder.found(run)
+    config, _ = load_config(folder.config)
+    model: Any = task_of(folder, config).model()
+    is_file = to.suffix == ".safetensors"
+    if not is_file and not hasattr(model, "save_pretrained"):
+        raise UsageError(f"{to}: {type(model).__name__} is no model of transformers; write a path that ends in .safetensors")
+    saved = checkpoint_of(folder, config, step)
+    restore(saved, model)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    aside = to.with_name(f".{to.name}.tmp")
+    if is_file:
+        safetensors.torch.save_model(model, str(aside), metadata={"format": "pt"})
+    else:
+        model.save_pretrained(aside)
+    aside.rename(to)
+    return f"wrote {to}: step {saved.step} of {folder.name}, weights {weights_hash(model)}"

@@ -1,0 +1,70 @@
+"""From a first task to what has become of it: new, train, evaluate, export, load."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+
+import samestep
+from conftest import Workplace
+
+
+@pytest.fixture
+def begun(workplace: Workplace) -> Workplace:
+    done = workplace.samestep("new", "my-spirals")
+    assert done.out == "wrote my-spirals.py and my-spirals.yaml; next: samestep train my-spirals.yaml\n"
+    return workplace
+
+
+def test_what_new_writes_trains_at_once_on_one_process_and_on_two(begun: Workplace) -> None:
+    words = ("my-spirals.yaml", "epochs=4", "track.wandb=off")
+    one, two = begun.train(*words, "--run", "one"), begun.train(*words, "--run", "two", processes=2)
+    assert (one.code, two.code) == (0, 0), one.err + two.err
+    assert one.weights == two.weights
+    assert begun.metrics("one")[-1]["eval_accuracy"] > 0.9
+
+
+def test_new_overwrites_nothing(begun: Workplace) -> None:
+    done = begun.samestep("new", "my-spirals.py")
+    assert (done.code, done.err) == (2, "samestep: my-spirals.py: it is there already; write another name\n")
+
+
+def test_a_run_is_evaluated_to_the_bit_exported_and_loaded_without_its_file(
+    begun: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("my-spirals.yaml", "epochs=2", "track.wandb=off", "evaluate.every=40", "checkpoint.every=40", "--run", "first")
+    done = begun.train(*words)
+    rows = {row["step"]: row for row in begun.metrics("first") if "eval_loss" in row}
+    (begun.path / "my-spirals.py").rename(begun.path / "gone.txt")
+    assert sorted(rows) == [40, 80, 94]
+    for step, more in ((94, ()), (80, ("--step", "80"))):
+        found = json.loads(begun.samestep("evaluate", "first", "--json", *more).out)
+        assert found == {"step": step} | {key: rows[step][f"eval_{key}"] for key in ("accuracy", "loss")}
+    assert begun.samestep("evaluate", "first", "--data", "train").out.startswith("step 94  accuracy ")
+
+    told = begun.samestep("export", "first", "weights.safetensors").out
+    assert told == f"wrote weights.safetensors: step 94 of first, weights {done.weights}\n"
+    monkeypatch.chdir(begun.path)
+    model, weights = samestep.load("first"), safetensors.torch.load_file("weights.safetensors")
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+    earlier = samestep.load("first", step=80).state_dict()
+    assert not torch.equal(earlier["0.weight"], weights["0.weight"])
+
+    for line in (
+        ["evaluate", "first", "--step", "3"],
+        ["export", "first", "elsewhere"],
+        ["export", "first", "weights.safetensors"],
+        ["evaluate", "second"],
+    ):
+        refused = begun.samestep(*line)
+        assert refused.code == 2
+        assert refused.err in (
+            "samestep: --step: found 3; first has checkpoints of steps 80, 94\n",
+            "samestep: elsewhere: Sequential is no model of transformers; write a path that ends in .safetensors\n",
+            "samestep: weights.safetensors: it is there already; write another path\n",
+            "samestep: second: found no such run; write the name of a folder under runs, or a path\n",
+        )
