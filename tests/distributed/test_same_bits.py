@@ -6,6 +6,7 @@ Each case runs here at one process and at another size, so that together they co
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,23 @@ def test_every_world_size_gives_the_same_bits(workplace: Workplace, name: str) -
     found = {size: weights(workplace, config, size) for size in sizes}
     print(name, *(f"{size}:{value[:16]}" for size, value in found.items()))
     assert len(set(found.values())) == 1, found
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_loader_processes_work_under_a_long_temporary_folder(workplace: Workplace, processes: int) -> None:
+    """They hand tensors over at a socket there, whose path must fit into 107 bytes; a job's own $TMPDIR may be longer."""
+    workplace.env["TMPDIR"] = str(workplace.path / ("t" * 120))
+    Path(workplace.env["TMPDIR"]).mkdir()
+    workplace.write("case.yaml", f"task: {HERE}/bit_tasks.py:Augmented\n{OWN}workers: 1\n")
+    done = workplace.train("case.yaml", "track.wandb=off", processes=processes, timeout=100)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_loader_processes_leave_no_folder_behind(workplace: Workplace, processes: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="s-") as folder:  # a short one
+        workplace.env["TMPDIR"] = folder
+        workplace.write("case.yaml", f"task: {HERE}/bit_tasks.py:Augmented\n{OWN}workers: 1\n")
+        done = workplace.train("case.yaml", "track.wandb=off", processes=processes, timeout=100)
+        assert done.code == 0, done.err
+        assert not [*Path(folder).glob("pymp-*")]

@@ -164,12 +164,13 @@ def test_a_run_folder_that_is_not_shared_is_refused(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("ignored", [False, True])
 def test_a_signal_that_nohup_ignores_stays_ignored(ignored: bool) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else lambda number, frame: None)
+    before = {number: signal.getsignal(number) for number in StopFlag.SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else lambda number, frame: None)
     stop = StopFlag()
     stop.install()
     try:
         signal.raise_signal(signal.SIGHUP)
         assert stop.asked(lambda: 0.0) == (0 if ignored else signal.SIGHUP)
     finally:
-        stop.remove()
-        signal.signal(signal.SIGHUP, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ from samestep.randomness.seeding import seed_all
 from samestep.task import Batch, Columns
 
 _LOADING = 1  # sets the loading's random numbers apart from the forward's
+_LONGEST_FOLDER = 70  # bytes; what multiprocessing appends to it comes to 33, and a socket's path has at most 107 (unix(7))
 
 
 @dataclass
@@ -88,6 +91,12 @@ class _Places(Sampler[tuple[int, int]]):
         return ((step, index) for step in self._steps for index in self._share)
 
 
+def _use_a_short_folder(worker: int) -> None:
+    """A worker hands its tensors over at a socket in the temporary folder; were its path too long, we would wait for ever."""
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
+        tempfile.tempdir = "/tmp"
+
+
 class Batches:
     """This rank's micro-batches, step after step.
 
@@ -119,6 +128,7 @@ class Batches:
                 num_workers=workers,
                 prefetch_factor=4,
                 generator=torch.Generator(),  # or iter() would draw from the global one
+                worker_init_fn=_use_a_short_folder,
             )
             if workers
             else (reader[place] for place in places)
@@ -143,6 +153,10 @@ class Batches:
             yield MicroBatch(index, num_rows, batch)
             following = next(self._source, None)
             self._ahead = self._copied(following, self._copies) if following is not None else None
+
+    def close(self) -> None:
+        """End the loader processes, which clean up after themselves."""
+        self._source = None
 
     def again(self, step: int, index: int) -> Batch:
         """Any micro-batch of any step, on the device, beside the sequence of `step`."""

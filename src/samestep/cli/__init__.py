@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -205,7 +206,7 @@ def main() -> None:
             for line in error.lines:
                 click.echo(f"samestep: {line}", err=True)
         else:
-            time.sleep(_LET_RANK_0_SPEAK_S)  # the launcher ends every rank when the first has ended
+            _let_rank_0_speak()
     except SamestepError as error:
         code = error.exit_code
         if code == 1 or _speaks():
@@ -241,6 +242,12 @@ def _leave(code: int) -> None:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _let_rank_0_speak() -> None:
+    """Wait to be ended: a launcher ends all ranks once the first of them has ended, and that should be the one that speaks."""
+    signal.signal(signal.SIGTERM, lambda number, frame: _leave(UsageError.exit_code))
+    time.sleep(_LET_RANK_0_SPEAK_S)
 
 
 def _speaks() -> bool:

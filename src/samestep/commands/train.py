@@ -50,9 +50,6 @@ def train(config_path: str, run: str | None, overrides: tuple[str, ...]) -> None
         raise KeyboardInterrupt from None
     except Exception as error:
         raise SamestepError(_failed(folder, runtime, error, config)) from None
-    finally:
-        if not runtime.is_main:  # rank 0 has yet to say what ended the run, and the launcher may be ending it already
-            stop.remove()
 
 
 def _failed(folder: RunFolder, runtime: Runtime, error: Exception, config: Config) -> str:

@@ -20,7 +20,8 @@ T = TypeVar("T")
 class StopFlag:
     """Signals set a flag and do nothing else; the flag travels with the step and all ranks act on it together.
 
-    The second Ctrl-C stops at once. SIGHUP, a terminal that closes, stops the run too, unless nohup has it ignored.
+    The second Ctrl-C stops at once. SIGHUP, a terminal that closes, stops the run too, unless nohup has it ignored. All that
+    holds until the process ends: a launcher that is ending its ranks must not silence one that has yet to say why.
 
     Args:
         ends_at: when the job's time is over, in Unix seconds.
@@ -32,7 +33,6 @@ class StopFlag:
         self.signal: int = 0
         # Time left is read once and counted on the monotonic clock: the other one may be set meanwhile.
         self._ends_at = None if ends_at is None else time.monotonic() + ends_at - time.time()
-        self._before: dict[int, object] = {}
 
     def asked(self, needed_s: Callable[[], float]) -> int:
         """The signal that asks for a stop; the clock counts as one when no more than `needed_s()` seconds are left."""
@@ -44,12 +44,7 @@ class StopFlag:
         for number in self.SIGNALS:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
-            self._before[number] = signal.signal(number, self._on_signal)
-
-    def remove(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._before.clear()
+            signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal == signal.SIGINT:

@@ -76,7 +76,6 @@ class _Rank:
     start: Start
 
     def go_on(self) -> None:
-        """From where the run stands to its end."""
         self.say(f"resumed from step {self.start.resumed_from}" if self.start.checkpoint else "fresh", f"({self.folder.path})")
         for note in self.start.notes:
             self.say(note)
@@ -175,6 +174,7 @@ class _Rank:
         finally:
             run.watch.stop()
             if not isinstance(sys.exception(), KeyboardInterrupt):
+                run.batches.close()
                 run.saver.wait()
                 run.tracker.close(patience_s=60.0 if sys.exception() is None else 5.0)
 
