@@ -24,6 +24,7 @@ Batch = dict[str, "torch.Tensor"]
 Ratio = tuple["torch.Tensor", "torch.Tensor | float"]
 
 TASK_MODULE = "samestep_task_"  # what the module of a task's own file is called, before the file's name
+_loaded: dict[tuple[str, int, int], ModuleType] = {}
 BUILT_IN = {"regression": "Regression", "text": "Text", "digits": "Digits"}
 
 
@@ -108,7 +109,7 @@ def _task_class(spec: str) -> type[Task]:
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise UsageError(f"task: found {spec!r}; write module:Class, path/to/file.py:Class, or one of {', '.join(BUILT_IN)}")
-    module = _module(place)
+    module = load_module(place)
     found = getattr(module, name, None)
     if found is None:
         classes = [key for key, value in vars(module).items() if _is_task(value)]
@@ -128,7 +129,8 @@ def _is_task(value: object) -> bool:
     return inspect.isclass(value) and issubclass(value, Task) and value is not Task
 
 
-def _module(place: str) -> ModuleType:
+def load_module(place: str) -> ModuleType:
+    """The module that a place names: `module`, or `path/to/file.py`, which is read once as long as it stays as it is."""
     if not place.endswith(".py"):
         for folder in filter(None, (Path.cwd(), kept_code())):
             if str(folder) not in sys.path:
@@ -144,6 +146,10 @@ def _module(place: str) -> ModuleType:
         raise UsageError(f"task: found no file {place}; write path/to/file.py:Class")
     if str(path.parent.resolve()) not in sys.path:  # the file's neighbours are importable, as when it is run itself
         sys.path.insert(0, str(path.parent.resolve()))
+    status = path.stat()
+    stamp = (str(path.resolve()), status.st_mtime_ns, status.st_size)
+    if stamp in _loaded:
+        return _loaded[stamp]
     name = f"{TASK_MODULE}{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -156,6 +162,7 @@ def _module(place: str) -> ModuleType:
         raise UsageError(f"task: {place} line {error.lineno}: {error.msg}") from None
     except ModuleNotFoundError as error:
         raise UsageError(f"task: {place} imports {error.name}, which is not installed here") from None
+    _loaded[stamp] = module
     return module
 
 

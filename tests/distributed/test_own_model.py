@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import safetensors.torch
@@ -68,3 +69,55 @@ def test_a_run_is_evaluated_to_the_bit_exported_and_loaded_without_its_file(
             "samestep: weights.safetensors: it is there already; write another path\n",
             "samestep: second: found no such run; write the name of a folder under runs, or a path\n",
         )
+
+
+SCRIPT = """
+import datasets
+import torch
+import samestep
+
+
+class Mine(samestep.Task):
+    width: int = 8
+
+    def data(self, split):
+        return datasets.Dataset.from_dict({"x": [[float(i)] for i in range(64)]}) if split == "train" else None
+
+    def model(self):
+        return torch.nn.Sequential(torch.nn.Linear(1, self.width), torch.nn.Linear(self.width, 1))
+
+    def loss(self, model, batch):
+        return model(batch["x"]).square().sum(), len(batch["x"])
+
+
+samestep.main(Mine, global_batch_size=16, micro_batch_size=8, steps=6, optimizer={"name": "sgd", "lr": 1e-5})
+"""
+
+
+def test_a_script_is_enough(workplace: Workplace) -> None:
+    workplace.write("mine.py", SCRIPT)
+    words = ("width=4", "lr=1e-6", "track.wandb=off")
+    alone = workplace.command(sys.executable, "mine.py", "--run", "one", *words)
+    assert alone.code == 0, alone.err
+    assert workplace.state("one")["step"] == 6
+    config = (workplace.path / "runs/one/config.yaml").read_text()
+    assert "# command line\nwith: {width: 4}\n" in config
+    assert "# mine.py\nsteps: 6\n" in config
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--")
+    ranks = workplace.command(sys.executable, *launcher, "mine.py", "--run", "two", *words)
+    assert workplace.state("two")["world_size"] == 2, ranks.err
+    named = workplace.train("mine.py", "--run", "three", *words)
+    assert alone.weights == ranks.weights == named.weights
+    again = workplace.command(sys.executable, "mine.py", "--run", "one", *words)
+    assert again.out.startswith("one is done already, at step 6\n")
+
+
+def test_a_script_s_mistakes_are_one_line_each(workplace: Workplace) -> None:
+    workplace.write("mine.py", SCRIPT.replace("steps=6", "stesp=6, epochs=0"))
+    done = workplace.command(sys.executable, "mine.py")
+    assert done.code == 2
+    assert done.err == "samestep: epochs: found 0; write greater than 0\nsamestep: stesp: unknown key; did you mean steps?\n"
+    workplace.write("mine.py", "import samestep\n")
+    done = workplace.samestep("train", "mine.py")
+    assert done.code == 2
+    assert done.err.startswith("samestep: mine.py: it calls no samestep.main; write samestep.main(YourTask, steps=…")

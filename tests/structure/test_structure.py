@@ -20,13 +20,16 @@ ROWS = [
     ["errors", "randomness", "hash_order"],
     ["runtime", "run_folder"],
     ["snapshot"],
-    ["config", "task"],
+    ["task"],
+    ["script"],
+    ["config"],
     ["exact", "control", "batches", "fused_adam", "optimizers", "device_kind", "regional_compile"],
     ["checkpoint", "optim", "tracking", "tasks", "evaluation", "checks", "slurm"],
     ["loop"],
     ["session"],
     ["commands"],
-    ["cli", "__init__"],
+    ["cli"],
+    ["__init__"],
     ["__main__"],
 ]
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}
@@ -82,7 +85,7 @@ def test_the_loop_asks_nobody_how_many_processes_there_are() -> None:
 
 
 def test_what_is_public() -> None:
-    assert sorted(samestep.__all__) == ["Task", "__version__", "exact", "load"]
+    assert sorted(samestep.__all__) == ["Task", "__version__", "exact", "load", "main"]
     for name in samestep.__all__:
         assert getattr(samestep, name) is not None
 

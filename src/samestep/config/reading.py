@@ -13,6 +13,7 @@ from yaml.reader import ReaderError
 
 from samestep.config.schema import Config
 from samestep.errors import UsageError, nearest, validation_lines
+from samestep.script import read_script
 from samestep.snapshot import as_kept
 
 
@@ -104,7 +105,7 @@ def read_text(file: Path, shown: str | Path) -> str:
 
 
 def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> tuple[Config, dict[str, str]]:
-    """Read a config file, lay `key=value` over it, and validate the whole.
+    """Read a config file, or a script that calls `samestep.main`, lay `key=value` over it, and validate the whole.
 
     Returns the config and, for each dotted key that somebody wrote, where: the file's name or "command line".
     UsageError has one line for each mistake.
@@ -116,12 +117,17 @@ def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
         close = nearest(file.name, beside)
         hint = f"did you mean {file.parent / close}?" if close else "write the path of a YAML file"
         raise UsageError(f"{path}: found no such config; {hint}")
-    tree = parse_yaml(read_text(file, path), str(path))
+    short: dict[str, str] = {}
+    if file.suffix == ".py":
+        tree, short = read_script(file, str(path))
+    else:
+        tree = parse_yaml(read_text(file, path), str(path))
     if not isinstance(tree, dict):
         raise UsageError(f"{path}: found {type(tree).__name__}; write keys and values, task: … first")
     sources = dict.fromkeys(_leaves(tree), str(path))
     for override in overrides:
-        key = _lay_over(tree, override)
+        name, equals, text = override.partition("=")
+        key = _lay_over(tree, f"{short.get(name, name) if name not in Config.model_fields else name}{equals}{text}")
         sources = {known: origin for known, origin in sources.items() if not known.startswith(key + ".")}
         sources[key] = "command line"
     return validated(tree), sources
