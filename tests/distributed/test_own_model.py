@@ -121,3 +121,91 @@ def test_a_script_s_mistakes_are_one_line_each(workplace: Workplace) -> None:
     done = workplace.samestep("train", "mine.py")
     assert done.code == 2
     assert done.err.startswith("samestep: mine.py: it calls no samestep.main; write samestep.main(YourTask, steps=…")
+
+
+CHECKED = """
+import datasets, time, torch
+from samestep import Task
+
+class Right(Task):
+    def data(self, split):
+        return datasets.Dataset.from_dict({"x": [[float(i)] for i in range(64)]})
+    def model(self):
+        return torch.nn.Linear(1, 1)
+    def loss(self, model, batch):
+        return model(batch["x"]).square().sum(), len(batch["x"])
+
+class Mean(Right):
+    def loss(self, model, batch):
+        return model(batch["x"]).square().mean(), len(batch["x"])
+
+class Weight(Right):
+    def loss(self, model, batch):
+        return model(batch["x"]).square().sum(), 1
+
+class Column(Right):
+    def loss(self, model, batch):
+        return model(batch["y"]).square().sum(), 8
+
+class Clock(Right):
+    def loss(self, model, batch):
+        return (model(batch["x"]) + time.time() % 1).square().sum(), len(batch["x"])
+
+class Shapes(Right):
+    def loss(self, model, batch):
+        return model(batch["x"].T).square().sum(), len(batch["x"])
+
+class Infinite(Right):
+    def loss(self, model, batch):
+        return (model(batch["x"]) / 0).square().sum(), len(batch["x"])
+
+class Counting(Right):
+    def after_step(self, model, step):
+        self.scale = step + 1
+
+    scale: int = 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "line"),
+    [
+        (
+            "Mean",
+            [],
+            "error    loss        is the same over each row twice: a mean, where the sum belongs; write reduction",
+        ),
+        (
+            "Weight",
+            [],
+            "error    loss        has the same weight over each row twice; return how many rows or tokens it",
+        ),
+        ("Column", [], "error    task        the batch has no column 'y'; data() gives x"),
+        ("Clock", [], "error    bits        the same micro-batch twice gives two losses: an unseeded random call, or state"),
+        ("Shapes", [], "error    task        RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+        ("Infinite", [], "error    step        step 1: the loss is inf"),
+        ("Counting", [], "error    task        after_step changed self.scale, which no checkpoint holds"),
+        ("Right", ["--processes", "1,9"], "error    processes   found 9, and a step has 2 leaves to share; write 2 or fewer"),
+        ("Right", ["checkpoint.keep=1000000000000"], "error    disk        checkpoints of "),
+    ],
+)
+def test_check_says_what_would_go_wrong_in_one_line(workplace: Workplace, task: str, words: list[str], line: str) -> None:
+    workplace.write("mine.py", CHECKED)
+    workplace.write(
+        "mine.yaml",
+        f"task: mine.py:{task}\nglobal_batch_size: 16\nmicro_batch_size: 8\nsteps: 9\noptimizer: {{name: sgd, lr: 1e-5}}\n",
+    )
+    done = workplace.samestep("check", "mine.yaml", *words)
+    assert done.code == 2, done.out + done.err
+    assert next(said for said in done.out.splitlines() if not said.startswith("ok ")).startswith(line), done.out
+    assert not (workplace.path / "runs").exists()
+
+
+def test_check_finds_nothing_where_nothing_is_wrong(begun: Workplace) -> None:
+    done = begun.samestep("check", "my-spirals.yaml", "--json")
+    assert done.code == 0, done.err
+    lines = {line["what"]: line for line in map(json.loads, done.out.splitlines())}
+    assert {line["level"] for line in lines.values()} == {"ok"}
+    assert lines["model"]["text"] == "1,251 parameters"
+    assert lines["disk"]["text"].startswith("checkpoints of 15 kB, at most 60 kB at a time")
+    assert lines["step"]["text"] == "a whole one was taken"

@@ -35,6 +35,7 @@ def cli() -> None:
       bash launch/debug.sh configs/seed.yaml                    one process on the CPU, breakpoints work
       samestep train configs/seed.yaml --run first optimizer.lr=3e-3
       torchrun --standalone --nproc_per_node 2 -m samestep train configs/stdlib.yaml
+      samestep check configs/stdlib.yaml                        what would go wrong, in seconds
       samestep verify configs/stdlib.yaml --processes 1,2       are one process and two the same bits?
       samestep diff RUN_A RUN_B                                 where two runs part
       samestep replay RUN --step 100 --break                    that step again, in a debugger

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -61,6 +62,30 @@ def export(run: str, path: Path, step: int | None) -> None:
     click.echo(command.export(run, path, step))
 
 
+@click.command()
+@click.argument("config")
+@click.option("--processes", metavar="1,2,4", help="The world sizes asked about; by default those that fit.")
+@click.option("--bits", is_flag=True, help="Also run a few steps at several world sizes, and compare the weights.")
+@click.option("--json", "as_json", is_flag=True, help="A line of JSON for each thing looked at.")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def check(config: str, processes: str | None, bits: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """Find in seconds what would go wrong with CONFIG: a micro-batch is tried, and memory, disk and trackers are looked at.
+
+    Exits with 2 if there is an error, which says what to write.
+
+    \b
+    Examples:
+      samestep check mine.yaml
+      samestep check mine.yaml --processes 8,16 --bits
+    """
+    from samestep.commands import check as command
+
+    lines = command.check(config, processes, bits, overrides)
+    for line in lines:
+        click.echo(json.dumps(vars(line)) if as_json else str(line))
+    sys.exit(2 if any(line.level == "error" for line in lines) else 0)
+
+
 def add_models(cli: click.Group) -> None:
-    for command in (new, evaluate, export):
+    for command in (new, check, evaluate, export):
         cli.add_command(command)
