@@ -82,8 +82,8 @@ class Workload:
         return F.cross_entropy(out.flatten(0, -2), y.flatten(), reduction=reduction)
 
     def score(self, model: nn.Module) -> float:
-        """The loss over the first 512 rows: contenders that trained the same thing come to much the same."""
-        x, y = (tensor[:512] for tensor in self.data())
+        """The loss over all rows, or the first 512 of text: contenders that trained the same thing come to much the same."""
+        x, y = (tensor if self.kind != "tokens" else tensor[:512] for tensor in self.data())
         model.eval()
         with torch.no_grad():
             out = model(x)

@@ -80,6 +80,7 @@ def check_any_case(groups: list[Any]) -> None:
         cap=st.sampled_from([0.0001, 0.001, 25.0]),
         channels_last=st.booleans(),
         part=st.sampled_from([3, 1 << 19]),
+        gathered=st.sampled_from([0, 1 << 15]),
         missing=st.sampled_from([0.0, 0.3]),
         has_empty=st.booleans(),
         is_ddp=st.booleans(),
@@ -87,11 +88,12 @@ def check_any_case(groups: list[Any]) -> None:
     )
     def case(
         world_size: int, more: int, leaf_size: int, shapes: list[tuple[int, ...]], cap: float, channels_last: bool,
-        part: int, missing: float, has_empty: bool, is_ddp: bool, seed: int,
+        part: int, gathered: int, missing: float, has_empty: bool, is_ddp: bool, seed: int,
     ) -> None:  # fmt: skip
         if dist.get_rank() >= world_size:
             return
         transfer._MESSAGE_ELEMENTS = part  # small ones go by messages too, in many parts
+        transfer._GATHERED_ELEMENTS = gathered
         micro_batches = (world_size + more) * leaf_size
         empty = micro_batches - 1 if has_empty and micro_batches > 1 else -1
         alone, bare = Given(shapes, channels_last), Given(shapes, channels_last)
@@ -113,9 +115,9 @@ def check_any_case(groups: list[Any]) -> None:
 def check_delays(steps: int) -> None:
     """Random delays between backward and the hook, and between its collectives: nothing may wait for ever.
 
-    The larger buckets go by messages, the smaller ones by collectives.
+    The larger buckets go by messages, the smaller ones by collectives, the smallest everywhere at once.
     """
-    transfer._MESSAGE_ELEMENTS = 1024
+    transfer._MESSAGE_ELEMENTS, transfer._GATHERED_ELEMENTS = 1024, 500
     shapes: list[tuple[int, ...]] = [(64, 33), (33, 64), (64, 64), (7, 5), (64, 33)]
     bare, alone = Given(shapes, False), Given(shapes, False)
     buckets._FIRST_BYTES = buckets._BYTES = 5000
@@ -145,7 +147,7 @@ def check_bytes() -> None:
     world_size = dist.get_world_size()
     sizes = (world_size, 2 * world_size, 4 * world_size)
     for part, micro_batches in itertools.product((1024, 1 << 19), sizes):
-        transfer._MESSAGE_ELEMENTS = part
+        transfer._MESSAGE_ELEMENTS, transfer._GATHERED_ELEMENTS = part, 0
         ordered = OrderedSum(bare, micro_batches, group=everyone())
         assert ordered.exchange is not None
         assert cuts(micro_batches, world_size)[1] == micro_batches // world_size

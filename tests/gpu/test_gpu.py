@@ -15,8 +15,8 @@ pytestmark = [
 ]
 
 FORCED = """
-import torch, torch.distributed as dist
-from samestep.exact import OrderedSum, buckets
+import sys, torch, torch.distributed as dist
+from samestep.exact import OrderedSum, buckets, transfer
 
 dist.init_process_group("nccl")
 device = torch.device("cuda", 0)
@@ -25,6 +25,7 @@ make = lambda: torch.nn.Sequential(*[torch.nn.Linear(65, 65) for _ in range(6)])
 alone, bare = make(), make()
 bare.load_state_dict(alone.state_dict())
 buckets._FIRST_BYTES = buckets._BYTES = 20_000
+transfer._GATHERED_ELEMENTS = int(sys.argv[1])
 data = torch.randn(7, 16, 65, device=device)
 local, forced = OrderedSum(alone, 7), OrderedSum(bare, 7, group=dist.group.WORLD)
 send = forced.exchange._send
@@ -45,10 +46,13 @@ dist.destroy_process_group()
 """
 
 
-def test_the_hook_forced_on_one_gpu_equals_the_local_fold(workplace: Workplace) -> None:
+@pytest.mark.parametrize("gathered", [0, 1 << 15])
+def test_the_hook_forced_on_one_gpu_equals_the_local_fold(workplace: Workplace, gathered: int) -> None:
     workplace.env.pop("CUDA_VISIBLE_DEVICES")
     script = workplace.write("forced.py", FORCED)
-    done = workplace.command(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1", script)
+    done = workplace.command(
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1", script, str(gathered)
+    )
     assert done.code == 0, done.err
 
 

@@ -14,6 +14,7 @@ from samestep.exact.totals import all_gather
 from samestep.exact.tree import Block, Sum, blocks_of, cuts
 
 _MESSAGE_ELEMENTS = 1 << 19  # of a piece that is sent in parts: 2 MB of float32
+_GATHERED_ELEMENTS = 1 << 15  # of all ranks' blocks together, below which they all go everywhere
 
 
 @dataclass
@@ -56,6 +57,8 @@ class Transfer(Protocol):
 
 def transfer(route: Route, index: int, flat: torch.Tensor, blocks: list[Callable[[torch.Tensor], None]]) -> Transfer:
     """Send off bucket `index`: `flat` holds this rank's last block, and `blocks` write the earlier ones into a tensor."""
+    if flat.numel() * max(map(len, route.plan)) * route.world_size <= _GATHERED_ELEMENTS:
+        return Gathered(route, index, flat, blocks)
     by_messages = flat.numel() >= 2 * _MESSAGE_ELEMENTS and not flat.is_cuda and route.world_size > 1
     return (Messages if by_messages else Collectives)(route, index, flat, blocks)
 
@@ -70,6 +73,32 @@ class AllReduce:
 
     def finish(self) -> None:
         self._work.wait()
+
+
+class Gathered:
+    """One all-gather of everyone's blocks, summed by each for itself: with few numbers, waiting once more is what costs."""
+
+    def __init__(self, route: Route, index: int, flat: torch.Tensor, blocks: list[Callable[[torch.Tensor], None]]) -> None:
+        self._route, self._flat = route, flat
+        send = flat.new_zeros(max(map(len, route.plan)), flat.numel())
+        for write, row in zip(blocks, send, strict=False):
+            write(row)
+        send[len(blocks)] = flat
+        self._received = route.buffer(index, route.world_size * send.numel(), flat)
+        self._work = all_gather(self._received, send.view(-1), group=route.group, async_op=True)
+        route.bytes_sent += send.numel() * (route.world_size - 1) * flat.element_size()
+
+    def sum_and_return(self) -> None:
+        self._work.wait()
+        counter: Sum[torch.Tensor] = Sum(torch.Tensor.add_)
+        for held, rows in zip(
+            self._route.plan, self._received.view(self._route.world_size, -1, self._flat.numel()), strict=True
+        ):
+            for block, values in zip(held, rows, strict=False):
+                counter.push(block, values)
+        self._flat.copy_(counter.total())
+
+    def finish(self) -> None: ...
 
 
 class Collectives:
