@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+_READERS = {"train", "replay", "evaluate", "check", "export"}  # the commands that ask the task for data or a model here
 _DEBUGGERS = {"bdb", "pdb", "pydevd"}
 
 
@@ -13,7 +14,7 @@ def fix_hash_order() -> None:
 
     Called before anything else is imported, for it is paid twice. A debugger would lose its hold of the process: it keeps it.
     """
-    if sys.argv[1:2] not in (["train"], ["replay"]) or os.environ.get("PYTHONHASHSEED", "random") not in ("", "random"):
+    if _READERS.isdisjoint(sys.argv[1:2]) or os.environ.get("PYTHONHASHSEED", "random") not in ("", "random"):
         return
     if sys.flags.ignore_environment or sys.gettrace() is not None or not _DEBUGGERS.isdisjoint(sys.modules):
         return

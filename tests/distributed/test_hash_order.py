@@ -60,6 +60,8 @@ def test_a_set_has_one_order_under_every_launcher(words: Workplace) -> None:
     words.env["PYTHONHASHSEED"] = "random"
     replayed = words.samestep("replay", "script", "--step", "3")
     assert replayed.code == 0, replayed.err
+    measured = {words.samestep("evaluate", "script", "--data", "train", "--json").out for _ in range(3)}
+    assert len(measured) == 1
 
 
 @pytest.mark.parametrize(("before", "after"), [("", "0"), ("random", "0"), ("7", "7")])

@@ -69,7 +69,8 @@ class Checker:
         answers = []
         for number, (size, signal, rank, place, call) in enumerate(run["starts"]):
             env = {"PROMISE_FUSE": f"{signal}:{rank}:{place}:{call}"} if signal else {}
-            answers.append(self._start(folder, f"start-{number}", size, "drawn", env))
+            by_pieces = (number + run["config"]["seed"]) % 2 == 1  # each start in turn: the bits are the same on either way
+            answers.append(self._start(folder, f"start-{number}", size, "drawn", env, by_pieces))
             codes = set(answers[-1]["codes"])
             if codes <= {0} or (2 in codes and -9 not in codes):  # beside a killed rank, the refusal is the next start's
                 break
@@ -111,8 +112,11 @@ class Checker:
                 raise Broken(f"exit {last['codes']}: {_words(last)}")
             _compare(folder, run, meant, at_the_end=True)
 
-    def _start(self, folder: Path, name: str, size: int, run_name: str, env: dict[str, str]) -> dict[str, Any]:
-        job = {"folder": str(folder), "name": name, "world_size": size, "words": ["drawn.yaml", "--run", run_name], "env": env}
+    def _start(
+        self, folder: Path, name: str, size: int, run_name: str, env: dict[str, str], by_pieces: bool = False
+    ) -> dict[str, Any]:
+        words = ["drawn.yaml", "--run", run_name]
+        job = {"folder": str(folder), "name": name, "world_size": size, "words": words, "env": env, "by_pieces": by_pieces}
         answer: dict[str, Any] = self._trainer.ask(job)
         return answer
 

@@ -30,6 +30,20 @@ CONTROL, TRACKING, IDENTITY = "tests/unit/test_control.py", "tests/unit/test_tra
 
 _RATES = [
     Mutant(
+        "gathered-blocks-turned-round",
+        "exact/transfer.py",
+        "zip(held, rows, strict=False)",
+        "zip(held, rows.flip(0), strict=False)",
+        ("tests/distributed/test_exact.py::test_any_world_size_shape_bucket_and_gap_gives_the_single_process_tree",),
+    ),
+    Mutant(
+        "sets-in-any-order-where-a-run-is-measured",
+        "hash_order.py",
+        '"replay", "evaluate", ',
+        '"replay", ',
+        ("tests/distributed/test_hash_order.py::test_a_set_has_one_order_under_every_launcher",),
+    ),
+    Mutant(
         "base-rate",
         "optim.py",
         "        factor = rate_factor(self._schedule, step, self._num_steps)\n",

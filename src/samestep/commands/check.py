@@ -76,7 +76,8 @@ def check(config_path: str, processes: str | None, bits: bool, overrides: tuple[
         lines += [Line("ok", "data", _rows(run)), Line("ok", "model", _model(run))]
         lines += [Line("warning", "model", note.removeprefix("note: ").removeprefix("WARNING: ")) for note in noting.notes]
         seconds, activations = _trial(run, lines)
-        lines += [_doubled(run), _memory(run, activations), _disk(run), _time(run, seconds, here)]
+        state = _optimizer_bytes(run)
+        lines += [_doubled(run), _memory(run, state, activations), _disk(run, state), _time(run, seconds, here)]
         if run.evaluator is not None:
             with run.purity.evaluation():
                 names = sorted(run.evaluator.names(run.model, wanted=set()))
@@ -159,11 +160,11 @@ def _step(run: Training, seconds: float) -> Line:
 
 
 def _doubled(run: Training) -> Line:
-    """Whether the loss is a sum: over each row twice it is twice as much, and so is its weight."""
+    """Over each row twice, a sum is twice as much, and so is its weight."""
     batch = on_device(run.batches.again(0, 0), run.accelerator.device)
-    twice = type(batch)((name, torch.cat([tensor, tensor])) for name, tensor in batch.items())
     found: list[tuple[float, float]] = []
     try:
+        twice = type(batch)((name, torch.cat([tensor, tensor])) for name, tensor in batch.items())
         for each in (batch, twice):
             seed_all(run.config.seed, 0, 0, device=run.accelerator.device)
             with evaluating(run.model), torch.enable_grad(), run.autocast():
@@ -199,13 +200,13 @@ def _optimizer_bytes(run: Training) -> int:
     return int(total)
 
 
-def _memory(run: Training, activations: int) -> Line:
+def _memory(run: Training, optimizer: int, activations: int) -> Line:
     gradients, leaves = sum(p.nbytes for p in run.model.parameters() if p.requires_grad), run.config.num_leaves
     copies = int(math.log2(leaves)) if run.config.reduce == "exact" else 0  # of the ordered sum, at most
     parts = {
         "parameters": sum(tensor.nbytes for tensor in run.model.state_dict().values()),
         "gradients": gradients * (1 + copies),
-        "optimizer": _optimizer_bytes(run),
+        "optimizer": optimizer,
         "activations": activations,
     }
     device, total = run.accelerator.device, sum(parts.values())
@@ -224,13 +225,12 @@ def _time(run: Training, seconds: float, here: int) -> Line:
     return Line("ok", "time", f"at least {words}, by the micro-batch tried")
 
 
-def _disk(run: Training) -> Line:
+def _disk(run: Training, optimizer: int) -> Line:
     config = run.config
-    size = sum(tensor.nbytes for tensor in run.model.state_dict().values()) + _optimizer_bytes(run)
+    size = sum(tensor.nbytes for tensor in run.model.state_dict().values()) + optimizer
     most = size * (config.checkpoint.keep + 1 + bool(config.checkpoint.best))
-    folder = Path(config.runs).absolute()
-    while not folder.exists():
-        folder = folder.parent
+    here = Path(config.runs).absolute()
+    folder = next(place for place in (here, *here.parents) if place.exists())
     free = shutil.disk_usage(folder).free
     words = f"checkpoints of {_size(size)}, at most {_size(most)} at a time, and {_size(free)} free in {folder}"
     if most > free:
