@@ -13,9 +13,11 @@ from pathlib import Path
 import click
 
 from samestep import __version__
+from samestep.cli.bits import add_bits
 from samestep.cli.models import add_models
 from samestep.cli.scripts import add_scripts
 from samestep.cli.streams import open_closed_streams, outlive_readers
+from samestep.cli.watching import add_watching
 from samestep.errors import SamestepError, Stopped, UsageError
 from samestep.hash_order import fix_hash_order
 
@@ -64,62 +66,6 @@ def train(config: str, run: str | None, overrides: tuple[str, ...]) -> None:
     command.train(config, run, overrides)
 
 
-@cli.command()
-@click.argument("config")
-@click.option("--processes", metavar="1,2,4", help="The world sizes to compare; by default those that fit on this machine.")
-@click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True)
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def verify(config: str, processes: str | None, steps: int, overrides: tuple[str, ...]) -> None:
-    """Run the first steps of CONFIG at several world sizes here, and compare them bit for bit.
-
-    Exits with 0 only if all are the same; otherwise it names the first step and gradient that differ, and what that looks like.
-
-    \b
-    Examples:
-      samestep verify mine.yaml
-      samestep verify mine.yaml --processes 1,3,8 --steps 20 device=cpu
-    """
-    from samestep.commands import verify as command
-
-    click.echo(command.verify(config, processes, steps, overrides))
-
-
-@cli.command()
-@click.argument("run_a")
-@click.argument("run_b")
-def diff(run_a: str, run_b: str) -> None:
-    """Name the first step where RUN_A and RUN_B part, with the values on both sides, and how config, machine and code differ.
-
-    Exits with 1 if they part. Runs with track.every=1 and track.fingerprint=true part where they first differ, to the bit.
-
-    \b
-    Example:
-      samestep diff first second
-    """
-    from samestep.commands import diff as command
-
-    same, text = command.diff(run_a, run_b)
-    click.echo(text)
-    sys.exit(0 if same else 1)
-
-
-@cli.command()
-@click.argument("run")
-@click.option("--step", type=click.IntRange(min=1), required=True, help="The step to lay open, from 1.")
-@click.option("--break", "stop_before", is_flag=True, help="Stop in pdb before that step's first forward.")
-def replay(run: str, step: int, stop_before: bool) -> None:
-    """Replay RUN to a step on whatever is here, check each tracked step against the record, and show what that step computed.
-
-    \b
-    Examples:
-      samestep replay first --step 412
-      samestep replay first --step 412 --break
-    """
-    from samestep.commands import replay as command
-
-    command.replay(run, step, stop_before)
-
-
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("config")
 @click.option("--run", metavar="NAME", help="A new name starts a run, a known one goes on with it.")
@@ -146,48 +92,8 @@ def submit(config: str, run: str | None, sweep: Path | None, chain: int, dry_run
     click.echo(command.submit(config, words, run, sweep, chain, dry_run))
 
 
-@cli.command()
-@click.argument("run", required=False)
-@click.option("--runs", default="runs", show_default=True, help="The folder of run folders.")
-@click.option("--follow", is_flag=True, help="Show it again every two seconds, until Ctrl-C or the run's end.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def status(run: str | None, runs: str, follow: bool, as_json: bool) -> None:
-    """One line for RUN, or for each run: state, step, loss, rate, time left, job, nodes, restarts, last checkpoint.
-
-    \b
-    Examples:
-      samestep status
-      samestep status first --follow
-    """
-    from samestep.commands import status as command
-
-    for text in command.shown(run, runs, follow, as_json):
-        if follow and sys.stdout.isatty():
-            click.clear()
-        click.echo(text)
-
-
-@cli.command()
-@click.argument("run")
-@click.option("--rank", type=click.IntRange(min=0), help="This rank's own log: stacks and tracebacks.")
-@click.option("--runs", default="runs", show_default=True, help="The folder of run folders.")
-@click.option("--follow", is_flag=True, help="Go on with what is written from now on, until Ctrl-C.")
-def logs(run: str, rank: int | None, runs: str, follow: bool) -> None:
-    """What RUN's job printed, or one rank's log.
-
-    \b
-    Examples:
-      samestep logs first
-      samestep logs first --rank 3 --follow
-    """
-    from samestep.commands import status as command
-
-    for line in command.log_lines(command.one_run(run, runs), rank, follow):
-        click.echo(line, nl=False)
-
-
-add_models(cli)
-add_scripts(cli)
+for add in (add_models, add_bits, add_watching, add_scripts):
+    add(cli)
 
 
 def main() -> None:
