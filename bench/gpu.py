@@ -62,7 +62,7 @@ def plain(case: Case, steps: int, tiny: bool) -> None:
     torch.manual_seed(0)
     model = task.model().to(device)
     train_on = torch.compile(model) if case.compile else model
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True, **config.optimizer.arguments)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True, **config.optimizers["optimizer"].arguments)
     loader = DataLoader(
         TensorDataset(rows), batch_size=config.micro_batch_size, shuffle=True, drop_last=True, pin_memory=device.type == "cuda"
     )

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
     from pydantic_core import ErrorDetails
 
+UNSEEN = "~"  # begins what a place in a config is called by pydantic alone, the kind of an alternative say
+
 
 class SamestepError(Exception):
     """The root of all errors that samestep raises on purpose; `exit_code` is what the command ends with."""
@@ -62,7 +64,7 @@ def validation_lines(error: ValidationError, model: type[BaseModel], prefix: str
 
 
 def _line(detail: ErrorDetails, model: type[BaseModel], prefix: str) -> str:
-    path = [str(part) for part in detail["loc"]]
+    path = [str(part) for part in detail["loc"] if not str(part).startswith(UNSEEN)]
     key, found = prefix + ".".join(path), detail["input"]
     if detail["type"] == "extra_forbidden":
         known = _keys_at(model, path[:-1])

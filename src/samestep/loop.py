@@ -25,7 +25,7 @@ from samestep.evaluation import Best, Convergence, Evaluator
 from samestep.exact import OrderedSum, Statistics, StepExchange, is_finite
 from samestep.optim import GatedOptimizer, divide_and_clip
 from samestep.randomness.seeding import seed_all
-from samestep.task import Ratio, Task, checked_ratio
+from samestep.task import Task, checked_loss
 from samestep.tracking import NullTracker, Reports, Tracker
 
 
@@ -124,20 +124,19 @@ def train(run: Training) -> int:
         run.optimizer.zero_grad()
         run.statistics.begin()
         run.audit.begin(step)
-        sums: list[Ratio] = []
         for micro in run.batches.step(step):
             with run.micro_batch(step, micro):
                 with run.autocast():
-                    loss, weight = checked_ratio(run.task.loss(run.model, micro.batch))
+                    loss, weight, numbers = checked_loss(run.task.loss(run.model, micro.batch))
                 run.optimizer.fit_scale(weight, run.config.micro_batches)
                 counts = micro.num_rows > 0
+                run.exchange.add(loss, weight, numbers, counts)
                 run.backward(run.gradients.connect(loss, counts))
-            sums.append((loss, weight) if counts else (torch.zeros_like(loss), weight * 0))
 
         run.watch.meeting()
         run.statistics.average(run.plan.counted(step))
-        total = run.exchange.total(sums, run.gradients.used, run.asked_to_stop())
-        run.audit.compare(step, sums)
+        total = run.exchange.total(run.gradients.used, run.asked_to_stop)
+        run.audit.compare(step)
         grads = run.gradients.finish(total.used)
         run.optimizer.unscale()
         norm = divide_and_clip(grads, total.weight, run.config.clip)
@@ -145,7 +144,7 @@ def train(run: Training) -> int:
         rate = run.optimizer.step(step, total.loss, norm)
         run.after_step(step)
         finished = step + 1
-        run.reports.post(step, total.loss, total.weight, norm, rate, grads)
+        run.reports.post(step, total, norm, rate, grads)
 
         if every and finished % every == 0 and finished < run.num_steps:
             run.reports.flush()

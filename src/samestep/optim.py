@@ -1,4 +1,4 @@
-"""The rate as a function of the step, clipping, and the step that may not count."""
+"""Clipping, and the step at its rate that may not count."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from samestep.control import decided_by_main
 from samestep.exact import Scalar, as_float, is_finite, ratio
 from samestep.fused_adam import FusedAdam
 from samestep.randomness.seeding import seed_all
+from samestep.schedules import make_rate
 
 _STEPPING = 3  # sets a step's random numbers apart from the forward's
 
@@ -39,17 +40,6 @@ def _plain_step(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
     if not own or hooks or optimizer.defaults.get("differentiable"):
         return optimizer.step
     return lambda: step(optimizer)
-
-
-def rate_factor(schedule: Schedule, step: int, num_steps: int) -> float:
-    """The part of `lr` in force at a step, counted from 0: linear warm-up, then the schedule's way down to `floor`."""
-    if step < schedule.warmup:
-        return (step + 1) / schedule.warmup
-    if schedule.name == "constant":
-        return 1.0
-    done = (step - schedule.warmup) / max(1, num_steps - schedule.warmup)
-    shape = 1 - done if schedule.name == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return schedule.floor + (1 - schedule.floor) * shape
 
 
 def divide_and_clip(grads: list[torch.Tensor], weight: Scalar, clip: float | None) -> Scalar:
@@ -90,7 +80,7 @@ class GatedOptimizer:
         self.scaler = scaler
         self._is_fresh = fresh
         self.is_stepping = False  # an error while this holds may leave the weights between two steps
-        self._schedule, self._num_steps = schedule, num_steps
+        self._rate = make_rate(schedule, num_steps)
         self._base = [float(group["lr"]) for group in optimizer.param_groups]
         self._seed = None if type(optimizer).__module__.startswith("torch.optim.") else seed
         self._plain_step = _plain_step(optimizer) if scaler is None else optimizer.step
@@ -148,7 +138,7 @@ class GatedOptimizer:
         self.is_stepping = False
 
     def _stepped(self, step: int, loss: Scalar, norm: Scalar) -> float:
-        factor = rate_factor(self._schedule, step, self._num_steps)
+        factor = self._rate(step)
         for group, base in zip(self.inner.param_groups, self._base, strict=True):
             group["lr"] = base * factor
         if self._seed is not None:

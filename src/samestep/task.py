@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,9 +23,15 @@ if TYPE_CHECKING:
 
 Batch = dict[str, "torch.Tensor"]
 Ratio = tuple["torch.Tensor", "torch.Tensor | float"]
+Numbers = dict[str, Ratio]
+Loss = tuple["torch.Tensor", "torch.Tensor | float", Numbers]
 
 TASK_MODULE = "samestep_task_"  # what the module of a task's own file is called, before the file's name
 _loaded: dict[tuple[str, int, int], ModuleType] = {}
+_TAKEN = {
+    *("step", "epoch", "time", "loss", "lr", "grad_norm", "fingerprint", "fingerprints"),
+    *("step_s", "data_wait_s", "peak_memory_bytes", "mfu"),
+}
 BUILT_IN = {"regression": "Regression", "text": "Text", "digits": "Digits"}
 
 
@@ -47,17 +54,28 @@ class Task(BaseModel):
         """A new model, on the CPU; the generators are seeded from the config's seed before the call."""
         raise NotImplementedError
 
-    def loss(self, model: torch.nn.Module, batch: Batch) -> Ratio:
+    def loss(self, model: torch.nn.Module, batch: Batch) -> Ratio | Loss:
         """The SUM of the losses of a micro-batch (a scalar), and what to divide by (rows or tokens, say).
+
+        A third value may follow, numbers of your own by name, each as (sum, weight): they are tracked as the loss is, Σ sums /
+        Σ weights over the step. Return the same names for each micro-batch, (0, 0) where there is nothing to say.
 
         The step's loss is Σ sums / Σ weights over the global batch. `model` is what model() returned, at every world size:
         parts of it may be called, or none. What a forward changes, but for running statistics, is refused by name.
         """
         raise NotImplementedError
 
-    def metrics(self, model: torch.nn.Module, batch: Batch) -> dict[str, Ratio]:
-        """Evaluation: each metric's sum and weight over a micro-batch. The default is the loss."""
-        return {"loss": self.loss(model, batch)}
+    def metrics(self, model: torch.nn.Module, batch: Batch) -> Numbers:
+        """Evaluation: each metric's sum and weight over a micro-batch. The default is the loss, with its numbers."""
+        loss, weight, numbers = checked_loss(self.loss(model, batch), trains=False)
+        return {"loss": (loss, weight), **numbers}
+
+    def weights(self, split: str) -> Sequence[float] | np.ndarray | None:
+        """How often each row of "train" is drawn, with replacement: (rows,) of numbers from 0 on; None for each row once.
+
+        An epoch is still as many draws as there are rows. Which row is drawn where depends on (seed, epoch, position) alone.
+        """
+        return None
 
     def transform(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Change one row before it joins a micro-batch; draw from `rng`, which is that of (seed, epoch, row)."""
@@ -129,8 +147,9 @@ def _is_task(value: object) -> bool:
     return inspect.isclass(value) and issubclass(value, Task) and value is not Task
 
 
-def load_module(place: str) -> ModuleType:
-    """The module that a place names: `module`, or `path/to/file.py`, which is read once as long as it stays as it is."""
+def load_module(place: str, key: str = "task") -> ModuleType:
+    """The module that a place under `key` names: `module`, or `path/to/file.py`, read once as long as it stays as it is."""
+    what = "Class" if key == "task" else "function"
     if not place.endswith(".py"):
         for folder in filter(None, (Path.cwd(), kept_code())):
             if str(folder) not in sys.path:
@@ -139,11 +158,11 @@ def load_module(place: str) -> ModuleType:
             return importlib.import_module(place)
         except ModuleNotFoundError as error:
             if error.name and (place == error.name or place.startswith(error.name + ".")):
-                raise UsageError(f"task: found no module {place}; write module:Class or path/to/file.py:Class") from None
-            raise UsageError(f"task: {place} imports {error.name}, which is not installed here") from None
+                raise UsageError(f"{key}: found no module {place}; write module:{what} or path/to/file.py:{what}") from None
+            raise UsageError(f"{key}: {place} imports {error.name}, which is not installed here") from None
     path = as_kept(place)
     if not path.is_file():
-        raise UsageError(f"task: found no file {place}; write path/to/file.py:Class")
+        raise UsageError(f"{key}: found no file {place}; write path/to/file.py:{what}")
     if str(path.parent.resolve()) not in sys.path:  # the file's neighbours are importable, as when it is run itself
         sys.path.insert(0, str(path.parent.resolve()))
     status = path.stat()
@@ -159,42 +178,53 @@ def load_module(place: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise UsageError(f"task: {place} line {error.lineno}: {error.msg}") from None
+        raise UsageError(f"{key}: {place} line {error.lineno}: {error.msg}") from None
     except ModuleNotFoundError as error:
-        raise UsageError(f"task: {place} imports {error.name}, which is not installed here") from None
+        raise UsageError(f"{key}: {place} imports {error.name}, which is not installed here") from None
     _loaded[stamp] = module
     return module
 
 
-def checked_ratio(result: object) -> Ratio:
-    """What `loss` returned, if it is a scalar sum and a scalar weight; UsageError says what it is instead."""
-    if not (isinstance(result, tuple) and len(result) == 2):
+def checked_loss(result: object, trains: bool = True) -> Loss:
+    """What `loss` returned, if it is a scalar sum, a scalar weight and maybe numbers by name; UsageError says what it is."""
+    if not (isinstance(result, tuple) and 2 <= len(result) <= 3):
         raise UsageError(f"task: loss returned {type(result).__name__}; write return loss_sum, weight")
-    loss, weight = result
+    loss, weight = result[:2]
     if not hasattr(loss, "requires_grad") or loss.shape != ():
         raise UsageError(
             f"task: loss returned {_described(loss)}; write the SUM of the losses, a scalar tensor, and what to divide by"
         )
     if not _is_scalar(weight):
         raise UsageError(f"task: loss returned {_described(weight)} as its weight; write a scalar, the rows or tokens")
-    if not loss.requires_grad:
+    if trains and not loss.requires_grad:
         raise UsageError("task: the loss does not depend on any trainable parameter; write it from model(...)'s output")
-    return loss, weight
+    return loss, weight, _checked_pairs(result[2], "loss") if len(result) == 3 else {}
 
 
-def checked_metrics(result: object) -> dict[str, Ratio]:
+def checked_metrics(result: object) -> Numbers:
     """What `metrics` returned, if it is names with a scalar sum and a scalar weight; UsageError says what it is instead."""
-    if not isinstance(result, dict):
-        raise UsageError(f"task: metrics returned {type(result).__name__}; write return {{'name': (sum, weight)}}")
-    if not result:
+    if result == {}:
         raise UsageError("task: metrics returned no metric; write return {'name': (sum, weight)}")
+    return _checked_pairs(result, "metrics")
+
+
+def _checked_pairs(result: object, method: str) -> Numbers:
+    if not isinstance(result, dict):
+        raise UsageError(f"task: {method} returned {type(result).__name__}; write {{'name': (sum, weight)}}")
     for name, pair in result.items():
         if not (isinstance(pair, tuple) and len(pair) == 2):
-            raise UsageError(f"task: metrics returned {_described(pair)} as {name!r}; write (sum, weight)")
+            raise UsageError(f"task: {method} returned {_described(pair)} as {name!r}; write (sum, weight)")
         for what, part in zip(("a sum", "a weight"), pair, strict=True):
             if not _is_scalar(part):
-                raise UsageError(f"task: metrics returned {_described(part)} as {what} of {name!r}; write a scalar")
+                raise UsageError(f"task: {method} returned {_described(part)} as {what} of {name!r}; write a scalar")
     return result
+
+
+def refuse_taken(names: Iterable[object]) -> None:
+    """Raise UsageError for numbers of a loss that would be called as the columns that a tracked row has anyway."""
+    for name in names:
+        if not isinstance(name, str) or name in _TAKEN or name.startswith("eval_") or name.endswith("_per_s"):
+            raise UsageError(f"task: loss returned {name!r} as the name of a number, which is taken; write another name")
 
 
 def _is_scalar(value: object) -> bool:

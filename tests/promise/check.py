@@ -21,7 +21,7 @@ from draw import REFUSED_BY, Run, features
 from ranks import HERE, Ranks
 
 _VICTIMS = (1, -15)  # how ranks may end beside one that refuses what its own micro-batch has shown; () would be stricter
-_PER_STEP = ("epoch", "loss", "lr", "grad_norm")
+_PER_STEP = ("epoch", "loss", "lr", "grad_norm", "out", "lucky", "rows")
 
 
 class Broken(AssertionError):

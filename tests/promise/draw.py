@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from drawn_parts import PARTS
-from drawn_task import COLUMNS, MIXINS, NEEDS_COLLATE, WRAPS, class_name
+from drawn_task import COLUMNS, MIXINS, NEEDS_COLLATE, WRAPS, class_name, parts_to_train
 from hypothesis import strategies as st
 
 Run = dict[str, Any]
@@ -69,6 +69,7 @@ def tasks(draw: st.DrawFn) -> Run:
         "target": draw(st.sampled_from(["squares", "classes", "weighted", "counted", "masked"])),
         "twist": draw(st.sampled_from(["", "", "", "part", "no_model", "penalty", "twice", "teacher", "mode", "out_dtype"])),
         "metric": draw(st.sampled_from(["", "accuracy", "nan", "drawn", "missing"])),
+        "numbers": draw(st.sampled_from(["", "", "", "one", "two"])),
         "made": draw(st.integers(1, 9)),
     }
     if draw(st.integers(0, 9)) == 9:
@@ -88,7 +89,7 @@ def configs(draw: st.DrawFn, task: Run) -> Run:
         "seed": draw(st.one_of(st.integers(0, 3), st.just((1 << 63) - 1))),
         "global_batch_size": micro * num_micro,
         "micro_batch_size": micro,
-        "optimizer": draw(st.sampled_from(OPTIMIZERS)),
+        "optimizer": draw(_optimizers(fields, task["task"])),
         "drop_last": draw(st.booleans()),
         "schedule": draw(_maybe(_schedules())),
         "clip": draw(_maybe(st.sampled_from([0.05, 1.0, 1e-3, 100.0]))),
@@ -125,8 +126,19 @@ def configs(draw: st.DrawFn, task: Run) -> Run:
 
 
 def _schedules() -> st.SearchStrategy[Run]:
-    names = st.sampled_from(["constant", "linear", "cosine"])
-    return st.fixed_dictionaries({"name": names, "warmup": st.integers(0, 5), "floor": st.sampled_from([0.0, 0.1, 1.0])})
+    names = st.sampled_from(["constant", "linear", "cosine", "onecycle"])
+    plain = {"warmup": st.integers(0, 5), "floor": st.sampled_from([0.0, 0.1, 1.0])}
+    own = st.sampled_from([{"name": "drawn_task.py:waves"}, {"name": "drawn_task.py:falling"}])
+    wsd = st.fixed_dictionaries({"name": st.just("wsd"), **plain}, optional={"decay": st.integers(1, 15)})
+    return st.one_of(st.fixed_dictionaries({"name": names, **plain}), wsd, own)
+
+
+@st.composite
+def _optimizers(draw: st.DrawFn, fields: Run, task: str) -> Run:
+    """One for the whole model, or one for each part of it that has something to train."""
+    if draw(st.integers(0, 5)) or any(f"_{name}" in task for name in OPTIMIZING):
+        return draw(st.sampled_from(OPTIMIZERS))
+    return {name: draw(st.sampled_from(OPTIMIZERS)) for name in parts_to_train(fields, "_after_step" in task)}
 
 
 @st.composite
@@ -157,12 +169,14 @@ def features(run: Run) -> set[str]:
     found = {f"part:{name}" for name in fields["parts"]}
     found |= {
         f"{key}:{fields[key]}"
-        for key in ("column", "wrap", "dtype", "target", "twist", "metric", "every_step")
+        for key in ("column", "wrap", "dtype", "target", "twist", "metric", "numbers", "every_step")
         if fields.get(key)
     }
     found |= {f"mixin:{name}" for name in MIXINS if f"_{name}" in config["task"]}
     if not {f"mixin:{name}" for name in OPTIMIZING} & found:
-        found.add(f"optimizer:{config['optimizer']['name']}")
+        several = "name" not in config["optimizer"]
+        found |= {f"optimizer:{one['name']}" for one in (config["optimizer"].values() if several else [config["optimizer"]])}
+        found |= {"an optimizer for each part"} if several else set()
     for key in ("clip", "leaves", "converge", "epochs", "init", "compile", "audit"):
         if key in config:
             found.add(key)
@@ -171,7 +185,7 @@ def features(run: Run) -> set[str]:
     found |= {f"evaluate.{key}" for key in config.get("evaluate", {})}
     if "schedule" in config:
         found.add(f"schedule:{config['schedule']['name']}")
-        found |= {"warmup"} if config["schedule"]["warmup"] else set()
+        found |= {"warmup"} if config["schedule"].get("warmup") else set()
     judged = [config.get("converge", {}).get("metric"), config["checkpoint"].get("best", "").partition(":")[0]]
     if "missing" in judged:
         found.add("judged by a metric that some micro-batches lack")

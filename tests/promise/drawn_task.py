@@ -124,6 +124,7 @@ class Drawn(Task):
     target: str = "squares"  # or classes, weighted, counted, masked
     twist: str = ""  # what the loss does besides
     metric: str = ""  # what evaluation gives besides the loss
+    numbers: str = ""  # what the loss gives besides
     every_step: str = ""  # what after_step does
     made: int = 1
 
@@ -174,16 +175,20 @@ class Drawn(Task):
                 return (out - batch["y"].to(out.dtype)[:, None]).square()[batch["weight"].bool()].sum(), batch["weight"].sum()
         return (out.sum(1) - batch["y"].to(out.dtype)).square().sum(), len(out)
 
-    def loss(self, model: Any, batch: Batch) -> Ratio:
+    def _nothing(self) -> list[dict[str, Ratio]]:
+        names = {"": [], "one": ["out"], "two": ["out", "lucky", "rows"]}[self.numbers]
+        return [dict.fromkeys(names, (torch.zeros(()), 0))] if names else []
+
+    def loss(self, model: Any, batch: Batch) -> Any:
         _burn("loss")
         x = self._inputs(batch)
         lucky = bool(batch["y"][0] > 0)  # true of some micro-batches only
         if self.twist == "part" and lucky:
             inner = model.stem(x)
-            return self._error(model.aside(inner.mean(1) if inner.dim() == 3 else inner), batch)
+            return *self._error(model.aside(inner.mean(1) if inner.dim() == 3 else inner), batch), *self._nothing()
         if self.twist == "no_model" and lucky:
             shift = model.head.bias.sum() * 0.1
-            return (shift - batch["y"].to(shift.dtype)).square().sum(), len(batch["y"])
+            return (shift - batch["y"].to(shift.dtype)).square().sum(), len(batch["y"]), *self._nothing()
         out = model(x)
         total, weight = self._error(out, batch)
         if self.twist == "out_dtype" and out.dtype == torch.bfloat16:
@@ -196,11 +201,18 @@ class Drawn(Task):
             total = total + model.teacher(as_rows(batch["y"], x.dtype)).sum() * out.mean()
         if self.twist == "mode":
             total = total * (1.0 if model.training else 2.0)
+        if self.numbers:
+            own = {"out": (out.detach().float().sum(), out.numel())}
+            return (
+                total,
+                weight,
+                own if self.numbers == "one" else {**own, "lucky": (total * 2, int(lucky)), "rows": (len(out), 1)},
+            )
         return total, weight
 
     def metrics(self, model: Any, batch: Batch) -> dict[str, Ratio]:
         _burn("metrics")
-        total, weight = self.loss(model, batch)
+        total, weight = self.loss(model, batch)[:2]
         found: dict[str, Ratio] = {"loss": (total, weight)}
         if self.metric == "accuracy":
             found["accuracy"] = ((model(self._inputs(batch)).argmax(1) == batch["label"]).sum(), len(batch["y"]))
@@ -231,6 +243,16 @@ class Collate(Task):
         x = torch.stack([F.pad(torch.tensor(value), (0, WIDTH - len(value))) for value in arrays])
         rest = {name: torch.tensor(np.stack([np.asarray(row[name]) for row in rows])) for name in rows[0] if name != "x"}
         return {"x": x, **rest}
+
+
+class Weights(Task):
+    """Rows drawn with replacement, some of them never."""
+
+    rows: int = 40
+    made: int = 1
+
+    def weights(self, split: str) -> Any:
+        return np.random.default_rng([self.made, 7]).integers(0, 3, self.rows) + (np.arange(self.rows) == 0)
 
 
 class Groups(Task):
@@ -298,10 +320,28 @@ class AfterStep(Task):
 
 
 MIXINS: dict[str, type[Task]] = {
-    "transform": Transform, "collate": Collate, "groups": Groups, "head_only": HeadOnly,
+    "transform": Transform, "collate": Collate, "weights": Weights, "groups": Groups, "head_only": HeadOnly,
     "own": Own,
     "noise": Noise, "after_step": AfterStep,
 }  # fmt: skip
+
+
+def parts_to_train(fields: dict[str, Any], may_thaw: bool) -> list[str]:
+    """The parts of the drawn model that an optimizer must have, by name."""
+    model = Model(fields["parts"], fields["column"] in ("tokens", "uneven"), fields.get("every_step") == "teacher")
+    trains = {
+        name: any(p.requires_grad or (may_thaw and p.is_floating_point()) for p in child.parameters())
+        for name, child in model.named_children()
+    }
+    return [name for name, does in trains.items() if does]
+
+
+def waves(step: int) -> float:
+    return 0.1 + abs(step % 7 - 3) / 3
+
+
+def falling(step: int, num_steps: int) -> float:
+    return float(1 - (step / (num_steps + 1)) ** 2)
 
 
 def class_name(mixins: list[str]) -> str:

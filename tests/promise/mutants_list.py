@@ -46,10 +46,10 @@ _RATES = [
     Mutant(
         "base-rate",
         "optim.py",
-        "        factor = rate_factor(self._schedule, step, self._num_steps)\n",
+        "        factor = self._rate(step)\n",
         "        if not self._counted:\n"
         '            self._base = [float(group["lr"]) for group in self.inner.param_groups]\n'
-        "        factor = rate_factor(self._schedule, step, self._num_steps)\n",
+        "        factor = self._rate(step)\n",
         (f"{CASES}::test_a_resumed_run_has_the_unbroken_runs_rate_at_every_step",),
     ),
     Mutant(
@@ -61,14 +61,14 @@ _RATES = [
     ),
     Mutant(
         "warm-up",
-        "optim.py",
-        "return (step + 1) / schedule.warmup",
-        "return step / schedule.warmup",
+        "schedules.py",
+        "return (step + 1) / warmup",
+        "return step / warmup",
         (f"{OPTIM}::test_warm_up_then_cosine_to_the_floor",),
     ),
     Mutant(
         "floor",
-        "optim.py",
+        "schedules.py",
         "schedule.floor + (1 - schedule.floor) * shape",
         "max(schedule.floor, shape)",
         (f"{OPTIM}::test_warm_up_then_cosine_to_the_floor",),
@@ -121,15 +121,15 @@ _SUM = [
     Mutant(
         "numbers-in-float32",
         "exact/step_totals.py",
-        "values = torch.tensor(pairs, dtype=torch.float64)",
-        "values = torch.tensor(pairs).double()",
+        "values = torch.tensor(self._rows, dtype=torch.float64) if",
+        "values = torch.tensor(self._rows).double() if",
         (f"{GRADIENTS}::test_a_steps_losses_and_weights_are_summed_in_float64",),
     ),
     Mutant(
         "a-micro-batch-for-the-step",
         "exact/step_totals.py",
-        "if self._world_size == 1 and len(pairs) == 1:",
-        "if self._world_size == 1:",
+        "if self._on_host and len(self._rows) == 1 and not self._names:",
+        "if self._on_host and not self._names:",
         (f"{GRADIENTS}::test_a_steps_losses_and_weights_are_summed_in_float64",),
     ),
     Mutant(
@@ -172,16 +172,23 @@ _SUM = [
     Mutant(
         "weight-in-float32",
         "exact/step_totals.py",
-        "weight.detach().to(device, torch.float64, non_blocking=True)",
-        "weight.detach().float().to(device, torch.float64, non_blocking=True)",
+        "value.detach().to(self._device, torch.float64, non_blocking=True)",
+        "value.detach().float().to(self._device, torch.float64, non_blocking=True)",
         (f"{GRADIENTS}::test_a_steps_losses_and_weights_are_summed_in_float64",),
     ),
     Mutant(
-        "loss-in-float32",
+        "numbers-beside-the-message",
         "exact/step_totals.py",
-        "loss.detach().double() for",
-        "loss.detach().float().double() for",
-        (f"{GRADIENTS}::test_a_steps_losses_and_weights_are_summed_in_float64",),
+        "message = gather(self.message(used, asked())) if everyones is None else everyones",
+        "message = gather(self.message(used, asked()))",
+        ("tests/structure/test_step_cost.py::test_a_step_of_two_processes_sends_one_message",),
+    ),
+    Mutant(
+        "the-first-ranks-numbers",
+        "exact/transfer.py",
+        "self._companion.take(everyones[:, self._size :])",
+        "self._companion.take(everyones[:1, self._size :].expand(len(everyones), -1))",
+        ("tests/promise/test_promise.py::test_what_failed_once_holds",),
     ),
     Mutant(
         "all-in-the-norm",

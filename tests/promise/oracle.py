@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import drawn_task
 import numpy as np
 import safetensors.torch
 import torch
 from torch import nn
 
 from samestep.randomness.mixing import mix
-from samestep.randomness.order import Order
+from samestep.randomness.order import Draws, Order
 from samestep.randomness.seeding import seed_all
 from samestep.regional_compile import compile_blocks
 from samestep.task import Task
@@ -71,6 +72,20 @@ def digest(state: dict[str, torch.Tensor]) -> str:
 def rate_factor(schedule: dict[str, Any], step: int, steps: int) -> float:
     """Warm-up in equal parts to the whole rate, then down to `floor` of it; `step` counts from 0."""
     warmup, floor = schedule.get("warmup", 0), schedule.get("floor", 0.0)
+    match schedule.get("name"):
+        case "drawn_task.py:waves":
+            return drawn_task.waves(step + 1)
+        case "drawn_task.py:falling":
+            return drawn_task.falling(step + 1, steps)
+        case "onecycle":
+            up = warmup or max(1, round(0.3 * steps))
+            if step < up:
+                return float(0.04 + 0.96 * (1 - math.cos(math.pi * step / up)) / 2)
+            return float(floor + (1 - floor) * ((1 + math.cos(math.pi * ((step - up) / max(1, steps - up)))) / 2))
+        case "wsd" if step >= warmup:
+            down = max(warmup, steps - schedule.get("decay", max(1, round(0.1 * steps))))
+            gone = max(0, step - down) / max(1, steps - down)
+            return 1.0 if step < down else float(floor + (1 - floor) * (1 - gone))
     if step < warmup:
         return float((step + 1) / warmup)
     way = (step - warmup) / max(1, steps - warmup)
@@ -153,15 +168,40 @@ def _in_order(parts: list[Tensors]) -> Tensors:
 def make_optimizer(config: dict[str, Any], task: Task, model: nn.Module, parsed: Any) -> torch.optim.Optimizer:
     if task.overrides("optimizer"):
         return task.optimizer(model, parsed)
-    arguments = dict(config["optimizer"])
+    if "name" not in config["optimizer"]:
+        return Several(config["optimizer"], model, task.overrides("after_step"))  # type: ignore[return-value]
+    return one_optimizer(config["optimizer"], [p for p in model.parameters() if p.requires_grad], model, True)
+
+
+class Several:
+    """An optimizer for each named part, one after the other."""
+
+    def __init__(self, wanted: dict[str, Any], model: nn.Module, may_thaw: bool) -> None:
+        stepped = {name: [*model.get_submodule(name).parameters()] for name in wanted}
+        trains = {k: [p for p in ps if p.requires_grad or (may_thaw and p.is_floating_point())] for k, ps in stepped.items()}
+        kernels = all(one["name"] in ("adam", "adamw", "sgd") for one in wanted.values())
+        plain = not any({"foreach", "dampening"} & set(one) for one in wanted.values())
+        plain = plain and not any(p.is_complex() for ps in trains.values() for p in ps)
+        self.each = [one_optimizer(one, trains[name], model, kernels and plain) for name, one in wanted.items()]
+        self.param_groups = [group for one in self.each for group in one.param_groups]
+
+    def step(self) -> None:
+        for one in self.each:
+            one.step()
+
+
+def one_optimizer(
+    wanted: dict[str, Any], parameters: list[nn.Parameter], model: nn.Module, may_fuse: bool
+) -> torch.optim.Optimizer:
+    arguments = dict(wanted)
     name = arguments.pop("name")
     kind = next(value for key, value in vars(torch.optim).items() if key.lower() == name.lower())
-    has_kernel = kind.__name__ in ("Adam", "AdamW", "SGD") and not any(p.is_complex() for p in model.parameters())
+    has_kernel = may_fuse and kind.__name__ in ("Adam", "AdamW", "SGD") and not any(p.is_complex() for p in model.parameters())
     if (
         has_kernel and "foreach" not in arguments and not arguments.get("dampening")
     ):  # one for a whole step, unless the user asks for another
         arguments.setdefault("fused", True)
-    made = kind([p for p in model.parameters() if p.requires_grad], **arguments)
+    made = kind(parameters, **arguments)
     if arguments.get("fused") and arguments.get("momentum"):  # torch's own fails if a first gradient comes later than another's
         for parameter in made.param_groups[0]["params"]:
             made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -195,6 +235,8 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
     base_rates = [group["lr"] for group in optimizer.param_groups]
     stepped = {p for group in optimizer.param_groups for p in group["params"]}
     rows, order = Reader(task, dataset, seed, floats), Order(len(dataset), seed)
+    if task.overrides("weights"):
+        order = Draws(np.asarray(task.weights("train"), np.float64), seed)
     full, rest = divmod(len(dataset), size)
     per_epoch = full + (rest > 0 and not config.get("drop_last", False))
     steps = config.get("steps") or config["epochs"] * per_epoch
@@ -210,6 +252,7 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
         epoch, begin = step // per_epoch, step % per_epoch * size
         model.zero_grad(set_to_none=True)
         pairs: list[tuple[Any, Any]] = []
+        own: list[dict[str, Any]] = []
         leaves: list[Tensors] = []
         made: list[list[Tensors]] = []
         start = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -231,7 +274,8 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
             for p in model.parameters():
                 p.grad = leaves[-1].get(p)
             with autocast:
-                loss, weight = task.loss(model, batch)[:2]
+                loss, weight, *rest = task.loss(model, batch)
+            own += rest
             loss.backward()
             leaves[-1] = {p: p.grad for p in model.parameters() if p.grad is not None}
             pairs.append((loss.detach().double(), weight))
@@ -262,8 +306,13 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
             seed_all(seed, step, 0, AFTER_STEP)
             with torch.no_grad():
                 task.after_step(model, step + 1)
+        named = {}
+        for key in own[0] if own else ():
+            missing = [(0.0, 0.0)] * (num_micro - len(own))  # the micro-batches without rows stand behind the others
+            top, bottom = tree_of_pairs([(float(found[key][0]), found[key][1]) for found in own] + missing)
+            named[key] = top / bottom if bottom else math.nan
         numbers = {"loss": loss_value, "lr": base_rates[0] * factor, "grad_norm": float(norm)}
-        yield {"step": step + 1, "epoch": epoch + 1, "weights": digest(model.state_dict()), **numbers}
+        yield {"step": step + 1, "epoch": epoch + 1, "weights": digest(model.state_dict()), **numbers, **named}
 
         every = config.get("evaluate", {}).get("every")
         if every and (step + 1) % every == 0 and step + 1 < steps:

@@ -23,7 +23,7 @@ ROWS = [
     ["task"],
     ["script"],
     ["config"],
-    ["exact", "control", "batches", "fused_adam", "optimizers", "device_kind", "regional_compile"],
+    ["exact", "control", "batches", "fused_adam", "optimizers", "schedules", "device_kind", "regional_compile"],
     ["checkpoint", "optim", "tracking", "tasks", "evaluation", "checks", "slurm"],
     ["loop"],
     ["session"],

@@ -32,7 +32,7 @@ def refusal(path: Path, *overrides: str) -> list[str]:
 def test_yaml_scalars_mean_what_they_say(good: Path) -> None:
     config, _ = load_config(good, ["track.wandb=off", "precision=no", "optimizer.lr=3e-4", "optimizer.eps=1E-9"])
     assert (config.track.wandb, config.precision) == ("off", "no")
-    assert config.optimizer.arguments == {"lr": 3e-4, "eps": 1e-9}
+    assert config.optimizers["optimizer"].arguments == {"lr": 3e-4, "eps": 1e-9}
 
 
 def test_later_wins_and_each_value_knows_where_it_came_from(good: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_key_that_stands_twice_in_an_override_is_refused(good: Path) -> None:
 def test_a_merged_key_may_be_written_again(tmp_path: Path) -> None:
     path = tmp_path / "merged.yaml"
     path.write_text(GOOD.replace("optimizer: {", "optimizer: {<<: {lr: 1, eps: 1e-6}, "))
-    assert load_config(path)[0].optimizer.arguments == {"lr": 1e-3, "eps": 1e-6}
+    assert load_config(path)[0].optimizers["optimizer"].arguments == {"lr": 1e-3, "eps": 1e-6}
 
 
 def test_a_config_that_is_not_utf_8_is_one_line(tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from samestep.errors import UsageError
 from samestep.exact import FastSum, OrderedSum, StepExchange, buckets
-from samestep.exact.transfer import Route
+from samestep.exact.route import Route
 from samestep.optim import divide_and_clip
 
 
@@ -32,15 +34,15 @@ def test_a_step_equals_one_big_batch_in_float64(
     rows = 4 * micro_batches - (5 if short and micro_batches > 2 else 0)  # one micro-batch short, one empty
 
     ordered = sum_class(model, micro_batches, leaves)
-    sums = []
+    exchange = StepExchange(micro_batches, leaves, 4, 1, torch.device("cpu"))
     for index in ordered.share:
         real = max(0, min(4, rows - 4 * index))
         chosen = slice(4 * index, 4 * index + real) if real else slice(0, 4)
         with ordered.micro_batch(index):
             loss, weight = token_losses(model, x[chosen], lengths[chosen])
+            exchange.add(loss, weight, {"twice": (loss * 2, weight)}, counts=real > 0)
             ordered.connect(loss, counts=real > 0).backward()
-        sums.append((loss, weight) if real else (torch.zeros_like(loss), weight * 0))
-    total = StepExchange(micro_batches, leaves, 4, 1, torch.device("cpu")).total(sums, ordered.used, 0)
+    total = exchange.total(ordered.used, lambda: 0)
     divide_and_clip(ordered.finish(total.used), total.weight, None)
     found = [parameter.grad for parameter in model.parameters()]
 
@@ -48,6 +50,7 @@ def test_a_step_equals_one_big_batch_in_float64(
     loss, weight = token_losses(model, x[:rows], lengths[:rows])
     (loss / weight).backward()
     assert abs(float(total.loss) - float(loss.detach() / weight)) < 1e-12
+    assert total.numbers == {"twice": 2 * float(total.loss)}
     for grad, parameter in zip(found, model.parameters(), strict=True):
         assert grad is not None
         assert parameter.grad is not None
@@ -91,7 +94,9 @@ def test_a_steps_losses_and_weights_are_summed_in_float64(on_host: bool) -> None
     cases = [(torch.tensor(many), torch.tensor(1)), (many, 1.0), (torch.tensor(many), 1)]
     cases.append((torch.tensor(float(many), dtype=torch.float64, requires_grad=True) * 1, 1))
     for one, other in cases:
-        total = exchange.total([(loss, one), (loss, other)], [], 0)
+        for weight in (one, other):
+            exchange.add(loss, weight, {}, counts=True)
+        total = exchange.total([], lambda: 0)
         assert float(total.weight) == many + 1
         assert float(total.loss) == 2 * (1 + 2.0**-40) / (many + 1)
 
@@ -116,7 +121,7 @@ def test_buckets_go_out_in_one_order_whichever_is_full_first(monkeypatch: pytest
     sent: list[float] = []
 
     class Noted:
-        def __init__(self, route: Any, index: int, flat: torch.Tensor, blocks: Any) -> None:
+        def __init__(self, route: Any, index: int, flat: torch.Tensor, blocks: Any, companion: Any) -> None:
             sent.append(flat.item())
 
         def sum_and_return(self) -> None: ...
@@ -137,3 +142,25 @@ def test_buckets_go_out_in_one_order_whichever_is_full_first(monkeypatch: pytest
         exchange.drain()
         assert sent == [4.0, 3.0, 2.0, 1.0]
         sent.clear()
+
+
+@pytest.mark.parametrize("on_host", [True, False], ids=["as on a CPU", "as on a GPU"])
+def test_a_losss_own_numbers_are_summed_as_it_is_and_one_without_weight_is_nan(on_host: bool) -> None:
+    exchange = StepExchange(3, 3, 0, 1, torch.device("cpu"))
+    exchange._on_host = on_host
+    for value, counts in ((1.0, True), (2.0, True), (float("nan"), False)):  # the last has no rows of its own
+        numbers = {"half": (torch.tensor(value), 4), "none": (torch.tensor(0.0), 0)}
+        exchange.add(torch.tensor(value), 2, numbers, counts)
+    total = exchange.total([], lambda: 0)
+    assert (float(total.loss), float(total.numbers["half"])) == (0.75, 0.375)
+    assert math.isnan(float(total.numbers["none"]))
+
+
+def test_other_numbers_in_another_micro_batch_and_names_that_are_taken_are_refused() -> None:
+    exchange = StepExchange(2, 2, 0, 1, torch.device("cpu"))
+    exchange.add(torch.tensor(1.0), 2, {"a": (torch.tensor(1.0), 1.0)}, True)
+    with pytest.raises(UsageError, match="the numbers b for one micro-batch and a for another; return the same"):
+        exchange.add(torch.tensor(1.0), 2, {"b": (torch.tensor(1.0), 1)}, True)
+    for name in ("lr", "eval_loss", "rows_per_s"):
+        with pytest.raises(UsageError, match=f"'{name}' as the name of a number, which is taken"):
+            StepExchange(2, 2, 0, 1, torch.device("cpu")).add(torch.tensor(1.0), 2, {name: (torch.tensor(1.0), 1)}, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -10,9 +11,12 @@ import pytest
 import torch
 
 from conftest import ROOT, Workplace
+from samestep.checkpoint import capture, restore
 from samestep.config import Config, Schedule
-from samestep.optim import GatedOptimizer, rate_factor
+from samestep.errors import UsageError
+from samestep.optim import GatedOptimizer
 from samestep.optimizers import build_optimizer
+from samestep.schedules import rate_factor
 from samestep.task import Task
 
 
@@ -187,3 +191,58 @@ def test_each_group_keeps_a_rate_of_its_own() -> None:
         slow.grad = quick.grad = torch.ones(1)
         assert optimizer.step(step, ONE, ONE) == 1.0 - step / 10
     assert [group["lr"] for group in inner.param_groups] == [0.5, 2.0]
+
+
+class Pair(Task):
+    def model(self) -> torch.nn.Module:
+        return torch.nn.ModuleDict({"left": torch.nn.Linear(2, 2), "right": torch.nn.Linear(2, 1)})
+
+
+def pair(optimizer: dict[str, Any]) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    tree = {"task": "text", "global_batch_size": 8, "micro_batch_size": 4, "steps": 3, "optimizer": optimizer}
+    torch.manual_seed(0)
+    model = Pair().model()
+    return model, build_optimizer(Config.model_validate(tree), Pair(), model)
+
+
+def test_each_part_has_an_optimizer_of_its_own_and_a_checkpoint_holds_them_all() -> None:
+    wanted = {"left": {"name": "adam", "lr": 0.1}, "right": {"name": "sgd", "lr": 0.2, "momentum": 0.9}}
+
+    def stepped(model: torch.nn.Module, optimizer: Any, times: int) -> list[torch.Tensor]:
+        for _ in range(times):
+            for number, parameter in enumerate(model.parameters()):
+                parameter.grad = torch.full_like(parameter, 0.1 * (number + 1))
+            optimizer.step()
+        return [parameter.detach().clone() for parameter in model.parameters()]
+
+    model, optimizer = pair(wanted)
+    alone, _ = pair(wanted)
+    adam = torch.optim.Adam(alone["left"].parameters(), lr=0.1, fused=True)  # type: ignore[index]
+    sgd = torch.optim.SGD(alone["right"].parameters(), lr=0.2, momentum=0.9, fused=True)  # type: ignore[index]
+    both = type("Both", (), {"step": lambda self: (adam.step(), sgd.step())})()
+    assert all(torch.equal(*two) for two in zip(stepped(model, optimizer, 4), stepped(alone, both, 4), strict=True))
+
+    saved = capture(4, model, optimizer, None, {})
+    again, restored = pair(wanted)
+    restore(saved, again, restored)
+    assert all(torch.equal(*two) for two in zip(stepped(again, restored, 3), stepped(model, optimizer, 3), strict=True))
+    assert [group["lr"] for group in restored.param_groups] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [
+        (
+            {"left": {"name": "adam", "lr": 1.0}},
+            "optimizer: no part has right.weight and 1 more; write an optimizer for right too",
+        ),
+        ({"lefd": {"name": "adam", "lr": 1.0}}, "optimizer.lefd: the model has no such part; write one of its modules: left"),
+        (
+            {"left": {"name": "adam", "lr": 1.0}, "right": {"name": "sgd", "lr": 1.0, "betas": 3}},
+            "optimizer.right.betas: SGD takes no such argument; it takes ",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_the_model_are_told(optimizer: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        pair(optimizer)

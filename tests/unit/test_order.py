@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep.randomness.order import Order, permute
+from samestep.randomness import order
+from samestep.randomness.order import Draws, Order, permute
 
 
 @given(num_rows=st.integers(1, 3000), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10**6))
@@ -48,3 +49,21 @@ def test_each_row_is_as_likely_at_each_position(num_rows: int) -> None:
     chi_square = ((counts - expected) ** 2 / expected).sum()
     freedom = (num_rows - 1) ** 2
     assert chi_square < freedom + 6 * (2 * freedom) ** 0.5
+
+
+def test_weighted_rows_come_as_often_as_their_weights_say_and_without_weight_never() -> None:
+    weights = np.array([1.0, 0.0, 2.0, 3.0, 0.0] * 2000)
+    draws = Draws(weights, seed=3)
+    counts = np.bincount(draws.rows(0, 0, len(weights)), minlength=len(weights)).reshape(-1, 5).sum(0)
+    assert counts.sum() == 10_000
+    assert counts[1] == counts[4] == 0
+    expected = 10_000 * np.array([1, 2, 3]) / 6
+    assert (abs(counts[[0, 2, 3]] - expected) < 4 * np.sqrt(expected)).all()
+    parts = [draws.rows(1, 0, 7), draws.rows(1, 7, 16_000)]  # seeking gives what reading through gives
+    assert np.concatenate(parts).tolist() == Draws(weights, seed=3).rows(1, 0, 10_000).tolist()
+    assert draws.rows(0, 0, 100).tolist() != draws.rows(1, 0, 100).tolist()
+
+
+def test_the_last_row_with_a_weight_is_the_last_that_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order, "_mix_array", lambda values, key: np.full(values.shape, np.uint64(2**64 - 1)))
+    assert Draws(np.array([0.1] * 10 + [0.0]), seed=0).rows(0, 0, 3).tolist() == [9, 9, 9]

@@ -61,9 +61,10 @@ class Plan:
         return -(-min(left, self.global_batch_size) // self.micro_batch_size)
 
     def rows(self, step: int, index: int) -> Integers:
-        epoch, start, real = self.epoch(step), self._position(step, index), self.num_rows(step, index)
-        if real:
-            return self.order.rows(epoch, start, start + real)
+        epoch, start = self.epoch(step), self._position(step, index)
+        stop = min(start + self.micro_batch_size, self.order.num_rows)
+        if start < stop:
+            return self.order.rows(epoch, start, stop)
         return self.order.rows(epoch, 0, min(self.micro_batch_size, self.order.num_rows))
 
     def _position(self, step: int, index: int) -> int:

@@ -12,7 +12,6 @@ from samestep.checks.recompute import Recompute
 from samestep.device_kind import beside_a_difference
 from samestep.errors import TrainingError
 from samestep.exact import OrderedSum, cuts, fingerprint, gather
-from samestep.task import Ratio
 
 
 class NoAudit:
@@ -20,7 +19,7 @@ class NoAudit:
 
     def begin(self, step: int) -> None: ...
 
-    def compare(self, step: int, sums: list[Ratio]) -> None: ...
+    def compare(self, step: int) -> None: ...
 
 
 class Auditor(NoAudit):
@@ -57,11 +56,13 @@ class Auditor(NoAudit):
     def _message(loss: torch.Tensor, prints: torch.Tensor) -> torch.Tensor:
         return torch.cat([fingerprint([loss.detach()]).to(prints.device), prints])
 
-    def compare(self, step: int, sums: list[Ratio]) -> None:
+    def compare(self, step: int) -> None:
         """After the step's backward: raise TrainingError on every rank if any pair of ranks disagrees."""
         if self._recomputed is None:
             return
-        computed = self._message(sums[0][0], self._gradients.first_fingerprint)
+        counts = self._plan.num_rows(step, self._gradients.share[0]) > 0
+        loss = self._gradients.first_loss if counts else torch.zeros_like(self._gradients.first_loss)
+        computed = self._message(loss, self._gradients.first_fingerprint)
         everyone = gather(torch.stack([computed, self._recomputed])).tolist()
         self._recomputed = None
         world_size = len(everyone)

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from samestep.batches import Batches
 from samestep.exact import OrderedSum, Statistics, fingerprint
 from samestep.randomness.seeding import seed_all
-from samestep.task import Task, checked_ratio
+from samestep.task import Task, checked_loss
 
 
 class Recompute:
@@ -50,7 +50,7 @@ class Recompute:
             batch = self._batches.again(step, index)
             seed_all(self._seed, step, index, device=self._accelerator.device)
             with self._accelerator.autocast():
-                loss, _ = checked_ratio(self._task.loss(self._model, batch))
+                loss, _, _ = checked_loss(self._task.loss(self._model, batch))
             yield loss
 
 

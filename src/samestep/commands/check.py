@@ -24,7 +24,7 @@ from samestep.loop import Training, train
 from samestep.randomness.seeding import seed_all
 from samestep.runtime import prepare_environment, processes_here, read_runtime
 from samestep.session import Plans, build, make_accelerator
-from samestep.task import checked_ratio, load_task
+from samestep.task import checked_loss, load_task
 from samestep.tracking import NullTracker, wandb_mode
 
 _SIZES_SHOWN = (1, 2, 4, 8, 16, 32, 64)
@@ -168,7 +168,7 @@ def _doubled(run: Training) -> Line:
         for each in (batch, twice):
             seed_all(run.config.seed, 0, 0, device=run.accelerator.device)
             with evaluating(run.model), torch.enable_grad(), run.autocast():
-                total, weight = checked_ratio(run.task.loss(run.model, each))
+                total, weight, _ = checked_loss(run.task.loss(run.model, each))
             found.append((float(total.detach()), float(weight)))
     except Exception as error:
         if isinstance(error, UsageError):

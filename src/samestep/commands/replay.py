@@ -18,7 +18,7 @@ from samestep.loop import Training, train
 from samestep.run_folder import RunFolder
 from samestep.runtime import prepare_environment, read_runtime
 from samestep.session import Plans, build, make_accelerator
-from samestep.task import Batch, Ratio, load_task
+from samestep.task import Batch, Loss, Ratio, load_task
 from samestep.tracking import NullTracker
 
 _CHECKED = ("loss", "grad_norm", "fingerprint")
@@ -85,10 +85,10 @@ class _Seen:
         self._loss, self._stop_before = training.task.loss, stop_before
         self._skipped = (step - 1 - training.first_step) * training.config.micro_batches
         self._calls = 0
-        self.ratios: list[Ratio] = []
+        self.ratios: list[Ratio | Loss] = []
         object.__setattr__(training.task, "loss", self.watch)  # a pydantic model takes no other way
 
-    def watch(self, model: torch.nn.Module, batch: Batch) -> Ratio:
+    def watch(self, model: torch.nn.Module, batch: Batch) -> Ratio | Loss:
         self._calls += 1
         if self._calls > self._skipped:
             if self._stop_before and not self.ratios:
@@ -120,7 +120,7 @@ def _shown(
     training: Training, config: Config, step: int, seen: _Seen, recorded: dict[str, Any] | None, checker: _Checker
 ) -> list[str]:
     lines = [f"step {step}, epoch {training.plan.epoch(step - 1) + 1}"]
-    for index, (loss, weight) in enumerate(seen.ratios):
+    for index, (loss, weight, *_) in enumerate(seen.ratios):
         rows = training.plan.rows(step - 1, index).tolist()
         count = training.plan.num_rows(step - 1, index)
         share = f"rows {rows}" if count else "no rows of its own"

@@ -2,12 +2,13 @@
 
 from samestep.config.reading import load_config, parse_yaml, read_text, to_text
 from samestep.config.resume import changes_on_resume
-from samestep.config.schema import Checkpoint, Config, Converge, Schedule
+from samestep.config.schema import Checkpoint, Config, Converge, Optimizer, Schedule
 
 __all__ = [
     "Checkpoint",
     "Config",
     "Converge",
+    "Optimizer",
     "Schedule",
     "changes_on_resume",
     "load_config",

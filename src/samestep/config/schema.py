@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
+
+from samestep.errors import UNSEEN, nearest
 
 
 class _Strict(BaseModel):
@@ -32,12 +34,45 @@ class Optimizer(_Strict):
         return {"lr": self.lr, **(self.model_extra or {})}
 
 
-class Schedule(_Strict):
-    """The rate as a function of the step alone: warm-up, then constant, linear or cosine down to `floor` × lr."""
+def _optimizers(value: object) -> str:
+    """Which kind of mapping stands there: an optimizer's arguments, or an optimizer for each named part of the model."""
+    entries = value if isinstance(value, dict) and not {"name", "lr"} & set(value) else {}
+    of_parts = bool(entries) and all(isinstance(entry, (dict, Optimizer)) for entry in entries.values())
+    return _PARTS if of_parts else _ONE
 
-    name: Literal["constant", "linear", "cosine"] = "constant"
+
+_ONE, _PARTS = f"{UNSEEN}one", f"{UNSEEN}parts"
+Optimizers = Annotated[
+    Annotated[Optimizer, Tag(_ONE)] | Annotated[dict[str, Optimizer], Tag(_PARTS)], Discriminator(_optimizers)
+]
+
+SCHEDULES = ("constant", "linear", "cosine", "wsd", "onecycle")
+
+
+class Schedule(_Strict):
+    """The rate as a function of the step alone: warm-up, then by `name` down to `floor` × lr; or a function of one's own."""
+
+    name: str = "constant"
     warmup: int = Field(0, ge=0)
     floor: float = Field(0.0, ge=0, le=1)
+    decay: PositiveInt | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in SCHEDULES and ":" not in name:
+            close = nearest(name, SCHEDULES)
+            hint = f"did you mean {close}?" if close else f"write {', '.join(SCHEDULES)}, or file.py:function"
+            raise ValueError(f"found {name!r}; {hint}")
+        return name
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.decay and self.name != "wsd":
+            raise ValueError(f"decay: found {self.decay} under {self.name}; only wsd has a decay of its own, leave it out")
+        if ":" in self.name and (self.warmup, self.floor, self.decay) != (0, 0.0, None):
+            raise ValueError(f"{self.name} says the whole rate; leave out warmup, floor and decay")
+        return self
 
 
 class Evaluate(_Strict):
@@ -95,7 +130,7 @@ class Config(_Strict):
     epochs: PositiveInt | None = None
     drop_last: bool = False
     converge: Converge | None = None
-    optimizer: Optimizer
+    optimizer: Optimizers
     schedule: Schedule = Schedule()
     precision: Literal["no", "bf16", "fp16"] = "no"
     clip: float | None = Field(None, gt=0)
@@ -114,6 +149,11 @@ class Config(_Strict):
     audit: Audit | None = None
     profile: Profile | None = None
     runs: str = "runs"
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _by_name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -135,6 +175,13 @@ class Config(_Strict):
             fits = [str(n) for n in range(1, self.micro_batches + 1) if self.micro_batches % n == 0]
             raise ValueError(f"leaves: found {self.leaves}; write a divisor of {self.micro_batches}: {', '.join(fits)}")
         return self
+
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """Each optimizer by its key in the config: one, or one for each named part of the model."""
+        if isinstance(self.optimizer, Optimizer):
+            return {"optimizer": self.optimizer}
+        return {f"optimizer.{part}": wanted for part, wanted in self.optimizer.items()}
 
     @property
     def micro_batches(self) -> int:

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from samestep.errors import UsageError
-from samestep.exact.transfer import Route, Transfer
+from samestep.exact.route import Companion, Route, Transfer
 
 Grads = list[torch.Tensor | None]
-Send = Callable[[Route, int, torch.Tensor, list[Callable[[torch.Tensor], None]]], Transfer]
+Send = Callable[[Route, int, torch.Tensor, list[Callable[[torch.Tensor], None]], Companion | None], Transfer]
 
 _FIRST_BYTES, _BYTES = 1 << 20, 25 << 20  # the first is small, so that its way begins early in the backward
 
@@ -113,6 +113,7 @@ class BucketExchange:
         self.route = route
         self.meeting: Callable[[], None] = lambda: None  # called where this rank may wait for the others,
         self.going_on: Callable[[], None] = lambda: None  # and where it has met them and has more of the step to do
+        self.companion: Companion | None = None  # of the last bucket
         self._parameters, self._fold, self._send = parameters, fold, send
         self._buckets = make_buckets(parameters)
         self._active: list[Bucket] = []  # those with a parameter that needs a gradient in this step, the same on every rank
@@ -159,7 +160,8 @@ class BucketExchange:
         self.meeting()
         with self._on_side_stream():
             blocks = [bucket.writer(values) for values in self._fold(bucket)]
-            self._sent.append(self._send(self.route, len(self._sent), bucket.flat, blocks))
+            companion = self.companion if bucket is self._active[-1] else None
+            self._sent.append(self._send(self.route, len(self._sent), bucket.flat, blocks, companion))
             if len(self._sent) > 1:
                 self._sent[-2].sum_and_return()
 

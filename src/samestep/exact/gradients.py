@@ -12,8 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from samestep.errors import UsageError
 from samestep.exact.buckets import Bucket, BucketExchange, Grads, as_real
+from samestep.exact.route import Route
 from samestep.exact.totals import fingerprint
-from samestep.exact.transfer import AllReduce, Route, transfer
+from samestep.exact.transfer import AllReduce, transfer
 from samestep.exact.tree import Block, Sum, cuts
 
 
@@ -102,7 +103,7 @@ class OrderedSum:
         self._is_looked_through = self._is_last = False
         self.watch_first = False  # keep a fingerprint of the share's first micro-batch, for the audit
         self.first_fingerprint = torch.zeros(len(self.parameters), dtype=torch.int64, device=self.parameters[0].device)
-        self.loss = torch.zeros(())  # of the latest micro-batch
+        self.loss = self.first_loss = torch.zeros(())  # of the latest micro-batch, and of the first under `watch_first`
         self._last_leaf = Block(share[rank + 1] - 1, 0)
         self.exchange: BucketExchange | None = None
         if group is not None:
@@ -123,9 +124,9 @@ class OrderedSum:
 
     def end_micro_batch(self, index: int) -> None:
         if self.watch_first and index == self.share[0]:
+            self.first_loss = self.loss
             self.first_fingerprint = fingerprint([parameter.grad for parameter in self.parameters])
-        if self._is_last:
-            assert self.exchange is not None
+        if self._is_last and self.exchange is not None:
             self.exchange.drain()
             self._is_last = False
         elif (index + 1) % self.leaf_size == 0:

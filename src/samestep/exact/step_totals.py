@@ -1,33 +1,40 @@
-"""The one small collective of a step: losses, weights, a flag, and which parameters were used."""
+"""The small numbers of a step, all in one message: losses, weights, a flag, and which parameters were used."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
+from samestep.errors import UsageError
+from samestep.exact.gradients import OrderedSum
+from samestep.exact.route import Companion
 from samestep.exact.scalars import Scalar, as_float, ratio
 from samestep.exact.totals import gather, in_order, padded
 from samestep.exact.tree import cuts, tree_sum
+from samestep.task import Ratio, refuse_taken
 
 
 @dataclass
 class Totals:
-    """A step over all ranks. `loss` is Σ sums / Σ weights and `weight` is Σ weights.
+    """A step over all ranks. `loss` is Σ sums / Σ weights, `weight` is Σ weights, `numbers` are a task's own, as the loss is.
 
-    It is a step's last collective, so a finite loss also says that all its gradients have arrived.
+    On a GPU it is a step's last collective, so that a finite loss also says that all its gradients have arrived.
     """
 
     loss: Scalar
     weight: Scalar
+    numbers: dict[str, Scalar]
     used: list[bool]
     flag: int
 
 
 class StepExchange:
-    """Sums a step's losses and weights in the tree's order, and carries a flag along.
+    """Sums a step's losses, weights and numbers in the tree's order, and carries a flag along.
 
     Args:
         num_parameters: trainable ones.
@@ -36,43 +43,101 @@ class StepExchange:
 
     def __init__(self, micro_batches: int, leaves: int, num_parameters: int, world_size: int, device: torch.device) -> None:
         self._starts = [cut * (micro_batches // leaves) for cut in cuts(leaves, world_size)]
+        self._most = max(stop - start for start, stop in itertools.pairwise(self._starts))
         self._num_parameters = num_parameters
+        self._num_packed = len(_packed([False] * num_parameters, 0))
         self._world_size, self._device = world_size, device
         self._on_host = device.type == "cpu"
+        self._names: list[str] | None = None  # of the task's own numbers, the same in every micro-batch
+        self._rows: list[list[Scalar]] = []  # of this rank's micro-batches: sum, weight, and so on for each of the names
+        self._everyones: torch.Tensor | None = None
 
-    def total(self, sums: Sequence[tuple[torch.Tensor, Scalar]], used: list[bool], flag: int) -> Totals:
-        """Sum this rank's (loss, weight) of each micro-batch with everyone's, in the tree's order."""
+    def add(self, loss: torch.Tensor, weight: Scalar, numbers: Mapping[str, Ratio], counts: bool) -> None:
+        """Take what a micro-batch came to. Raises UsageError where it has other numbers than those before it."""
+        if list(numbers) != self._names:
+            self._learn(list(numbers))
+        row: list[Scalar] = [loss, weight]
+        for pair in numbers.values():
+            row += pair
+        if not counts:
+            row = [torch.zeros_like(value) if isinstance(value, torch.Tensor) else 0.0 for value in row]
         if self._on_host:
-            pairs = [(loss.item(), as_float(weight)) for loss, weight in sums]
-            if self._world_size == 1 and len(pairs) == 1:
-                loss, weight = pairs[0]
-                return Totals(ratio(loss, weight), weight, used, flag)
-            values = torch.tensor(pairs, dtype=torch.float64)
-        else:
-            values = torch.stack([torch.stack([loss.detach().double() for loss, _ in sums]), _weights(sums, self._device)], 1)
+            row = [value.item() if isinstance(value, torch.Tensor) else float(value) for value in row]
+        self._rows.append(row)
+
+    def _learn(self, names: list[str]) -> None:
+        if self._names is not None:
+            words = f"the numbers {', '.join(names) or 'of nothing'} for one micro-batch and {', '.join(self._names) or 'none'}"
+            raise UsageError(f"task: loss returned {words} for another; return the same for each, (0, 0) where there is none")
+        refuse_taken(names)
+        self._names = names
+        if self._world_size > 1:  # once a start: all ranks are in their first micro-batch
+            everyones: list[list[str]] = [names] * self._world_size
+            dist.all_gather_object(everyones, names)
+            for rank, others in enumerate(everyones):
+                if others != everyones[0]:
+                    words = f"{', '.join(everyones[0]) or 'none'} on rank 0 and {', '.join(others) or 'none'} on rank {rank}"
+                    raise UsageError(f"task: loss returned the numbers {words}; return the same for each micro-batch")
+
+    def message(self, used: list[bool], flag: int) -> torch.Tensor:
+        """On a CPU, what this rank has to say of a step, as bytes: as many on every rank."""
+        values = padded(torch.tensor(self._rows, dtype=torch.float64), self._starts)
+        return torch.cat([values.reshape(-1).view(torch.uint8), _packed(used, flag)])
+
+    def travel_with(self, gradients: OrderedSum, asked: Callable[[], int]) -> None:
+        """Let the message go along with the last bucket, where that one goes everywhere at once; `asked` gives the flag."""
+        if gradients.exchange is not None and self._on_host:
+            gradients.exchange.companion = Companion(lambda: self.message(gradients.used, asked()), self._take)
+
+    def _take(self, everyones: torch.Tensor) -> None:
+        self._everyones = everyones
+
+    def total(self, used: list[bool], asked: Callable[[], int]) -> Totals:
+        """Everyone's numbers summed in the tree's order; `asked` gives the flag, if it has not travelled already."""
+        everyones, self._everyones = self._everyones, None
         if self._world_size == 1:
-            return self._totals(values, used, flag)
-        values = padded(values, self._starts)
-        host = torch.from_numpy(np.concatenate([np.array([flag], np.uint8), np.packbits(used)]))
-        if self._on_host:  # one message
-            size = values.numel() * values.element_size()
-            message = gather(torch.cat([values.reshape(-1).view(torch.uint8), host]))
-            everyone, hosts = message[:, :size].contiguous().view(torch.float64), message[:, size:]
+            return self._alone(used, asked())
+        width = 2 + 2 * len(self._names or ())
+        if self._on_host:
+            message = gather(self.message(used, asked())) if everyones is None else everyones
+            size = self._most * width * torch.float64.itemsize
+            values, hosts = message[:, :size].contiguous().view(torch.float64), message[:, size : size + self._num_packed]
         else:  # what hosts know travels between hosts, so that nobody waits for a device
-            everyone, hosts = gather(values), gather(host)
-        rows = in_order(everyone.view(self._world_size, -1, 2), self._starts)
+            values, hosts = gather(padded(self._stacked(), self._starts)), gather(_packed(used, asked()))
+        self._rows.clear()
         flags = hosts.numpy()
         anywhere = np.bitwise_or.reduce(flags[:, 1:], axis=0)
         used = np.unpackbits(anywhere, count=self._num_parameters).astype(bool).tolist()
-        return self._totals(rows, used, int(flags[:, 0].max()))
+        return self._totals(in_order(values.view(self._world_size, -1, width), self._starts), used, int(flags[:, 0].max()))
+
+    def _alone(self, used: list[bool], flag: int) -> Totals:
+        if self._on_host and len(self._rows) == 1 and not self._names:
+            (loss, weight), *_ = self._rows
+            self._rows.clear()
+            return Totals(ratio(loss, weight), weight, {}, used, flag)
+        values = torch.tensor(self._rows, dtype=torch.float64) if self._on_host else self._stacked()
+        self._rows.clear()
+        return self._totals(values, used, flag)
 
     def _totals(self, rows: torch.Tensor, used: list[bool], flag: int) -> Totals:
-        loss, weight = tree_sum(rows).tolist() if self._on_host else tree_sum(rows)
-        return Totals(ratio(loss, weight), weight, used, flag)
+        summed = tree_sum(rows)
+        loss, weight, *rest = summed.tolist() if self._on_host else summed
+        pairs = zip(rest[::2], rest[1::2], strict=True)
+        numbers = {name: ratio(*pair) for name, pair in zip(self._names or (), pairs, strict=True)}
+        return Totals(ratio(loss, weight), weight, numbers, used, flag)
+
+    def _stacked(self) -> torch.Tensor:
+        """This rank's rows as one tensor on the device, without waiting for it."""
+        columns = []
+        for column in zip(*self._rows, strict=True):
+            if all(isinstance(value, torch.Tensor) for value in column):
+                there = [value.detach().to(self._device, torch.float64, non_blocking=True) for value in column]
+                columns.append(torch.stack(there))
+            else:
+                here = torch.tensor([as_float(value) for value in column], dtype=torch.float64)
+                columns.append(here.to(self._device, non_blocking=True))
+        return torch.stack(columns, 1)
 
 
-def _weights(sums: Sequence[tuple[torch.Tensor, Scalar]], device: torch.device) -> torch.Tensor:
-    weights = [weight for _, weight in sums]
-    if all(isinstance(weight, torch.Tensor) for weight in weights):
-        return torch.stack([weight.detach().to(device, torch.float64, non_blocking=True) for weight in weights])  # type: ignore[union-attr]
-    return torch.tensor([as_float(weight) for weight in weights], dtype=torch.float64).to(device, non_blocking=True)
+def _packed(used: list[bool], flag: int) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([np.array([flag], np.uint8), np.packbits(np.array(used, bool))]))

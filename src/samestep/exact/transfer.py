@@ -4,69 +4,48 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
+from samestep.exact.route import Companion, Route, Transfer
 from samestep.exact.totals import all_gather
-from samestep.exact.tree import Block, Sum, blocks_of, cuts
+from samestep.exact.tree import Sum, cuts
 
 _MESSAGE_ELEMENTS = 1 << 19  # of a piece that is sent in parts: 2 MB of float32
+_ALIGNED_BYTES = 8
 _GATHERED_ELEMENTS = 1 << 15  # of all ranks' blocks together, below which they all go everywhere
 
 
-@dataclass
-class Route:
-    """Who holds which blocks, and the buffers that stay from step to step."""
+def transfer(
+    route: Route,
+    index: int,
+    flat: torch.Tensor,
+    blocks: list[Callable[[torch.Tensor], None]],
+    companion: Companion | None = None,
+) -> Transfer:
+    """Send off bucket `index`: `flat` holds this rank's last block, and `blocks` write the earlier ones into a tensor.
 
-    num_leaves: int
-    rank: int
-    world_size: int
-    group: dist.ProcessGroup | None
-    plan: list[list[Block]] = field(init=False)  # each rank's blocks
-    bytes_sent: int = 0  # to other ranks, since the start
-    _buffers: dict[tuple[int, int, torch.dtype], torch.Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        share = cuts(self.num_leaves, self.world_size)
-        self.plan = [blocks_of(start, stop) for start, stop in itertools.pairwise(share)]
-
-    def buffer(self, index: int, size: int, like: torch.Tensor) -> torch.Tensor:
-        """Bucket `index`'s buffer for what arrives: fresh pages cost as much as the sum itself.
-
-        Its key is the layout, for DDP lays the buckets out anew after the first step.
-        """
-        key = (index, size, like.dtype)
-        if key not in self._buffers:
-            self._buffers = {other: kept for other, kept in self._buffers.items() if other[0] != index}
-            self._buffers[key] = torch.empty(size, dtype=like.dtype, device=like.device)
-        return self._buffers[key]
-
-
-class Transfer(Protocol):
-    """A bucket on its way. Made with its blocks sent off; every rank makes and moves its transfers in the same order."""
-
-    def sum_and_return(self) -> None:
-        """Sum the rest of the tree over this rank's piece, and send it to everyone."""
-
-    def finish(self) -> None:
-        """Wait until the bucket holds the whole sum."""
-
-
-def transfer(route: Route, index: int, flat: torch.Tensor, blocks: list[Callable[[torch.Tensor], None]]) -> Transfer:
-    """Send off bucket `index`: `flat` holds this rank's last block, and `blocks` write the earlier ones into a tensor."""
+    Args:
+        companion: goes along where the bucket goes everywhere in one message, and stays behind where it does not.
+    """
     if flat.numel() * max(map(len, route.plan)) * route.world_size <= _GATHERED_ELEMENTS:
-        return Gathered(route, index, flat, blocks)
+        return Gathered(route, index, flat, blocks, companion)
     by_messages = flat.numel() >= 2 * _MESSAGE_ELEMENTS and not flat.is_cuda and route.world_size > 1
     return (Messages if by_messages else Collectives)(route, index, flat, blocks)
 
 
 class AllReduce:
-    """The backend's own sum, in whatever order it likes; there are no blocks beside the bucket then."""
+    """The backend's own sum, in whatever order it likes; there are no blocks beside the bucket then, and no companion."""
 
-    def __init__(self, route: Route, index: int, flat: torch.Tensor, blocks: list[Callable[[torch.Tensor], None]]) -> None:
+    def __init__(
+        self,
+        route: Route,
+        index: int,
+        flat: torch.Tensor,
+        blocks: list[Callable[[torch.Tensor], None]],
+        companion: Companion | None = None,
+    ) -> None:
         self._work = dist.all_reduce(flat, group=route.group, async_op=True)
 
     def sum_and_return(self) -> None: ...
@@ -78,25 +57,39 @@ class AllReduce:
 class Gathered:
     """One all-gather of everyone's blocks, summed by each for itself: with few numbers, waiting once more is what costs."""
 
-    def __init__(self, route: Route, index: int, flat: torch.Tensor, blocks: list[Callable[[torch.Tensor], None]]) -> None:
-        self._route, self._flat = route, flat
-        send = flat.new_zeros(max(map(len, route.plan)), flat.numel())
-        for write, row in zip(blocks, send, strict=False):
+    def __init__(
+        self,
+        route: Route,
+        index: int,
+        flat: torch.Tensor,
+        blocks: list[Callable[[torch.Tensor], None]],
+        companion: Companion | None,
+    ) -> None:
+        self._route, self._flat, self._companion = route, flat, companion
+        parts = flat.new_zeros(max(map(len, route.plan)), flat.numel())
+        for write, row in zip(blocks, parts, strict=False):
             write(row)
-        send[len(blocks)] = flat
-        self._received = route.buffer(index, route.world_size * send.numel(), flat)
-        self._work = all_gather(self._received, send.view(-1), group=route.group, async_op=True)
-        route.bytes_sent += send.numel() * (route.world_size - 1) * flat.element_size()
+        parts[len(blocks)] = flat
+        send, self._size = parts.view(-1).view(torch.uint8), parts.nbytes
+        if companion is not None:
+            made = companion.make()
+            padding = -(parts.nbytes + made.numel()) % _ALIGNED_BYTES  # so that every rank's row can be read as numbers
+            send = torch.cat([send, made, made.new_zeros(padding)])
+        self._received = route.buffer(index, route.world_size * send.numel(), send)
+        self._work = all_gather(self._received, send, group=route.group, async_op=True)
+        route.bytes_sent += send.numel() * (route.world_size - 1)
 
     def sum_and_return(self) -> None:
         self._work.wait()
+        everyones = self._received.view(self._route.world_size, -1)
         counter: Sum[torch.Tensor] = Sum(torch.Tensor.add_)
-        for held, rows in zip(
-            self._route.plan, self._received.view(self._route.world_size, -1, self._flat.numel()), strict=True
-        ):
+        for held, row in zip(self._route.plan, everyones, strict=True):
+            rows = row[: self._size].view(self._flat.dtype).view(-1, self._flat.numel())
             for block, values in zip(held, rows, strict=False):
                 counter.push(block, values)
         self._flat.copy_(counter.total())
+        if self._companion is not None:
+            self._companion.take(everyones[:, self._size :])
 
     def finish(self) -> None: ...
 

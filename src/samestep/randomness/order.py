@@ -78,3 +78,23 @@ class Order:
             self._rows, self._window = permute(positions, self.num_rows, self.seed, epoch), (epoch, number)
         offset = number * self.WINDOW
         return self._rows[start - offset : stop - offset]
+
+
+class Draws(Order):
+    """As many draws an epoch as there are rows, with replacement, each row as often as its weight says; arithmetic too.
+
+    Args:
+        weights: (rows,) of finite numbers from 0 on, of which one at least is more; it takes 8 bytes a row.
+    """
+
+    def __init__(self, weights: NDArray[np.float64], seed: int) -> None:
+        super().__init__(len(weights), seed)
+        self._below = np.cumsum(weights, dtype=np.float64)
+        self._last = int(np.flatnonzero(weights)[-1])
+
+    def rows(self, epoch: int, start: int, stop: int) -> Integers:
+        places = np.arange(start, min(stop, self.num_rows)).astype(np.uint64)
+        first, second = _round_keys(self.seed, epoch)[:2]
+        drawn = (_mix_array(_mix_array(places, first), second) >> np.uint64(11)) * 2.0**-53  # in [0, 1)
+        found: Integers = np.searchsorted(self._below, drawn * self._below[-1], side="right").astype(np.int64)
+        return np.minimum(found, self._last)  # the product may round up to the sum of all

@@ -74,10 +74,10 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     """
     task, accelerator, saved, device = plans.task, plans.accelerator, plans.saved, plans.accelerator.device
     runtime = plans.runtime
-    train_set, eval_set, facts = read_data(task, config, runtime)
+    data = read_data(task, config, runtime)
     if saved is not None:
-        refuse_other_data(saved.values["data"], facts)
-    plan = make_plan(config, len(train_set))
+        refuse_other_data(saved.values["data"], data.facts)
+    plan = make_plan(config, data.order(config.seed))
     all_steps = config.steps or (config.epochs or 0) * plan.steps_per_epoch
     num_steps = plans.num_steps or all_steps
     first_step = saved.step if saved else 0
@@ -85,9 +85,9 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     model, optimizer = agreed(lambda: make_model(config, task, accelerator, saved, all_steps))
     refuse_unequal_models(model)
     gradients = make_sum(config, model, optimizer, plans.watch)
-    rows = Rows(train_set, task, config.seed, float_dtype(model))
+    rows = Rows(data.train, task, config.seed, float_dtype(model))
     batches = Batches(rows, plan, gradients.share, device, config.seed, first_step, num_steps, config.workers)
-    evaluator = None if eval_set is None else make_evaluator(config, task, accelerator, model, eval_set)
+    evaluator = None if data.held_out is None else make_evaluator(config, task, accelerator, model, data.held_out)
     statistics = Statistics(model, config.micro_batches, config.num_leaves, runtime.world_size)
     recompute = Recompute(config.seed, task, model, accelerator, gradients, statistics, batches)
     purity = Purity(task, model, optimizer.inner, recompute, gradients, first_step)
@@ -100,9 +100,12 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     every = config.audit.every if config.audit else 0
     values = saved.values if saved else {}
     tracker = make_tracker(all_steps)
-    for note in [*notes_on_data(saved.values["data"] if saved else facts, facts), *notes_on(model, stepped_by(optimizer))]:
+    for note in [
+        *notes_on_data(saved.values["data"] if saved else data.facts, data.facts),
+        *notes_on(model, stepped_by(optimizer)),
+    ]:
         tracker.line(note)
-    return Training(
+    run = Training(
         config=config,
         task=task,
         model=model,
@@ -130,14 +133,16 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         first_step=first_step,
         num_steps=num_steps,
         owes_evaluation=values.get("owes_evaluation", False),
-        data=facts,
+        data=data.facts,
     )
+    run.exchange.travel_with(run.gradients, run.asked_to_stop)
+    return run
 
 
-def make_plan(config: Config, num_rows: int) -> Plan:
-    plan = Plan(Order(num_rows, config.seed), config.global_batch_size, config.micro_batch_size, config.drop_last)
+def make_plan(config: Config, order: Order) -> Plan:
+    plan = Plan(order, config.global_batch_size, config.micro_batch_size, config.drop_last)
     if not plan.steps_per_epoch:
-        raise UsageError(f"drop_last: {num_rows} rows are less than one global batch of {config.global_batch_size}")
+        raise UsageError(f"drop_last: {order.num_rows} rows are less than one global batch of {config.global_batch_size}")
     return plan
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
 
 from samestep.batches import Identity, differences, doubt, identity
 from samestep.config import Config
 from samestep.control import everyones, first_on_each_machine
 from samestep.errors import UsageError
+from samestep.randomness.order import Draws, Order
 from samestep.randomness.seeding import seed_all
 from samestep.runtime import Runtime
 from samestep.task import Task
@@ -17,8 +23,21 @@ _SPLITS = ("train", "eval")
 Facts = dict[str, Identity | None]
 
 
-def read_data(task: Task, config: Config, runtime: Runtime) -> tuple[Any, Any, Facts]:
-    """The task's two splits, and the facts by which they are known again. Raises UsageError if ranks have different ones."""
+@dataclass
+class Data:
+    """A task's rows, and the facts by which they are known again."""
+
+    train: Any
+    held_out: Any
+    weights: NDArray[np.float64] | None  # how often each row of `train` is drawn
+    facts: Facts
+
+    def order(self, seed: int) -> Order:
+        return Order(len(self.train), seed) if self.weights is None else Draws(self.weights, seed)
+
+
+def read_data(task: Task, config: Config, runtime: Runtime) -> Data:
+    """The task's two splits and weights. Raises UsageError if ranks have different ones."""
     train, held_out = (
         first_on_each_machine(runtime.local_rank, lambda split=split: read_split(task, config.seed, split))  # type: ignore[misc]
         for split in _SPLITS
@@ -28,12 +47,17 @@ def read_data(task: Task, config: Config, runtime: Runtime) -> tuple[Any, Any, F
     facts: Facts = {
         split: None if rows is None else identity(rows) for split, rows in zip(_SPLITS, (train, held_out), strict=True)
     }
+    weights = read_weights(task, config.seed, len(train))
+    if weights is not None:
+        facts["weights"] = {"checksum": xxhash.xxh3_128_hexdigest(weights.tobytes())}
     first, *others = everyones(facts)
     for rank, other in enumerate(others, 1):
         words = ("on rank 0 has", f"on rank {rank} has", "let it depend on nothing but its seeded numbers")
         if lines := [line for split in _SPLITS for line in _told_apart(first[split], other[split], split, *words)]:
             raise UsageError(*lines)
-    return train, held_out, facts
+        if first.get("weights") != other.get("weights"):
+            raise UsageError(f"data: weights() returned others on rank {rank} than on rank 0; {words[-1]}")
+    return Data(train, held_out, weights, facts)
 
 
 def refuse_other_data(before: Facts, now: Facts) -> None:
@@ -41,6 +65,8 @@ def refuse_other_data(before: Facts, now: Facts) -> None:
     both = [split for split in _SPLITS if before[split] is not None and now[split] is not None]
     if lines := [line for split in both for line in _told_apart(before[split], now[split], split)]:
         raise UsageError(*lines)
+    if before.get("weights") != now.get("weights"):
+        raise UsageError("data: weights() returns others than when the run began; write the same, or another --run NAME")
 
 
 def notes_on_data(before: Facts, now: Facts) -> list[str]:
@@ -48,6 +74,26 @@ def notes_on_data(before: Facts, now: Facts) -> list[str]:
     pairs = [(before[split], now[split], split) for split in _SPLITS]
     doubts = [doubt(old, new, split) for old, new, split in pairs if old is not None and new is not None]
     return [f"WARNING: {words}" for words in doubts if words]
+
+
+def read_weights(task: Task, seed: int, num_rows: int) -> NDArray[np.float64] | None:
+    """How often each row of "train" is drawn; None for each once. Raises UsageError if they are no weights of these rows."""
+    if not task.overrides("weights"):
+        return None
+    seed_all(seed, len(_SPLITS), 1, _READING)
+    found = task.weights("train")
+    if found is None:
+        return None
+    try:
+        weights = np.asarray(found, np.float64)
+    except (TypeError, ValueError):
+        raise UsageError(f"data: weights() returned {type(found).__name__}; return a number for each row") from None
+    if weights.shape != (num_rows,):
+        raise UsageError(f"data: weights() returned shape {weights.shape}; return a number for each of the {num_rows} rows")
+    if not np.isfinite(weights).all() or weights.min() < 0 or not weights.any():
+        wrong = weights[~(weights >= 0) | ~np.isfinite(weights)]
+        raise UsageError(f"data: weights() returned {wrong[0] if len(wrong) else 'only zeros'}; return numbers from 0 on")
+    return weights
 
 
 def _told_apart(before: Identity | None, now: Identity | None, split: str, *words: str) -> list[str]:

@@ -52,7 +52,8 @@ def submit(config_path: str, words: tuple[str, ...], run: str | None, sweep: Pat
     if not load_task(config.task, config.fields).overrides("optimizer"):
         from samestep.optimizers import checked_optimizer  # it imports torch, as the task has by now
 
-        checked_optimizer(config)
+        for key, wanted in config.optimizers.items():
+            checked_optimizer(wanted, key)
     if sweep is not None and not _given(options, "--array", "-a"):
         options.append(f"--array=0-{len(points(sweep)) - 1}")
     kept = folder.path.resolve() / "code"

@@ -11,7 +11,7 @@ import torch
 from samestep.batches import Plan
 from samestep.config import Config
 from samestep.errors import TrainingError
-from samestep.exact import Scalar, fingerprint
+from samestep.exact import Scalar, Totals, fingerprint
 from samestep.tracking.sinks import Row
 from samestep.tracking.tracker import NullTracker, Tracker
 
@@ -20,7 +20,8 @@ from samestep.tracking.tracker import NullTracker, Tracker
 class _Posted:
     step: int
     rate: float
-    values: tuple[float, float, float] | torch.Tensor
+    values: list[float] | torch.Tensor  # loss, weight, norm, and the task's own numbers
+    names: list[str]  # of these
     prints: torch.Tensor | None
     arrived: torch.cuda.Event | None
 
@@ -41,20 +42,21 @@ class Reports:
         self._epoch_loss = self._epoch_weight = 0.0
         self._weight = 0.0
 
-    def post(self, step: int, loss: Scalar, weight: Scalar, norm: Scalar, rate: float, grads: list[torch.Tensor]) -> None:
+    def post(self, step: int, total: Totals, norm: Scalar, rate: float, grads: list[torch.Tensor]) -> None:
         """Take the numbers of a step (from 0), and the gradients that it stepped with.
 
         Raises TrainingError on a loss or norm that is not finite.
         """
         prints = fingerprint(grads) if self._fingerprint and self._is_tracked(step + 1) else None
-        if not isinstance(loss, torch.Tensor):
-            self._read(_Posted(step, rate, (loss, float(weight), float(norm)), prints, None))
+        values, names = [total.loss, total.weight, norm, *total.numbers.values()], list(total.numbers)
+        if not isinstance(total.loss, torch.Tensor):
+            self._read(_Posted(step, rate, [float(value) for value in values], names, prints, None))
             return
-        values = torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in (loss, weight, norm)])
-        host, host_prints = _to_host(values), _to_host(prints) if prints is not None else None
+        host = _to_host(torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in values]))
+        host_prints = _to_host(prints) if prints is not None else None
         arrived = torch.cuda.Event()
         arrived.record()
-        self._posted.append(_Posted(step, rate, host, host_prints, arrived))
+        self._posted.append(_Posted(step, rate, host, names, host_prints, arrived))
         if len(self._posted) > 1:
             self._read(self._posted.pop(0))
 
@@ -68,7 +70,7 @@ class Reports:
     def _read(self, posted: _Posted) -> None:
         if posted.arrived is not None:
             posted.arrived.synchronize()
-        loss, weight, norm = posted.values if isinstance(posted.values, tuple) else posted.values.tolist()
+        loss, weight, norm, *numbers = posted.values if isinstance(posted.values, list) else posted.values.tolist()
         step = posted.step + 1
         if weight == 0:
             raise TrainingError(
@@ -85,6 +87,7 @@ class Reports:
         if self._is_tracked(step):
             row: Row = {"step": step, "epoch": posted.step // self._steps_per_epoch + 1, "time": time.time()}
             row |= {"loss": loss, "lr": posted.rate, "grad_norm": norm}
+            row |= zip(posted.names, numbers, strict=True)
             if posted.prints is not None:
                 prints = posted.prints.tolist()
                 row["fingerprint"] = sum(prints) & 0xFFFFFFFFFFFFFFFF
