@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from samestep import exact
+    from samestep.batches import Tokens
     from samestep.cli.script import main
     from samestep.commands.load import load
     from samestep.task import Task
 
-__all__ = ["Task", "__version__", "exact", "load", "main"]
+__all__ = ["Task", "Tokens", "__version__", "exact", "load", "main"]
 
 __version__ = "0.1.0"
 
-_PLACES = {"Task": "samestep.task", "load": "samestep.commands.load", "main": "samestep.cli.script"}
+_PLACES = {
+    "Task": "samestep.task",
+    "Tokens": "samestep.batches",
+    "load": "samestep.commands.load",
+    "main": "samestep.cli.script",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,6 @@ from samestep.errors import UsageError, nearest, validation_lines
 from samestep.snapshot import as_kept, kept_code
 
 if TYPE_CHECKING:
-    import datasets
     import numpy as np
     import torch
 
@@ -46,8 +45,11 @@ class Task(BaseModel):
     unit: ClassVar[str] = "samples"
     """What `loss` counts as its weight: the name of the rate on the progress bar."""
 
-    def data(self, split: str) -> datasets.Dataset | None:
-        """The rows of a split, "train" or "eval"; None when there is no such split. Called first by one process."""
+    def data(self, split: str) -> Any:
+        """The rows of a split, "train" or "eval"; None when there is no such split. Called first by one process.
+
+        A `datasets.Dataset`, `samestep.Tokens`, or anything with `__len__` and `__getitem__` that gives a row by its number.
+        """
         raise NotImplementedError
 
     def model(self) -> torch.nn.Module:

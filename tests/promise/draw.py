@@ -138,7 +138,7 @@ def _optimizers(draw: st.DrawFn, fields: Run, task: str) -> Run:
     """One for the whole model, or one for each part of it that has something to train."""
     if draw(st.integers(0, 5)) or any(f"_{name}" in task for name in OPTIMIZING):
         return draw(st.sampled_from(OPTIMIZERS))
-    return {name: draw(st.sampled_from(OPTIMIZERS)) for name in parts_to_train(fields, "_after_step" in task)}
+    return {name: draw(st.sampled_from(OPTIMIZERS)) for name in sorted(parts_to_train(fields, "_after_step" in task))}
 
 
 @st.composite

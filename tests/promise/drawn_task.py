@@ -59,7 +59,19 @@ COLUMNS: dict[str, Callable[[np.random.Generator, int], Any]] = {
     "texts": lambda rng, rows: ["abcdefg"[: int(rng.integers(1, 8))] for _ in range(rows)],
 }
 NEEDS_COLLATE = {"uneven", "texts"}
-WRAPS = ("plain", "selected", "shuffled", "concatenated", "array", "fixed", "filtered", "numpy", "torch", "with_transform")
+WRAPS = (
+    "plain",
+    "selected",
+    "shuffled",
+    "concatenated",
+    "array",
+    "fixed",
+    "filtered",
+    "numpy",
+    "torch",
+    "with_transform",
+    "source",
+)
 
 
 def _array_features(values: Any, features: datasets.Features) -> datasets.Features:
@@ -74,7 +86,20 @@ def _nudged(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {name: [np.asarray(value) + 1 if name == "x" else value for value in values] for name, values in rows.items()}
 
 
-def wrapped(dataset: datasets.Dataset, wrap: str, rng: np.random.Generator) -> datasets.Dataset:
+class Indexed:
+    """Rows by their numbers, and nothing else of a data set."""
+
+    def __init__(self, dataset: datasets.Dataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, number: int) -> Any:
+        return self._dataset[number]
+
+
+def wrapped(dataset: datasets.Dataset, wrap: str, rng: np.random.Generator) -> Any:
     """The same number of rows, seen through what users lay over a data set."""
     rows = len(dataset)
     match wrap:
@@ -90,6 +115,8 @@ def wrapped(dataset: datasets.Dataset, wrap: str, rng: np.random.Generator) -> d
             return twice.filter(lambda row, place: place % 2 == 0, with_indices=True, load_from_cache_file=False)
         case "numpy" | "torch":
             return dataset.with_format(wrap)
+        case "source":
+            return Indexed(dataset)
         case "with_transform":
             return dataset.with_transform(_nudged)
     return dataset
@@ -128,7 +155,7 @@ class Drawn(Task):
     every_step: str = ""  # what after_step does
     made: int = 1
 
-    def data(self, split: str) -> datasets.Dataset | None:
+    def data(self, split: str) -> Any:
         _burn("data")
         rows = self.rows if split == "train" else self.eval_rows
         if not rows:

@@ -102,7 +102,7 @@ class Reader:
 
     def __init__(self, task: Task, dataset: Any, seed: int, floats: torch.dtype) -> None:
         self.task, self.dataset, self.seed, self.floats = task, dataset, seed, floats
-        plain = dataset.format["type"] is None
+        plain = hasattr(dataset, "format") and dataset.format["type"] is None
         self.dtypes = {name: _dtype(feature) for name, feature in dataset.features.items()} if plain else {}
 
     def read(self, numbers: list[int], epoch: int) -> dict[str, torch.Tensor]:

@@ -85,7 +85,7 @@ def test_the_loop_asks_nobody_how_many_processes_there_are() -> None:
 
 
 def test_what_is_public() -> None:
-    assert sorted(samestep.__all__) == ["Task", "__version__", "exact", "load", "main"]
+    assert sorted(samestep.__all__) == ["Task", "Tokens", "__version__", "exact", "load", "main"]
     for name in samestep.__all__:
         assert getattr(samestep, name) is not None
 

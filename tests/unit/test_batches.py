@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from samestep.batches import Batches, Plan, Rows
+from samestep.batches import Batches, Plan, Rows, make_rows
 from samestep.errors import UsageError
 from samestep.randomness.order import Order
 from samestep.task import Batch, Task
@@ -35,11 +35,11 @@ class Padding(Plain):
 
 
 def rows_of(dataset: datasets.Dataset) -> Rows:
-    return Rows(dataset, Plain(), 0, torch.float32)
+    return make_rows(dataset, Plain(), 0, torch.float32)
 
 
 def read(dataset: datasets.Dataset, rows: list[int], task: Task | None = None, epoch: int = 0) -> Batch:
-    return Rows(dataset, task or Plain(), 0, torch.float32).read(np.array(rows), epoch)
+    return make_rows(dataset, task or Plain(), 0, torch.float32).read(np.array(rows), epoch)
 
 
 def test_numbers_come_straight_from_arrow(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_every_column_that_cannot_be_stacked_has_its_line_before_a_row_is_read(t
         with pytest.raises(UsageError) as caught:
             rows_of(dataset)
         assert shortened(caught.value.lines) == LINES
-    Rows(bad_columns(), Padding(), 0, torch.float32)  # a collate sees them first
+    make_rows(bad_columns(), Padding(), 0, torch.float32)  # a collate sees them first
 
 
 def test_a_bad_row_has_the_number_that_the_user_sees() -> None:
@@ -264,7 +264,7 @@ def plan(num_rows: int, drop_last: bool = False) -> Plan:
 
 
 def steps(num_rows: int, share: range, first: int = 0, last: int = 4, workers: int = 0, task: Task | None = None) -> list[Any]:
-    rows = Rows(
+    rows = make_rows(
         datasets.Dataset.from_dict({"x": np.zeros((num_rows, 3)), "n": np.arange(num_rows)}),
         task or Plain(),
         0,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from samestep.batches import Rows
+from samestep.batches import make_rows
 from samestep.errors import UsageError
 from samestep.task import Task
 
@@ -101,7 +101,7 @@ FORMATS: dict[str, Callable[[datasets.Dataset], datasets.Dataset]] = {
 def test_a_batch_holds_what_the_rows_of_the_data_set_are(name: str, float_dtype: torch.dtype) -> None:
     dataset = FORMATS[name](made())
     wanted = expected(dataset, float_dtype, keep="float64" in name)
-    batch = Rows(dataset, Plain(), 0, float_dtype).read(np.array(ROWS), 0)
+    batch = make_rows(dataset, Plain(), 0, float_dtype).read(np.array(ROWS), 0)
     assert sorted(batch) == sorted(wanted)
     for column, tensor in wanted.items():
         assert batch[column].dtype == tensor.dtype, column
@@ -110,21 +110,21 @@ def test_a_batch_holds_what_the_rows_of_the_data_set_are(name: str, float_dtype:
 
 def test_columns_without_the_format_are_completed_as_without_one() -> None:
     dataset = made().with_format("torch", columns=["double"], output_all_columns=True, dtype=torch.float64)
-    batch = Rows(dataset, Plain(), 0, torch.float32).read(np.array(ROWS), 0)
+    batch = make_rows(dataset, Plain(), 0, torch.float32).read(np.array(ROWS), 0)
     assert {name: batch[name].dtype for name in ("double", "doubles")} == {"double": torch.float64, "doubles": torch.float32}
     assert len(batch) == len(made().column_names)
 
 
 def test_a_transform_sees_one_row_at_a_time() -> None:
     dataset = made().with_transform(lambda batch: {"x": batch["double"], "rows": [len(batch["double"])] * len(batch["double"])})
-    assert Rows(dataset, Plain(), 0, torch.float32).read(np.array(ROWS), 0)["rows"].tolist() == [1, 1, 1]
+    assert make_rows(dataset, Plain(), 0, torch.float32).read(np.array(ROWS), 0)["rows"].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["torch", "numpy", "transform, tensors"])
 def test_the_tasks_own_transform_is_given_the_formatted_row(name: str) -> None:
     dataset, task = FORMATS[name](made()), Seen()
     task._rows = []
-    Rows(dataset, task, 0, torch.float32).read(np.array(ROWS), 0)
+    make_rows(dataset, task, 0, torch.float32).read(np.array(ROWS), 0)
     for row, number in zip(task._rows, ROWS, strict=True):
         for key, value in dataset[number].items():
             assert type(row[key]) is type(value), key
@@ -135,20 +135,20 @@ def test_the_tasks_own_transform_is_given_the_formatted_row(name: str) -> None:
 def test_a_null_in_a_formatted_column_is_what_the_format_makes_of_it() -> None:
     dataset = datasets.Dataset.from_dict({"x": [1.5, None, 2.5], "n": [1, 2, 3]})
     for kind in ("torch", "numpy"):
-        batch = Rows(dataset.with_format(kind), Plain(), 0, torch.float32).read(np.array([0, 1]), 0)
+        batch = make_rows(dataset.with_format(kind), Plain(), 0, torch.float32).read(np.array([0, 1]), 0)
         assert batch["x"][0] == 1.5
         assert torch.isnan(batch["x"][1])
         assert batch["n"].tolist() == [1, 2]
     half = dataset.with_format("torch", columns=["n"], output_all_columns=True)
     with pytest.raises(UsageError, match="column x is null in row 1"):
-        Rows(half, Plain(), 0, torch.float32)
+        make_rows(half, Plain(), 0, torch.float32)
 
 
 @pytest.mark.parametrize("kind", ["torch", "numpy"])
 def test_a_format_does_not_hide_what_cannot_be_stacked(kind: str) -> None:
     dataset = datasets.Dataset.from_dict({"a": ["x", "y"], "b": [[1], [1, 2]], "c": [{"d": 1}] * 2}).with_format(kind)
     with pytest.raises(UsageError) as caught:
-        Rows(dataset, Plain(), 0, torch.float32)
+        make_rows(dataset, Plain(), 0, torch.float32)
     assert [line.split(";")[0] for line in caught.value.lines] == [
         "data: column a holds str, not numbers",
         "data: column b has lists of uneven length, the first in row 1",
@@ -159,13 +159,13 @@ def test_a_format_does_not_hide_what_cannot_be_stacked(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["arrow", "pandas"])
 def test_a_format_of_tables_is_refused(kind: str) -> None:
     with pytest.raises(UsageError, match=f'data: the data set has the format "{kind}", whose rows are tables; write'):
-        Rows(made().with_format(kind), Plain(), 0, torch.float32)
+        make_rows(made().with_format(kind), Plain(), 0, torch.float32)
 
 
 def test_stored_text_that_decodes_to_numbers_is_decoded() -> None:
     features = datasets.Features({"x": datasets.Json(), "n": datasets.Value("int64")})
     dataset = datasets.Dataset.from_dict({"x": [1, 2.5, 3], "n": [1, 2, 3]}, features=features)
-    batch = Rows(dataset, Plain(), 0, torch.float32).read(np.array([0, 1]), 0)
+    batch = make_rows(dataset, Plain(), 0, torch.float32).read(np.array([0, 1]), 0)
     assert batch["x"].tolist() == [1.0, 2.5]
     assert batch["n"].tolist() == [1, 2]
 
@@ -180,7 +180,7 @@ def test_images_are_decoded(kind: str | None, tmp_path: Path) -> None:
         files.append({"bytes": file.getvalue(), "path": None})
     features = datasets.Features({"image": datasets.Image(), "n": datasets.Value("int32")})
     dataset = datasets.Dataset.from_dict({"image": files, "n": [0, 1, 2]}, features=features).with_format(kind)
-    batch = Rows(dataset, Plain(), 0, torch.float32).read(np.array([2, 0]), 0)
+    batch = make_rows(dataset, Plain(), 0, torch.float32).read(np.array([2, 0]), 0)
     wanted = torch.from_numpy(pixels[[2, 0]])
     assert torch.equal(batch["image"], wanted.permute(0, 3, 1, 2) if kind == "torch" else wanted)
     assert batch["n"].tolist() == [2, 0]

@@ -1,7 +1,21 @@
 """Rows to tensors on the device, and what tells one data set from another."""
 
-from samestep.batches.columns import Rows
+from samestep.batches.columns import make_rows
 from samestep.batches.identity import Identity, differences, doubt, identity
 from samestep.batches.loading import Batches, MicroBatch, Plan, on_device
+from samestep.batches.rows import Rows
+from samestep.batches.tokens import Tokens
 
-__all__ = ["Batches", "Identity", "MicroBatch", "Plan", "Rows", "differences", "doubt", "identity", "on_device"]
+__all__ = [
+    "Batches",
+    "Identity",
+    "MicroBatch",
+    "Plan",
+    "Rows",
+    "Tokens",
+    "differences",
+    "doubt",
+    "identity",
+    "make_rows",
+    "on_device",
+]

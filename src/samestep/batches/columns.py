@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from samestep.batches.arrow import Column, as_column, fault
-from samestep.batches.stacking import stack, torch_dtype
+from samestep.batches.rows import Rows, SourceRows
+from samestep.batches.stacking import torch_dtype
 from samestep.errors import UsageError
-from samestep.randomness.mixing import mix
 from samestep.randomness.order import Integers
 from samestep.task import Batch, Columns, Task
 
@@ -23,21 +22,22 @@ _TABLES = ("arrow", "pandas", "polars")
 _ROW_IS_BATCH = (None, "torch")  # formats that give a row the same whichever rows are read with it
 
 
-class Rows:
-    """A split of a task, read by row number.
+def make_rows(dataset: Any, task: Task, seed: int, float_dtype: torch.dtype) -> Rows:
+    """The rows of what `data()` returned; see `Rows`."""
+    import datasets
 
-    Args:
-        dataset: at least one row.
-        float_dtype: what float64 columns become (Python's floats and CSV are float64): the model's own type, usually.
+    return (TableRows if isinstance(dataset, datasets.Dataset) else SourceRows)(dataset, task, seed, float_dtype)
+
+
+class TableRows(Rows):
+    """Rows of a `datasets.Dataset`.
 
     Raises:
         UsageError: a column cannot be stacked, and no transform or collate of the task's will see it first.
     """
 
     def __init__(self, dataset: datasets.Dataset, task: Task, seed: int, float_dtype: torch.dtype) -> None:
-        self._task, self._seed = task, seed
-        self._float_dtype = float_dtype
-        self.num_rows = len(dataset)
+        super().__init__(task, seed, float_dtype, len(dataset))
         self._indices = _indices(dataset)
         kind, options = dataset.format["type"], dataset.format["format_kwargs"]
         formatted, names = set(dataset.format["columns"]), _names(dataset)
@@ -70,7 +70,7 @@ class Rows:
     def read(self, rows: Integers, epoch: int) -> Batch:
         """A micro-batch on the CPU: each column's tensor, of shape (len(rows), …), in an allocation of its own."""
         if self.may_draw:
-            return self._finished(self._assemble(self._python_rows(rows, epoch), rows.tolist()))
+            return super().read(rows, epoch)
         wanted = rows if self._indices is None else self._indices[rows]
         batch = Columns()
         for name, column in self._columns.items():
@@ -81,25 +81,8 @@ class Rows:
             batch[name] = tensor if found is dtype else tensor.to(dtype)
         return batch
 
-    def _finished(self, batch: Batch) -> Batch:
-        return Columns(
-            (name, tensor.to(self._float_dtype) if tensor.dtype == torch.float64 and name not in self._keep_float64 else tensor)
-            for name, tensor in batch.items()
-        )
-
-    def _python_rows(self, rows: Integers, epoch: int) -> list[dict[str, Any]]:
-        numbers = rows.tolist()
-        found = [self._dataset[number] for number in numbers] if self._one_by_one else self._batch_rows(rows)
-        if not self._task.overrides("transform"):
-            return found
-        transformed = []
-        for row, number in zip(found, numbers, strict=True):
-            rng = np.random.Generator(np.random.Philox(mix(self._seed, epoch, number)))
-            result = self._task.transform(row, rng)
-            if not isinstance(result, Mapping):
-                raise UsageError(f"task: transform returned {type(result).__name__} for row {number}; write return row, a dict")
-            transformed.append(result)
-        return transformed
+    def _found(self, rows: Integers) -> list[dict[str, Any]]:
+        return [self._dataset[number] for number in rows.tolist()] if self._one_by_one else self._batch_rows(rows)
 
     def _batch_rows(self, rows: Integers) -> list[dict[str, Any]]:
         wanted = rows if self._indices is None else self._indices[rows]
@@ -108,21 +91,6 @@ class Rows:
             batch[name] = np.empty((len(rows), *column.shape), column.dtype)
             column.take(wanted, batch[name])
         return [{name: values[place] for name, values in batch.items()} for place in range(len(rows))]
-
-    def _assemble(self, rows: list[dict[str, Any]], numbers: list[int]) -> Batch:
-        if self._task.overrides("collate"):
-            batch = self._task.collate(rows)
-            if not isinstance(batch, Mapping):
-                raise UsageError(f"task: collate returned {type(batch).__name__}; write a dict of column name to tensor")
-            for name, value in batch.items():
-                if not isinstance(value, torch.Tensor):
-                    raise UsageError(f"task: collate returned {type(value).__name__} for {name}; write a tensor")
-            return {name: tensor.clone() if tensor.storage_offset() else tensor for name, tensor in batch.items()}
-        for row, number in zip(rows, numbers, strict=True):
-            if row.keys() != rows[0].keys():
-                raise UsageError(f"data: row {numbers[0]} has the columns {', '.join(rows[0])}, and row {number} has "
-                                 f"{', '.join(row)}; write the same for every row")  # fmt: skip
-        return {name: stack(name, [row[name] for row in rows], numbers) for name in rows[0]}
 
 
 def _names(dataset: datasets.Dataset) -> list[str]:

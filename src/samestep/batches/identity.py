@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 import xxhash
+
+from samestep.batches.rows import read_items
 
 if TYPE_CHECKING:
     import datasets
@@ -17,16 +20,21 @@ Identity = dict[str, Any]
 
 WHOLE_BYTES = 64 * 2**20  # a table of up to this size is summed whole, a larger one by slices from its first row to its last
 SLICES = SLICE_ROWS = 64
+_SOURCE_ROWS = 16  # of what is read row by row, each at its own cost
 
 _ADVICE = "give data() the rows that the run began with, or start a new run"
 
 
-def identity(dataset: datasets.Dataset) -> Identity:
+def identity(dataset: Any) -> Identity:
     """The data's identity, for JSON.
 
     It speaks of the rows as `dataset[i]` numbers them, not of how they are kept: in memory or mapped from a file, in few
     chunks or many, in their own order or behind the row numbers that shuffle() and select() lay over a table.
     """
+    import datasets
+
+    if not isinstance(dataset, datasets.Dataset):
+        return _of_source(dataset)
     whole = _fits(dataset)
     digest = xxhash.xxh3_128()
     for name, values in _whole(dataset) if whole else _sample(dataset):
@@ -40,6 +48,42 @@ def identity(dataset: datasets.Dataset) -> Identity:
         "whole": whole,
         "fingerprint": dataset._fingerprint,
     }
+
+
+def _of_source(source: Any) -> Identity:
+    """That of anything with `__len__` and `__getitem__`: a checksum of some rows, from the first to the last."""
+    numbers = np.unique(np.linspace(0, len(source) - 1, _SOURCE_ROWS).astype(int)).tolist()
+    rows = read_items(source, numbers)
+    digest = xxhash.xxh3_128()
+    for row in rows:
+        _add_value(digest, row)
+    columns = rows[0] if isinstance(rows[0], Mapping) else {"row": rows[0]}
+    return {
+        "rows": len(source),
+        "columns": [f"{name}: {type(value).__name__}" for name, value in columns.items()],
+        "format": f"{type(source).__module__}.{type(source).__qualname__}",
+        "checksum": digest.hexdigest(),
+        "whole": False,
+        "fingerprint": "",
+    }
+
+
+def _add_value(digest: Any, value: Any) -> None:
+    if isinstance(value, Mapping):
+        value = list(value.items())
+    if isinstance(value, (list, tuple)):
+        digest.update(len(value).to_bytes(8, "little"))
+        for part in value:
+            _add_value(digest, part)
+    elif isinstance(value, (str, bytes)):
+        digest.update(value if isinstance(value, bytes) else value.encode())
+    elif isinstance(value, torch.Tensor) or hasattr(value, "__array__"):
+        found = value.numpy(force=True) if isinstance(value, torch.Tensor) else np.asarray(value)
+        digest.update(f"{found.dtype}{found.shape}".encode())
+        digest.update(np.ascontiguousarray(found).tobytes())
+    elif isinstance(value, (bool, int, float, complex, type(None))):
+        digest.update(repr(value).encode())
+    # anything else, an image of some library's say, has no bytes that are known to stay the same
 
 
 def differences(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from samestep.batches.columns import Rows
+from samestep.batches.rows import Rows
 from samestep.randomness.order import Integers, Order
 from samestep.randomness.seeding import seed_all
 from samestep.task import Batch, Columns

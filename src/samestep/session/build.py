@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from samestep.batches import Batches, Plan, Rows
+from samestep.batches import Batches, Plan, make_rows
 from samestep.checkpoint import NullSaver, Saved
 from samestep.checks import Auditor, NoAudit, Purity, Recompute
 from samestep.config import Config
@@ -85,7 +85,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     model, optimizer = agreed(lambda: make_model(config, task, accelerator, saved, all_steps))
     refuse_unequal_models(model)
     gradients = make_sum(config, model, optimizer, plans.watch)
-    rows = Rows(data.train, task, config.seed, float_dtype(model))
+    rows = make_rows(data.train, task, config.seed, float_dtype(model))
     batches = Batches(rows, plan, gradients.share, device, config.seed, first_step, num_steps, config.workers)
     evaluator = None if data.held_out is None else make_evaluator(config, task, accelerator, model, data.held_out)
     statistics = Statistics(model, config.micro_batches, config.num_leaves, runtime.world_size)
@@ -161,7 +161,7 @@ def stepped_by(optimizer: GatedOptimizer) -> list[torch.nn.Parameter]:
 
 
 def make_evaluator(config: Config, task: Task, accelerator: Accelerator, model: torch.nn.Module, rows: Any) -> Evaluator:
-    held_out = Rows(rows, task, config.seed, float_dtype(model))
+    held_out = make_rows(rows, task, config.seed, float_dtype(model))
     return Evaluator(task, held_out, config.micro_batch_size, config.evaluate.batches, accelerator, config.seed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,12 @@ def notes_on_data(before: Facts, now: Facts) -> list[str]:
     return [f"WARNING: {words}" for words in doubts if words]
 
 
+def _is_source(found: object) -> bool:
+    """Whether it gives rows by their numbers; a mapping, a text or a table of pandas gives something else."""
+    by_name = isinstance(found, (str, bytes, Mapping)) or hasattr(found, "columns")
+    return hasattr(found, "__len__") and hasattr(found, "__getitem__") and not by_name
+
+
 def read_weights(task: Task, seed: int, num_rows: int) -> NDArray[np.float64] | None:
     """How often each row of "train" is drawn; None for each once. Raises UsageError if they are no weights of these rows."""
     if not task.overrides("weights"):
@@ -111,7 +118,7 @@ def read_split(task: Task, seed: int, split: str) -> Any:
     found = task.data(split)
     if found is None:
         return None
-    if not isinstance(found, datasets.Dataset):
+    if not isinstance(found, datasets.Dataset) and not _is_source(found):
         raise UsageError(f'data: data("{split}") returned {type(found).__name__}; return a datasets.Dataset')
     if len(found) == 0:
         raise UsageError(f'data: data("{split}") has no rows')

@@ -1,0 +1,131 @@
+"""Rows from anything that gives them by their numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import Workplace
+from samestep import Tokens
+from samestep.batches import identity, make_rows
+from samestep.errors import UsageError
+from samestep.session.data import read_split
+from samestep.task import Task
+
+
+class Plain(Task):
+    pass
+
+
+class Named(Task):
+    def transform(self, row: Any, rng: Any) -> dict[str, Any]:
+        return {"x": row[0], "y": row[1]}
+
+
+def test_rows_of_torchs_map_style_datasets_are_named_by_transform() -> None:
+    pairs = torch.utils.data.TensorDataset(torch.arange(6.0).view(3, 2), torch.arange(3))
+    batch = make_rows(pairs, Named(), 0, torch.float32).read(np.array([2, 0]), 0)
+    assert batch["x"].tolist() == [[4.0, 5.0], [0.0, 1.0]]
+    assert batch["y"].tolist() == [2, 0]
+    with pytest.raises(UsageError, match=r"row 2 is of type tuple; give dicts of column name to value, or write a transform"):
+        make_rows(pairs, Plain(), 0, torch.float32).read(np.array([2]), 0)
+
+
+def test_a_list_of_dicts_will_do_and_a_micro_batch_is_asked_for_at_once_where_that_is_possible() -> None:
+    rows = [{"x": [float(n), 1]} for n in range(5)]
+    assert make_rows(rows, Plain(), 0, torch.bfloat16).read(np.array([4]), 0)["x"].dtype == torch.bfloat16
+    asked: list[list[int]] = []
+
+    class Many(list[Any]):
+        def __getitems__(self, numbers: list[int]) -> list[Any]:
+            asked.append(numbers)
+            return [self[number] for number in numbers]
+
+    assert make_rows(Many(rows), Plain(), 0, torch.float32).read(np.array([3, 1]), 0)["x"].tolist() == [[3, 1], [1, 1]]
+    assert asked == [[3, 1]]
+
+
+def test_tokens_are_rows_of_a_file_with_the_documents_within(tmp_path: Path) -> None:
+    raw, npy = tmp_path / "train.bin", tmp_path / "train.npy"
+    numbers = np.array([5, 6, 0, 7, 0, 8, 9, 9, 9, 60000], np.uint16)
+    numbers.tofile(raw)
+    np.save(npy, numbers.astype(np.int32))
+    for tokens in (Tokens(raw, context=4, boundary=0), Tokens(npy, context=4, boundary=0)):
+        assert len(tokens) == 2
+        assert tokens[0]["tokens"].tolist() == [5, 6, 0, 7, 0]
+        assert tokens[0]["document"].tolist() == [0, 0, 0, 1, 1]
+        assert tokens[1]["tokens"].tolist() == [0, 8, 9, 9, 9]
+    assert Tokens(raw, context=3)[2].keys() == {"tokens"}
+    assert Tokens(raw, context=3)[2]["tokens"].tolist()[-1] == 60000
+    refused: list[tuple[str, Callable[[], Tokens]]] = [
+        ("found no file gone.bin; write the path of a file of tokens", lambda: Tokens("gone.bin")),
+        ("20 bytes are no whole number of int64; write the dtype that it was written with", lambda: Tokens(raw, "int64", 2)),
+        ("found shape (10,), and a row takes 11 tokens in one dimension; write a smaller", lambda: Tokens(raw, context=10)),
+    ]
+    for words, make in refused:
+        with pytest.raises(UsageError, match=re.escape(words)):
+            make()
+
+
+@pytest.mark.parametrize("found", [{"x": [1]}, "rows", 3, iter([1])], ids=["dict", "text", "number", "iterator"])
+def test_what_gives_no_rows_by_number_is_told(found: object) -> None:
+    class Odd(Task):
+        def data(self, split: str) -> Any:
+            return found
+
+    with pytest.raises(UsageError, match=f'data\\("train"\\) returned {type(found).__name__}; '):
+        read_split(Odd(), 0, "train")
+
+
+def test_a_source_is_known_again_by_some_of_its_rows() -> None:
+    rows = [{"x": np.arange(3) + n, "name": str(n)} for n in range(100)]
+    same = [{"x": np.arange(3) + n, "name": str(n)} for n in range(100)]
+    other = [*same[:-1], {"x": np.arange(3), "name": "99"}]
+    assert identity(rows) == identity(same)
+    assert identity(rows)["checksum"] != identity(other)["checksum"]
+    assert identity(rows[:50])["rows"] == 50
+
+
+def test_a_source_with_random_numbers_of_its_own_gives_the_same_bits_on_two_processes(workplace: Workplace) -> None:
+    workplace.write("mine.py", TASK)
+    config = "{task: mine.py:Mine, global_batch_size: 8, micro_batch_size: 2, steps: 9, optimizer: {name: adam, lr: 1e-2}}"
+    workplace.write("mine.yaml", config)
+    words = ("mine.yaml", "track.wandb=off")
+    weights = {workplace.train(*words, "--run", str(size), processes=size).weights for size in (1, 2)}
+    weights.add(workplace.train(*words, "--run", "3", "workers=1").weights)
+    assert len(weights) == 1
+
+
+TASK = """
+import torch
+
+from samestep import Task
+
+
+class Noisy(torch.utils.data.Dataset):
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, row):
+        return torch.full((3,), float(row)) + torch.rand(3), row % 2
+
+
+class Mine(Task):
+    def data(self, split):
+        return Noisy() if split == "train" else None
+
+    def transform(self, row, rng):
+        return {"x": row[0], "y": row[1]}
+
+    def model(self):
+        return torch.nn.Linear(3, 2)
+
+    def loss(self, model, batch):
+        return torch.nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="sum"), len(batch["y"])
+"""
