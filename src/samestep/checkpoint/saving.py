@@ -65,6 +65,10 @@ class Saver:
         by_clock = self._settings.minutes is not None and since > self._settings.minutes * 60
         return by_clock or self._is_owed or (self._refused is not None and since > _RETRY_S)
 
+    def has(self, step: int) -> bool:
+        """Whether the checkpoint after `step` steps is on disk."""
+        return self._checkpoints.has(step)
+
     def save(self, step: int) -> None:
         """Save after `step` finished steps, in the background. The save before this one ends first.
 

@@ -90,6 +90,14 @@ def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtim
             f"step {finished} is not saved: its parameters were changed after it. An earlier save, if any, stands", flush=True
         )
         return True
+    best = run.best.step
+    if not runtime.is_main and best is not None and best != finished and not saver.has(best):
+        # Saved, the run would go on without the weights that it was to keep. From the save before, it meets them again.
+        print(
+            f"step {finished} is not saved: the best, step {best}, died with rank 0. An earlier save, if any, stands",
+            flush=True,
+        )
+        return True
     try:
         run.reports.flush(finished)
         if runtime.world_size == 1 or survivor(board, runtime.rank, finished, folder.claim_save):

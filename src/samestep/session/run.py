@@ -230,10 +230,9 @@ def _shown(run: Training) -> str:
 
 def make_saver(run: Training, folder: RunFolder, kind: dict[str, str]) -> Saver:
     def best_that_is_kept(step: int) -> int | None:
-        """The best by its metric that is on disk; a survivor, which has saved nothing before, asks there."""
-        if run.best.step is None or run.best.step == step or checkpoints.has(run.best.step):
-            return run.best.step
-        return run.best.saved_step if run.accelerator.is_main_process else checkpoints.best_step()
+        """The best by its metric that is on disk: a better one may find no room there."""
+        is_kept = run.best.step is None or run.best.step == step or checkpoints.has(run.best.step)
+        return run.best.step if is_kept else run.best.saved_step
 
     def take(step: int, into: Saved | None) -> Saved:
         values = {

@@ -1,0 +1,44 @@
+"""What the ranks that live save after a fault."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from samestep.session import failure
+
+
+@pytest.mark.parametrize(
+    ("rank", "best", "on_disk", "saves"),
+    [
+        (1, None, [], True),
+        (1, 5, [5], True),
+        (1, 6, [], True),  # it is this very step
+        (1, 5, [3], False),  # the run would be left without its best
+        (0, 5, [3], True),  # rank 0 lives, and saves them one after the other
+    ],
+)
+def test_a_survivor_saves_nothing_beyond_a_best_that_never_reached_the_disk(
+    rank: int, best: int | None, on_disk: list[int], saves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(failure, "survivor", lambda *words: True)
+    monkeypatch.setattr(failure, "abort_device_collectives", lambda: None)
+    nothing: Any = SimpleNamespace(flush=lambda finished: None, roll_back=lambda: True)
+    run: Any = SimpleNamespace(
+        optimizer=SimpleNamespace(is_stepping=False),
+        finished=6,
+        first_step=3,
+        purity=nothing,
+        reports=nothing,
+        statistics=nothing,
+        best=SimpleNamespace(step=best),
+    )
+    saver: Any = SimpleNamespace(save_now=lambda step, patience_s: saved.append(step), has=lambda step: step in on_disk)
+    folder: Any = SimpleNamespace(claim_save=None, write_state=lambda **state: None)
+    runtime: Any = SimpleNamespace(world_size=2, rank=rank, is_main=rank == 0)
+    board: Any = None
+    assert failure.save_what_is_finished(run, saver, folder, runtime, board)
+    assert saved == ([6] if saves else [])
