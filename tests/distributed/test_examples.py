@@ -154,9 +154,9 @@ def test_the_images_are_told_apart(place: Place) -> None:
 
 
 def test_the_generated_points_come_near_the_ring(place: Place) -> None:
-    place.train("gan.py", "ring", "width=32 steps=400 evaluate.every=10 evaluate.batches=2")
-    evaluations = [row for row in place.rows("ring") if "eval_stray" in row]
-    assert evaluations[-1]["eval_stray"] < 0.5 * evaluations[0]["eval_stray"]
+    place.train("gan.py", "ring", "width=32 steps=400 evaluate.every=50 lr=2e-3")
+    missed = [row["eval_missed"] for row in place.rows("ring") if "eval_missed" in row]
+    assert missed[-1] < 0.5 * missed[0]
 
 
 def _last(text: str, name: str) -> float:
@@ -199,6 +199,7 @@ def test_what_export_writes_is_read_by_from_pretrained(place: Place, monkeypatch
 
     place.train("finetune.py", f"tuned-{lora}", f"{SMALL['finetune.py']} lora={lora} epochs=null steps=3 lr=1e-2")
     monkeypatch.chdir(place.path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     export(f"tuned-{lora}", Path(f"exported-{lora}"), None)
     kind = peft.AutoPeftModelForCausalLM if lora else transformers.AutoModelForCausalLM
     read, base = kind.from_pretrained(f"exported-{lora}"), transformers.AutoModelForCausalLM.from_pretrained("llama")

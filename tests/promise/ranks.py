@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Ranks:
             self._process.stdout.close()
 
 
-def serve(modules: list[str]) -> None:
+def serve(modules: Sequence[str] = ()) -> None:
     """Import what a run needs, and nothing that starts a thread; then fork, job after job."""
     import accelerate  # noqa: F401
     import datasets
@@ -212,7 +213,7 @@ def _run_rank(job: dict[str, Any], rank: int, port: int) -> None:
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "promise"}
             os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
         os.environ |= job.get("env", {})
-        sys.argv = ["samestep", "train", *job["words"]]
+        sys.argv = ["samestep", job.get("command", "train"), *job["words"]]
         cli.main()
     except SystemExit as leaving:
         code = int(leaving.code or 0)
