@@ -271,9 +271,16 @@ _SEEDS = [
     Mutant(
         "seed-of-data",
         "session/data.py",
-        "    seed_all(seed, [*_SPLITS, split].index(split), 0, _READING)\n",
+        "    seed_all(seed, 0, 0, _READING)\n",
         "",
         (SAME, "-k", "Split"),
+    ),
+    Mutant(
+        "seed-of-each-split",
+        "session/data.py",
+        "    seed_all(seed, 0, 0, _READING)\n",
+        "    seed_all(seed, [*_SPLITS, split].index(split), 0, _READING)\n",
+        ("tests/unit/test_data.py",),
     ),
     Mutant(
         "seed-of-evaluation",
