@@ -43,7 +43,7 @@ class Gan(samestep.Task):
         return (F.softplus(judged) + F.softplus(-model["discriminator"](real))).sum(), len(real)
 
     def after_step(self, model, step):
-        """Change turns: what is frozen gets no gradient, and the optimizer leaves it alone."""
+        """Change turns: what is frozen gets no gradient, and its optimizer leaves it alone."""
         for part in model.values():
             part.requires_grad_(not is_trained(part))
 
@@ -68,6 +68,9 @@ samestep.main(
     global_batch_size=256,
     micro_batch_size=64,
     steps=4000,
-    optimizer={"name": "adam", "lr": 1e-3, "betas": [0.5, 0.9]},
+    optimizer={
+        "generator": {"name": "adam", "lr": 1e-3, "betas": [0.5, 0.9]},
+        "discriminator": {"name": "adam", "lr": 2e-3, "betas": [0.5, 0.9]},
+    },
     evaluate={"every": 1000},
 )

@@ -28,9 +28,14 @@ def ranks() -> Iterator[Ranks]:
     made.close()
 
 
+def bare(text: str) -> str:
+    """Its lines without indentation and blank ones, which a formatter sets in a document in its own way."""
+    return "".join(f"{line.strip()}\n" for line in text.splitlines() if line.strip())
+
+
 def test_what_coming_from_shows_stands_in_the_examples() -> None:
-    files = [path.read_text() for path in sorted((ROOT / "examples/coming_from").glob("*.py"))]
-    shown = blocks("coming-from.md", "python")
+    files = [bare(path.read_text()) for path in sorted((ROOT / "examples/coming_from").glob("*.py"))]
+    shown = [bare(block) for block in blocks("coming-from.md", "python")]
     assert len(shown) == 6
     for block in shown:
         assert any(block in text for text in files), block
@@ -62,6 +67,6 @@ def test_your_model_works_line_by_line_and_piece_by_piece(tmp_path: Path, ranks:
         config = [name] if "samestep.main" in block else ["mine.yaml", f"task={name}:{task}"]
         samestep("train", *config, "--run", name, "epochs=2", "track={every: 1, wandb: 'off'}")
     assert {"eval_arm_0", "eval_arm_1", "eval_arm_2", "eval_accuracy"} <= metrics("measured.py")[-1].keys()
-    assert {"eval_error", "eval_size"} <= metrics("two_losses.py")[-1].keys()
+    assert {"error", "size"} <= metrics("two_losses.py")[0].keys()
     assert metrics("again.py")[0]["loss"] != metrics("measured.py")[0]["loss"]
     assert metrics("names.py")[-1]["loss"] < metrics("names.py")[0]["loss"]

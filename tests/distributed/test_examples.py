@@ -160,7 +160,7 @@ def test_the_images_are_told_apart(place: Place) -> None:
 
 
 def test_the_generated_points_come_near_the_ring(place: Place) -> None:
-    place.train("gan.py", "ring", "width=32 steps=400 evaluate.every=50 lr=2e-3")
+    place.train("gan.py", "ring", "width=32 steps=400 evaluate.every=50 optimizer.generator.lr=2e-3")
     missed = [row["eval_missed"] for row in place.rows("ring") if "eval_missed" in row]
     assert missed[-1] < 0.5 * missed[0]
 

@@ -215,7 +215,10 @@ def _run_rank(job: dict[str, Any], rank: int, port: int) -> None:
             os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
         os.environ |= job.get("env", {})
         sys.argv = ["samestep", job.get("command", "train"), *job["words"]]
-        cli.main() if "script" not in job else runpy.run_path(job["script"], run_name="__main__")
+        if "script" not in job:
+            cli.main()
+        runpy.run_path(job["script"], run_name="__main__")
+        code = 0
     except SystemExit as leaving:
         code = int(leaving.code or 0)
     except BaseException:
