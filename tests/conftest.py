@@ -18,7 +18,7 @@ import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests/slurm"))
+sys.path[:0] = [str(ROOT / "tests/slurm"), str(ROOT / "tests/promise")]
 pytest_plugins = ["slurm_site"]  # the one cluster of a session, for whoever asks for it
 
 

@@ -271,9 +271,16 @@ _SEEDS = [
     Mutant(
         "seed-of-data",
         "session/data.py",
-        "    seed_all(seed, [*_SPLITS, split].index(split), 0, _READING)\n",
+        "    seed_all(seed, 0, 0, _READING)\n",
         "",
         (SAME, "-k", "Split"),
+    ),
+    Mutant(
+        "seed-of-each-split",
+        "session/data.py",
+        "    seed_all(seed, 0, 0, _READING)\n",
+        "    seed_all(seed, [*_SPLITS, split].index(split), 0, _READING)\n",
+        ("tests/unit/test_data.py::test_the_parts_of_a_random_split_without_a_seed_have_no_row_in_common",),
     ),
     Mutant(
         "seed-of-evaluation",

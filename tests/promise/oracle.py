@@ -221,7 +221,7 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.get("precision") == "bf16")
     seed_all(seed, 0, 0, READING)
     dataset = task.data("train")
-    seed_all(seed, 1, 0, READING)
+    seed_all(seed, 0, 0, READING)
     held_out = task.data("eval")
     assert dataset is not None
     seed_all(seed)

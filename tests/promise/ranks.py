@@ -8,9 +8,11 @@ thirty seconds later.
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import os
 import random
+import runpy
 import signal
 import socket
 import subprocess
@@ -18,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,13 @@ _LONGEST_S = 120.0
 
 
 class Ranks:
-    """Asks a forking process of its own for starts; one job at a time."""
+    """Asks a forking process of its own for starts; one job at a time.
 
-    def __init__(self) -> None:
+    Args:
+        modules: what it imports besides, since the tasks do.
+    """
+
+    def __init__(self, *modules: str) -> None:
         env = {key: value for key, value in os.environ.items() if key not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
         env |= {
             "OMP_NUM_THREADS": "1",
@@ -38,7 +45,7 @@ class Ranks:
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         }
-        words = [sys.executable, str(Path(__file__)), "serve"]
+        words = [sys.executable, str(Path(__file__)), *modules]
         self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self._lock = threading.Lock()
 
@@ -58,7 +65,7 @@ class Ranks:
             self._process.stdout.close()
 
 
-def serve() -> None:
+def serve(modules: Sequence[str] = ()) -> None:
     """Import what a run needs, and nothing that starts a thread; then fork, job after job."""
     import accelerate  # noqa: F401
     import datasets
@@ -72,6 +79,8 @@ def serve() -> None:
     import samestep.commands.train
     import samestep.session  # noqa: F401
 
+    for name in modules:
+        importlib.import_module(name)
     datasets.disable_progress_bars()
     threads = [Path(f"/proc/self/task/{number}/comm").read_text().strip() for number in os.listdir("/proc/self/task")]
     assert set(threads[1:]) <= {"jemalloc_bg_thd"}, f"a process with threads must not fork: {threads}"  # pyarrow minds its own
@@ -205,8 +214,11 @@ def _run_rank(job: dict[str, Any], rank: int, port: int) -> None:
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "promise"}
             os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
         os.environ |= job.get("env", {})
-        sys.argv = ["samestep", "train", *job["words"]]
-        cli.main()
+        sys.argv = ["samestep", job.get("command", "train"), *job["words"]]
+        if "script" not in job:
+            cli.main()
+        runpy.run_path(job["script"], run_name="__main__")
+        code = 0
     except SystemExit as leaving:
         code = int(leaving.code or 0)
     except BaseException:
@@ -218,4 +230,4 @@ def _run_rank(job: dict[str, Any], rank: int, port: int) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(sys.argv[1:])

@@ -57,7 +57,7 @@ def test_the_resolved_text_loads_as_the_same_config(good: Path, tmp_path: Path) 
         (["track.wanbd=off"], "track.wanbd: unknown key; did you mean wandb?"),
         (["seed=abc"], "seed: found 'abc'; write a valid integer"),
         (["seed=1.5"], "seed: found 1.5; write a valid integer"),
-        (["epochs=2"], "found steps=10 and epochs=2; write exactly one of them"),
+        (["epochs=2"], "found steps=10 and epochs=2; write exactly one of them, null for the other"),
         (["steps=null"], "found neither steps nor epochs; write exactly one of them"),
         (["global_batch_size=30"], "which is no multiple of micro_batch_size (8); write 24 or 32"),
         (["leaves=3"], "leaves: found 3; write a divisor of 4: 1, 2, 4"),

@@ -158,8 +158,10 @@ class Config(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
-            found = "neither steps nor epochs" if self.steps is None else f"steps={self.steps} and epochs={self.epochs}"
-            raise ValueError(f"found {found}; write exactly one of them")
+            if self.steps is None:
+                raise ValueError("found neither steps nor epochs; write exactly one of them")
+            found = f"steps={self.steps} and epochs={self.epochs}"
+            raise ValueError(f"found {found}; write exactly one of them, null for the other")
         if self.global_batch_size % self.micro_batch_size:
             raise ValueError(
                 f"global_batch_size: found {self.global_batch_size}, which is no multiple of micro_batch_size "
