@@ -459,7 +459,7 @@ _STATE = [
     Mutant(
         "no-sync-of-names",
         "checkpoint/files.py",
-        "            sync_folder(self._folder)\n",
+        "            make_durable(self._folder)\n",
         "",
         (f"{SAVING}::test_every_file_is_durable_before_the_checkpoint_has_its_name",),
     ),
