@@ -25,7 +25,7 @@ from samestep.randomness.seeding import seed_all
 from samestep.runtime import prepare_environment, processes_here, read_runtime
 from samestep.session import Plans, build, make_accelerator
 from samestep.task import checked_loss, load_task
-from samestep.tracking import NullTracker, wandb_mode
+from samestep.tracking import NullTracker, find_tracker, wandb_mode
 
 _SIZES_SHOWN = (1, 2, 4, 8, 16, 32, 64)
 _LONG_STEP_S = 20.0
@@ -70,6 +70,8 @@ def check(config_path: str, processes: str | None, bits: bool, overrides: tuple[
     runtime, noting = read_runtime(), _Noting()
     prepare_environment(runtime, config.threads)
     try:
+        for name in config.track.also:
+            find_tracker(name)
         accelerator, task = make_accelerator(config), load_task(config.task, config.fields)
         plans = Plans(task, accelerator, runtime, StopFlag(), None, [runtime.host])
         run = build(config, plans, lambda num_steps: noting)

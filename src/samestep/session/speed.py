@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from samestep.checks import Recompute
 from samestep.loop import Training
@@ -30,6 +32,25 @@ def micro_batch_flops(run: Training) -> int:
     recompute = Recompute(run.config.seed, run.task, run.model, run.accelerator, run.gradients, run.statistics, run.batches)
     # Compiled blocks step aside: the counter sees operators, and not what they were compiled to.
     eager = torch.compiler.set_stance("force_eager") if run.config.compile else contextlib.nullcontext()
-    with eager, FlopCounterMode(display=False) as counter:
+    counter = _Counter()
+    with eager, counter:
         recompute.prints(run.first_step, run.gradients.share[0])
-    return int(counter.get_total_flops())
+    return counter.flops
+
+
+class _Counter(TorchDispatchMode):
+    """torch.utils.flop_counter's formulas, without what its mode imports: torch's compiler, seconds of every start."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+
+
+def _count(counter: _Counter, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    result = func(*args, **(kwargs or {}))
+    if (formula := flop_registry.get(func._overloadpacket)) is not None:
+        counter.flops += int(formula(*args, **(kwargs or {}), out_val=result))
+    return result
+
+
+_Counter.__torch_dispatch__ = _count  # type: ignore[assignment]  # in the class's body torch would wrap it, to the same end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import queue
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,7 +75,7 @@ class Background:
                 sink.row(values)
             self._last_words = sink.close()
         except (Exception, SystemExit) as error:
-            words = " ".join(str(error).split())
+            words = textwrap.shorten(str(error), 200, placeholder=" …")
             self._say(
                 f"{self._name} stopped ({type(error).__name__}: {words}); the run goes on, and metrics.jsonl has every row"
             )

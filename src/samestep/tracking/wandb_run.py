@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import netrc
 import os
@@ -37,6 +38,9 @@ class WandbRun:
     def __init__(self, run: RunInfo, mode: str) -> None:
         import wandb  # about a second
 
+        settings = wandb.Settings(silent=True, console="off")
+        wandb.setup(settings)  # or it tells on standard error whose key it has found
+        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # wandb's own telemetry, which complains at exit
         track = run.config["track"]
         ours = {"project": track["project"], "name": run.name, "group": run.group, "job_type": "train"}
         ours |= {"tags": track["tags"], "notes": track["notes"], "dir": str(run.path)}
@@ -51,7 +55,7 @@ class WandbRun:
             resume="allow",
             mode=mode,  # type: ignore[arg-type]
             config=run.config,
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=settings,
         )
         self._sent_up_to = self._run.step - 1  # by an earlier start, to a server
         if (run.path / "sources").exists():  # the task's files; wandb warns of links to files elsewhere
