@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import types
 from pathlib import Path
 
 import pytest
+import wandb
 from wandb_file import offline_runs, read_wandb
 
 from conftest import Workplace
@@ -156,6 +158,7 @@ def test_what_the_environment_says_in_wandbs_words_wins_over_the_config(
     tracker = WandbRun(info(tmp_path, group="sweep-1"), "offline")
     tracker.row({"step": 1, "loss": 1.0})
     words = tracker.close()
+    wandb.teardown()  # as at a process's end: then the file is whole
     (folder,) = offline_runs(tmp_path / "elsewhere")
     assert words == f"wandb sync {folder}"
     run = read_wandb(folder).run
@@ -182,8 +185,8 @@ class StubRun:
 def test_a_server_gets_what_it_lacks_and_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stub of wandb, whose server has got rows up to step 4, and of step 2 no evaluation."""
     stub = StubRun(5, tmp_path)
-    wandb = types.SimpleNamespace(init=lambda **given: stub, Settings=lambda **given: None, setup=print, Table=None)
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    stand_in = types.SimpleNamespace(init=lambda **given: stub, Settings=lambda **given: None, setup=print, Table=None)
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
     kept = "".join(as_line({"step": step, "loss": float(step)}) for step in range(1, 7))
     tracker = WandbRun(info(tmp_path, first_step=6, rows=kept), "online")
     tracker.row({"step": 6, "eval_loss": float("nan")})
@@ -252,6 +255,26 @@ def test_a_tracker_that_fails_is_one_line_and_takes_nothing_more(error: BaseExce
     assert tracker.rows == 2
     background.row({"step": 5})
     assert background._rows.qsize() <= 3
+
+
+def test_a_tracker_that_is_not_done_in_time_says_nothing_after_the_run() -> None:
+    goes_on, has_ended = threading.Event(), threading.Event()
+
+    class Late:
+        def row(self, values: Row) -> None: ...
+
+        def close(self) -> None:
+            goes_on.wait(20)
+            has_ended.set()
+            raise OSError("no network")
+
+    said: list[str] = []
+    background = Background("mine", Late, said.append)
+    background.close(0.1)
+    goes_on.set()
+    assert has_ended.wait(20)
+    background._thread.join(20)
+    assert said == ["mine did not finish within 0 s; metrics.jsonl has every row"]
 
 
 def test_what_two_runs_have_in_common_is_what_no_clock_says() -> None:

@@ -53,6 +53,7 @@ class Background:
         self._name, self._make, self._say = name, make, say
         self._rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         self._last_words: str | None = None
+        self._is_left = False  # whatever it says now would come after the run's last line
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -64,6 +65,7 @@ class Background:
         self._rows.put(None)
         self._thread.join(patience_s)
         if self._thread.is_alive():
+            self._is_left = True
             self._say(f"{self._name} did not finish within {patience_s:.0f} s; metrics.jsonl has every row")
         elif self._last_words:
             self._say(self._last_words)
@@ -75,6 +77,8 @@ class Background:
                 sink.row(values)
             self._last_words = sink.close()
         except (Exception, SystemExit) as error:
+            if self._is_left:
+                return
             words = textwrap.shorten(str(error), 200, placeholder=" …")
             self._say(
                 f"{self._name} stopped ({type(error).__name__}: {words}); the run goes on, and metrics.jsonl has every row"
