@@ -48,7 +48,7 @@ class _Counter(TorchDispatchMode):
 
 def _count(counter: _Counter, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
     result = func(*args, **(kwargs or {}))
-    if (formula := flop_registry.get(func._overloadpacket)) is not None:
+    if (formula := flop_registry.get(getattr(func, "_overloadpacket", func))) is not None:
         counter.flops += int(formula(*args, **(kwargs or {}), out_val=result))
     return result
 
