@@ -13,9 +13,10 @@ import wandb
 from wandb_file import offline_runs, read_wandb
 
 from conftest import Workplace
+from samestep.commands.diff import diff
 from samestep.config import load_config
 from samestep.errors import UsageError
-from samestep.metric_rows import Row, as_line, timeless
+from samestep.metric_rows import Row, as_line
 from samestep.tracking import RunInfo, find_tracker
 from samestep.tracking.background import Background
 from samestep.tracking.wandb_run import WandbRun
@@ -277,6 +278,15 @@ def test_a_tracker_that_is_not_done_in_time_says_nothing_after_the_run() -> None
     assert said == ["mine did not finish within 0 s; metrics.jsonl has every row"]
 
 
-def test_what_two_runs_have_in_common_is_what_no_clock_says() -> None:
-    measured = {"time": 1.0, "step_s": 1.0, "data_wait_s": 0.1, "tokens_per_s": 9.0, "peak_memory_bytes": 3, "mfu": 0.4}
-    assert timeless({"step": 1, "loss": 2.0, **measured}) == {"step": 1, "loss": 2.0}
+def test_two_runs_that_differ_by_the_clock_alone_are_the_same_to_diff(tmp_path: Path) -> None:
+    def recorded(name: str, loss: float, measured: float) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        columns = ("time", "step_s", "data_wait_s", "bytes_per_s", "peak_memory_bytes", "mfu")
+        info(folder, rows=as_line({"step": 1, "loss": loss, **dict.fromkeys(columns, measured)}))
+        (folder / "case.yaml").rename(folder / "config.yaml")
+        return str(folder)
+
+    first, later, other = recorded("first", 1.0, 2.0), recorded("later", 1.0, 3.0), recorded("other", 1.5, 2.0)
+    assert diff(first, later) == (True, "the same at all 1 rows that both tracked, to step 1")
+    assert diff(first, other) == (False, "the runs part at step 1 (the first that both tracked)\n  loss: 1.0 | 1.5")
