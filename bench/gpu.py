@@ -57,7 +57,7 @@ def plain(case: Case, steps: int, tiny: bool) -> None:
     config, _ = load_config(case.words(tiny)[0], [*case.words(tiny)[1:], "steps=1"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = load_task(config.task, config.fields)
-    rows = torch.from_numpy(task.data("train").with_format("numpy")[:4096]["tokens"]).long()  # type: ignore[union-attr]
+    rows = torch.from_numpy(task.data("train").with_format("numpy")[:4096]["tokens"]).long()
     torch.manual_seed(0)
     model = task.model().to(device)
     train_on = torch.compile(model) if case.compile else model
