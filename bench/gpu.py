@@ -27,11 +27,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from samestep.config import load_config
 from samestep.task import load_task
+from samestep.tracking import peak_flops
 
 HERE = Path(__file__).parent
 WINDOW = 10  # steps between two readings of the clock
-# Of dense bf16, by the makers' data sheets.
-_PEAK_FLOPS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 _TINY = ["with={context: 64, width: 64, layers: 2, heads: 2, shown: 0}", "micro_batch_size=4"]
 
 
@@ -104,7 +103,7 @@ class Bench:
         size, layers, width = sum(p.numel() for p in model.parameters()), config.fields["layers"], config.fields["width"]
         # Of a token, forward and backward: Chowdhery et al., 2022 (PaLM), appendix B, without the learned positions.
         self.flops = 6 * (size - self.context * width) + 12 * layers * width * self.context
-        self.peak_flops = next((peak for words, peak in _PEAK_FLOPS.items() if words in name), None)
+        self.peak_flops = peak_flops(name, torch.bfloat16)
 
     def say(self, figure: str, value: float | str | None, **more: Any) -> None:
         rounded = float(f"{value:.4g}") if isinstance(value, float) else value

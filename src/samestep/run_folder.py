@@ -31,12 +31,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    make_durable(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
+def make_durable(path: Path) -> None:
+    """Have what a file holds on disk, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -111,6 +111,13 @@ class RunFolder:
     def wandb(self) -> Path:
         return self.path / "wandb"
 
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    def profile(self, step: int) -> Path:  # of the steps from this one on
+        return self.path / "profile" / f"step-{step:08d}.json.gz"
+
     def log(self, rank: int) -> Path:
         return self.logs / f"rank-{rank:04d}.log"
 
@@ -135,11 +142,7 @@ class RunFolder:
     def sync_metrics(self) -> None:
         """Make the rows durable: a checkpoint carries only the last few."""
         with contextlib.suppress(FileNotFoundError):
-            handle = os.open(self.metrics, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            make_durable(self.metrics)
 
     def create(self) -> None:
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -174,7 +177,7 @@ class RunFolder:
                 os.fsync(file.fileno())
         except FileExistsError:
             raise TrainingError(f"{self.path}: another process has begun start {number} of this run; this one ends") from None
-        sync_folder(self.starts)
+        make_durable(self.starts)
         self.continue_start(number)
 
     @property

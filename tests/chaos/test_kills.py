@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from conftest import Workplace
+from samestep.metric_rows import timeless
 
 TASKS = Path(__file__).parent / "chaos_tasks.py"
 # A number that a resume gets wrong is seen: each run has a rate of its own at every step, a clip and dropout.
@@ -121,9 +122,8 @@ def torment(workplace: Workplace, name: str, kills: int, seed: int) -> collectio
 
 def check_traces(workplace: Workplace, run: str, whole: str) -> None:
     """The same rows as the unbroken run's, each once, and nothing temporary left."""
-    timeless = [{key: value for key, value in row.items() if key != "time"} for row in workplace.metrics(run)]
-    expected = [{key: value for key, value in row.items() if key != "time"} for row in workplace.metrics(whole)]
-    assert sorted(timeless, key=str) == sorted(expected, key=str)
+    found, expected = (list(map(timeless, workplace.metrics(name))) for name in (run, whole))
+    assert sorted(found, key=str) == sorted(expected, key=str)
     left = [path for path in (workplace.path / "runs" / run).rglob("*") if ".tmp" in path.name]
     assert not left
 

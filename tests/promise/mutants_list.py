@@ -466,7 +466,7 @@ _STATE = [
     Mutant(
         "no-sync-of-names",
         "checkpoint/files.py",
-        "            sync_folder(self._folder)\n",
+        "            make_durable(self._folder)\n",
         "",
         (f"{SAVING}::test_every_file_is_durable_before_the_checkpoint_has_its_name",),
     ),
@@ -732,10 +732,24 @@ _WATCH = [
     ),
     Mutant(
         "wandb-disabled",
-        "tracking/sinks.py",
+        "tracking/wandb_run.py",
         'or said == "disabled" or forbidden:',
         'or said == "disabled":',
         (f"{TRACKING}::test_the_stricter_of_config_and_environment_holds",),
+    ),
+    Mutant(
+        "wandb-lacks-what-earlier-starts-recorded",
+        "tracking/wandb_run.py",
+        "        for row in run.rows():\n            self.row(row)\n",
+        "",
+        ("tests/unit/test_trackers.py::test_a_server_gets_what_it_lacks_and_nothing_twice",),
+    ),
+    Mutant(
+        "evaluation-counts-as-steps",
+        "tracking/reports.py",
+        "        self.pace.pause()\n",
+        "",
+        ("tests/unit/test_pace.py::test_a_row_counts_its_steps_and_leaves_evaluation_out",),
     ),
 ]
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from ranks import HERE, Ranks
 
+from samestep.metric_rows import timeless
+
 CONFIG = """
 task: case_tasks.py:{task}
 global_batch_size: 8
@@ -41,7 +43,7 @@ class Outcome:
     @property
     def rows(self) -> list[dict[str, Any]]:
         text = (self.folder / "metrics.jsonl").read_text()
-        return [{key: value for key, value in json.loads(line).items() if key != "time"} for line in text.splitlines()]
+        return [timeless(json.loads(line)) for line in text.splitlines()]
 
 
 class Cases:

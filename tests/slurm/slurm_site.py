@@ -18,6 +18,7 @@ import pytest
 from cluster import Cluster, missing
 
 from conftest import ROOT, Workplace
+from samestep.metric_rows import timeless
 
 TASKS = ROOT / "tests/chaos/chaos_tasks.py"
 LACKING = missing()
@@ -53,11 +54,11 @@ def unbroken(pause: float, steps: int) -> tuple[str, list[Any]]:
     whole.write("case.yaml", config(steps, 0))
     done = whole.train("case.yaml", "--run", f"whole-{steps}", "track.wandb=off", timeout=1800)
     assert done.code == 0, done.err
-    return done.weights, timeless(whole.metrics(f"whole-{steps}"))
+    return done.weights, all_timeless(whole.metrics(f"whole-{steps}"))
 
 
-def timeless(rows: list[dict[str, Any]]) -> list[Any]:
-    return sorted(({key: value for key, value in row.items() if key != "time"} for row in rows), key=str)
+def all_timeless(rows: list[dict[str, Any]]) -> list[Any]:
+    return sorted(map(timeless, rows), key=str)
 
 
 class Site(Workplace):
@@ -123,7 +124,7 @@ class Site(Workplace):
         state = self.state(run)
         assert state["status"] == "done"
         assert state["weights"] == weights
-        assert timeless(self.metrics(run)) == rows
+        assert all_timeless(self.metrics(run)) == rows
         assert len({path.name.rpartition("-")[2] for path in (self.path / "runs" / run / "wandb").glob("offline-run-*")}) == 1
         left = [path for path in (self.path / "runs").rglob("*") if ".tmp" in path.name or path.name.startswith(".samestep-")]
         assert not left

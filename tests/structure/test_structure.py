@@ -17,7 +17,7 @@ from samestep.config import Config, load_config
 
 SOURCE = ROOT / "src" / "samestep"
 ROWS = [
-    ["errors", "randomness", "hash_order"],
+    ["errors", "randomness", "hash_order", "metric_rows"],
     ["runtime", "run_folder"],
     ["snapshot"],
     ["task"],

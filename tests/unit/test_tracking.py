@@ -5,72 +5,32 @@ from __future__ import annotations
 import http.server
 import json
 import os
-import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from wandb.proto import wandb_internal_pb2
+from wandb_file import offline_runs, read_wandb
 
 from conftest import ROOT, Workplace
+from samestep.metric_rows import timeless
 from samestep.run_folder import RunFolder
-from samestep.tracking import cut_back
-from samestep.tracking.sinks import wandb_mode
-
-
-def log_records(data: bytes) -> Iterator[bytes]:
-    """The records of a LevelDB log, which a .wandb file is behind its first 7 bytes: wandb's own reader is a Go program.
-
-    Blocks of 32 KiB hold fragments: checksum (4 bytes), length (2), type (1: whole, 2: first, 3: middle, 4: last), payload.
-    """
-    place, record = 7, b""
-    while place + 7 <= len(data):
-        if 32768 - place % 32768 < 7:
-            place += 32768 - place % 32768
-            continue
-        length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
-        if kind == 0:
-            break
-        record = (b"" if kind in (1, 2) else record) + data[place + 7 : place + 7 + length]
-        if kind in (1, 4):
-            yield record
-        place += 7 + length
-
-
-def read_wandb(folder: Path) -> tuple[str, dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
-    """The id, config, history and summary of the one offline run in a folder, in wandb's own messages."""
-    (file,) = folder.glob("offline-run-*/run-*.wandb")
-    run_id = ""
-    config: dict[str, Any] = {}
-    history: list[dict[str, Any]] = []
-    summary: dict[str, Any] = {}
-    for data in log_records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            run_id = record.run.run_id
-            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
-        elif kind == "history":
-            history.append({item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item})
-        elif kind == "summary":
-            summary |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.summary.update}
-    return run_id, config, history, summary
+from samestep.tracking import cut_back, wandb_mode
 
 
 def test_an_offline_wandb_run_holds_config_history_and_summary(workplace: Workplace) -> None:
     done = workplace.train(str(ROOT / "configs/seed.yaml"), "--run", "seed", "track.tags=[a]")
     assert done.code == 0, done.err
-    run_id, config, history, summary = read_wandb(workplace.path / "runs/seed/wandb")
-    assert run_id == workplace.state("seed")["wandb"]
-    assert config["global_batch_size"] == 32
-    assert config["optimizer"]["lr"] == 1e-3
+    folder = offline_runs(workplace.path / "runs/seed")[0]
+    found = read_wandb(folder)
+    assert found.run.run_id == workplace.state("seed")["wandb"]
+    assert found.config["global_batch_size"] == 32
+    assert found.config["optimizer"]["lr"] == 1e-3
     rows = workplace.metrics("seed")
     assert [row["step"] for row in rows] == list(range(1, 41))
-    assert [(row["_step"], row["loss"]) for row in history] == [(row["step"], row["loss"]) for row in rows]
-    assert summary["loss"] == rows[-1]["loss"]
+    assert [(row["_step"], row["loss"]) for row in found.history] == [(row["step"], row["loss"]) for row in rows]
+    assert found.summary["loss"] == rows[-1]["loss"]
+    assert done.out.splitlines()[-2:] == [f"wandb sync runs/seed/wandb/{folder.name}", f"weights {done.weights}"]
 
 
 @pytest.fixture
@@ -143,12 +103,23 @@ def test_a_broken_wandb_is_one_line_and_the_run_goes_on(workplace: Workplace) ->
     assert len(workplace.metrics("seed")) == 40
 
 
+def test_a_wrong_key_is_one_line_and_nothing_follows_the_weights(workplace: Workplace, wandb_server: list[str]) -> None:
+    done = workplace.train(str(ROOT / "configs/seed.yaml"), "--run", "seed", "epochs=1", "track.wandb=online")
+    assert done.code == 0
+    assert done.out.count("wandb stopped (CommError: ") == 1
+    assert "; the run goes on, and metrics.jsonl has every row\nweights " in done.out
+    assert done.err == ""
+    assert wandb_server
+
+
 def test_rows_of_every_tracked_step(workplace: Workplace) -> None:
     done = workplace.train(str(ROOT / "configs/seed.yaml"), "--run", "seed", "track.every=7", "track.wandb=off")
     assert done.code == 0
     rows = workplace.metrics("seed")
     assert [row["step"] for row in rows] == [7, 14, 21, 28, 35, 40]
-    assert set(rows[0]) == {"step", "epoch", "time", "loss", "lr", "grad_norm"}
+    measured = {"time", "step_s", "data_wait_s", "samples_per_s", "peak_memory_bytes"}
+    assert set(rows[0]) == {"step", "epoch", "loss", "lr", "grad_norm", *measured}
+    assert timeless(rows[0]).keys() == rows[0].keys() - measured
     assert [row["epoch"] for row in rows] == [2, 4, 6, 7, 9, 10]
 
 

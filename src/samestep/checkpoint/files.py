@@ -17,7 +17,7 @@ import xxhash
 from samestep.checkpoint.state import Saved
 from samestep.checkpoint.tensors import MALFORMED, parse, pieces
 from samestep.errors import TrainingError
-from samestep.run_folder import RunFolder, sync_folder
+from samestep.run_folder import RunFolder, make_durable
 
 _FORMAT = 2
 _PART_BYTES = 1 << 24
@@ -63,7 +63,7 @@ class Checkpoints:
             self._write(saved, temporary)
             self._run.refuse_if_succeeded()
             temporary.rename(final)
-            sync_folder(self._folder)
+            make_durable(self._folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         verify(final, from_disk=True)
@@ -85,7 +85,7 @@ class Checkpoints:
         manifest: dict[str, Any] = {"format": _FORMAT, "step": saved.step, "torch": torch.__version__, "files": files}
         manifest["checksum"] = _text_checksum(manifest)
         _write(folder / "manifest.json", [json.dumps(manifest, sort_keys=True, indent=1).encode(), b"\n"])
-        sync_folder(folder)
+        make_durable(folder)
 
     def _refuse_a_full_disk(self, needed_bytes: int) -> None:
         free_bytes = shutil.disk_usage(self._folder).free

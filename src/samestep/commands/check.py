@@ -25,7 +25,7 @@ from samestep.randomness.seeding import seed_all
 from samestep.runtime import prepare_environment, processes_here, read_runtime
 from samestep.session import Plans, build, make_accelerator
 from samestep.task import checked_loss, load_task
-from samestep.tracking import NullTracker, wandb_mode
+from samestep.tracking import NullTracker, find_tracker, wandb_mode
 
 _SIZES_SHOWN = (1, 2, 4, 8, 16, 32, 64)
 _LONG_STEP_S = 20.0
@@ -64,12 +64,12 @@ def check(config_path: str, processes: str | None, bits: bool, overrides: tuple[
     config, origins = load_config(config_path, overrides)
     typed = [key for key, origin in origins.items() if origin == "command line"]
     words = f"{len(origins) - len(typed)} values of {config_path}" + (f"; typed: {', '.join(typed)}" if typed else "")
-    lines = [Line("ok", "config", words)]
     here = config.processes or processes_here(config.device, config.num_leaves)
-    lines += _sizes(config, processes, here)
+    lines = [Line("ok", "config", words), *_sizes(config, processes, here)]
     runtime, noting = read_runtime(), _Noting()
     prepare_environment(runtime, config.threads)
     try:
+        list(map(find_tracker, config.track.also))  # each is there
         accelerator, task = make_accelerator(config), load_task(config.task, config.fields)
         plans = Plans(task, accelerator, runtime, StopFlag(), None, [runtime.host])
         run = build(config, plans, lambda num_steps: noting)

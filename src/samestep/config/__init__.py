@@ -2,14 +2,16 @@
 
 from samestep.config.reading import load_config, parse_yaml, read_text, to_text
 from samestep.config.resume import changes_on_resume
-from samestep.config.schema import Checkpoint, Config, Converge, Optimizer, Schedule
+from samestep.config.schema import Checkpoint, Config, Converge, Optimizer, Profile, Schedule, Track
 
 __all__ = [
     "Checkpoint",
     "Config",
     "Converge",
     "Optimizer",
+    "Profile",
     "Schedule",
+    "Track",
     "changes_on_resume",
     "load_config",
     "parse_yaml",

@@ -101,6 +101,15 @@ class Track(_Strict):
     tags: list[str] = []
     notes: str | None = None
     fingerprint: bool | Literal["parameters"] = False  # "parameters": one for each of them besides
+    also: list[str] = []  # tensorboard, trackio, or path/to/file.py:Class
+
+    @field_validator("also")
+    @classmethod
+    def _known(cls, also: list[str]) -> list[str]:
+        for name in also:
+            if name not in ("tensorboard", "trackio") and not all(name.rpartition(":")[::2]):
+                raise ValueError(f"found {name!r}; write tensorboard, trackio, module:Class or path/to/file.py:Class")
+        return also
 
 
 class Audit(_Strict):
@@ -110,7 +119,7 @@ class Audit(_Strict):
 
 
 class Profile(_Strict):
-    """Trace `steps` steps from `start` on with torch.profiler."""
+    """Trace `steps` steps from step `start` on (from 1) with torch.profiler, on rank 0."""
 
     start: PositiveInt
     steps: PositiveInt
@@ -167,8 +176,8 @@ class Config(_Strict):
                 f"global_batch_size: found {self.global_batch_size}, which is no multiple of micro_batch_size "
                 f"({self.micro_batch_size}); write {_near_multiple(self.global_batch_size, self.micro_batch_size)}"
             )
-        if self.profile is not None:
-            raise ValueError("profile: this version cannot do that yet; leave it out")
+        if self.profile and self.steps and self.profile.start > self.steps:
+            raise ValueError(f"profile.start: found {self.profile.start}, and the run ends at step {self.steps}; write less")
         if self.checkpoint.best and self.checkpoint.best.partition(":")[2] not in ("", "min", "max"):
             raise ValueError(
                 f"checkpoint.best: found {self.checkpoint.best!r}; write METRIC, of which less is better, or METRIC:max"

@@ -22,6 +22,7 @@ _BEAT_S = 1.0
 _FIRST_STEP = 10  # the first may compile, build caches and open files
 _SLOWEST_OF_MEDIAN = 20
 _TORN_OUT_S = 10.0
+_READING = "reading data"
 _MEETING = "meeting the other ranks"
 _SAVING = "saving"
 _DEBUGGERS = ("bdb.py", "pdb.py", "pydevd.py")
@@ -59,7 +60,9 @@ class Watchdog:
         self._verdict, self._store_port = verdict, store_port
         self._beats = 0
         self._step, self._phase, self._since = 0, "starting", time.monotonic()
+        self._entered = self._since  # the phase; what `_since` has is moved on while nothing can hang
         self._step_began: float | None = None
+        self.read_s = 0.0  # this rank's time in waiting for data, all steps together
         self._steps_s: collections.deque[float] = collections.deque(maxlen=200)
         self._main = threading.main_thread().ident
         self._ended = threading.Event()
@@ -89,11 +92,19 @@ class Watchdog:
         if self._step_began is not None:
             self._steps_s.append(now - self._step_began)
         self._step, self._step_began = step, now
-        self.at("reading data")
+        self.at(_READING)
+
+    @property
+    def step_began(self) -> float:
+        """When this step began, on the monotonic clock; 0 before the first."""
+        return self._step_began or 0.0
 
     def at(self, phase: str) -> None:
         """This rank has got as far as `phase` now."""
-        self._phase, self._since = phase, time.monotonic()
+        now = time.monotonic()
+        if self._phase == _READING:
+            self.read_s += now - self._entered
+        self._phase, self._since, self._entered = phase, now, now
 
     def meeting(self) -> None:
         """From here on this rank waits for the others."""

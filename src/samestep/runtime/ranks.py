@@ -39,6 +39,7 @@ class Runtime:
     store: tuple[str, int] | None = None  # the launcher's, which outlives any rank
     verdict: Path | None = None  # the file that appears when the job has lost a node
     left_out: tuple[str, ...] = ()  # nodes that this job does without
+    array: str | None = None  # the SLURM job array, whose tasks are one sweep
 
     @property
     def is_main(self) -> bool:
@@ -64,6 +65,7 @@ def read_runtime() -> Runtime:
         ends_at=float(env["SLURM_JOB_END_TIME"]) if env.get("SLURM_JOB_END_TIME", "").isdigit() else None,
         verdict=Path(env["SAMESTEP_VERDICT"]) if "SAMESTEP_VERDICT" in env else None,
         left_out=tuple(env.get("SAMESTEP_LEFT_OUT", "").split()),
+        array=array,
         store=(env.get("MASTER_ADDR", "127.0.0.1"), int(env["MASTER_PORT"])) if env.get("MASTER_PORT", "").isdigit() else None,
     )
 

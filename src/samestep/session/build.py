@@ -27,7 +27,7 @@ from samestep.runtime import Runtime
 from samestep.session.data import notes_on_data, read_data, refuse_other_data
 from samestep.session.model import make_after_step, make_model, notes_on, refuse_unequal_models
 from samestep.task import Task
-from samestep.tracking import NullTracker, Reports, Tracker
+from samestep.tracking import NullTracker, Pace, Reports, Tracker
 
 _COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 
@@ -125,7 +125,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         evaluator=evaluator,
         convergence=Convergence(config.converge, values.get("best"), values.get("waited", 0)),
         best=Best(config.checkpoint.best, values.get("best_metric"), values.get("best_step")),
-        reports=Reports(tracker, config, plan, num_steps),
+        reports=Reports(tracker, config, plan, num_steps, Pace(task.unit, plans.watch, device, first_step)),
         tracker=tracker,
         stop=plans.stop,
         saver=NullSaver(),

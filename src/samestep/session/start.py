@@ -18,6 +18,7 @@ from samestep.run_folder import RunFolder, write_atomically
 from samestep.runtime import Runtime
 from samestep.slurm.controller import jobs_now
 from samestep.task import Task
+from samestep.tracking import RunInfo, find_tracker
 
 
 @dataclass
@@ -36,6 +37,8 @@ class Start:
 
 def open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime) -> Start:
     """Take the run folder and find where the run stands; only rank 0 does this."""
+    for name in config.track.also:
+        find_tracker(name)
     folder.take(runtime.host, runtime.job)
     try:
         state = folder.read_state()
@@ -73,7 +76,7 @@ def _refuse_beside_a_job(folder: RunFolder, job: str, runtime: Runtime) -> None:
 
 
 def _new_id() -> str:
-    return "".join(random.SystemRandom().choices(string.ascii_lowercase + string.digits, k=8))
+    return os.environ.get("WANDB_RUN_ID") or "".join(random.SystemRandom().choices(string.ascii_lowercase + string.digits, k=8))
 
 
 def begin(
@@ -108,4 +111,17 @@ def begin(
         left_out=list(runtime.left_out),
         kind=kind,
         code=snapshot.versions(task),
+    )
+
+
+def info_for_trackers(config: Config, folder: RunFolder, runtime: Runtime, start: Start) -> RunInfo:
+    """What trackers are told; metrics.jsonl has been cut back to where the run goes on."""
+    return RunInfo(
+        name=folder.name,
+        path=folder.path,
+        config=config.resolved(),
+        id=start.wandb_id,
+        group=f"sweep-{runtime.array}" if runtime.array else None,
+        first_step=start.resumed_from,
+        kept_bytes=folder.metrics.stat().st_size if folder.metrics.exists() else 0,
     )

@@ -12,7 +12,8 @@ from samestep.batches import Plan
 from samestep.config import Config
 from samestep.errors import TrainingError
 from samestep.exact import Scalar, Totals, fingerprint
-from samestep.tracking.sinks import Row
+from samestep.metric_rows import Row
+from samestep.tracking.pace import Pace
 from samestep.tracking.tracker import NullTracker, Tracker
 
 
@@ -31,12 +32,13 @@ class Reports:
 
     Args:
         plan: for the epoch of a row, the line at an epoch's end, and the rows of a step that counts none.
+        pace: what the steps take, which a row has beside their numbers.
     """
 
-    def __init__(self, tracker: Tracker | NullTracker, config: Config, plan: Plan, num_steps: int) -> None:
+    def __init__(self, tracker: Tracker | NullTracker, config: Config, plan: Plan, num_steps: int, pace: Pace) -> None:
         self._tracker, self._every, self._fingerprint = tracker, config.track.every, config.track.fingerprint
         self._epochs, self._steps_per_epoch, self._num_steps = config.epochs, plan.steps_per_epoch, num_steps
-        self._plan, self._micro_batches = plan, config.micro_batches
+        self._plan, self.pace = plan, pace
         self._skips_overflows = config.precision == "fp16"
         self._posted: list[_Posted] = []
         self._epoch_loss = self._epoch_weight = 0.0
@@ -47,6 +49,8 @@ class Reports:
 
         Raises TrainingError on a loss or norm that is not finite.
         """
+        if self.pace.is_paused:
+            self.pace.go_on()
         prints = fingerprint(grads) if self._fingerprint and self._is_tracked(step + 1) else None
         values, names = [total.loss, total.weight, norm, *total.numbers.values()], list(total.numbers)
         if not isinstance(total.loss, torch.Tensor):
@@ -61,11 +65,15 @@ class Reports:
             self._read(self._posted.pop(0))
 
     def flush(self, finished: int | None = None) -> None:
-        """Read what is on its way; after a fault only what belongs to the first `finished` steps, for the rest never came."""
+        """Read what is on its way, before an evaluation, a save, or the end.
+
+        After a fault read only what belongs to the first `finished` steps, for the rest never came.
+        """
         while self._posted:
             posted = self._posted.pop(0)
             if finished is None or posted.step < finished:
                 self._read(posted)
+        self.pace.pause()
 
     def _read(self, posted: _Posted) -> None:
         if posted.arrived is not None:
@@ -93,6 +101,7 @@ class Reports:
                 row["fingerprint"] = sum(prints) & 0xFFFFFFFFFFFFFFFF
                 if self._fingerprint == "parameters":
                     row["fingerprints"] = prints
+            row |= self.pace.columns(step, self._weight)
             self._tracker.step(row, self._weight)
             self._weight = 0.0
         if self._epochs:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import collections
+import functools
 import math
 import sys
 import time
 
 from tqdm import tqdm
 
-from samestep.config import Config
+from samestep.config import Track
+from samestep.metric_rows import Row
 from samestep.run_folder import RunFolder
-from samestep.tracking.sinks import Metrics, Row, Wandb, wandb_mode
+from samestep.tracking.background import Background, RunInfo
+from samestep.tracking.others import find_tracker
+from samestep.tracking.sinks import Metrics
+from samestep.tracking.wandb_run import WandbRun, wandb_mode
 
 RECENT_ROWS = 8  # kept in every checkpoint, for the case that rank 0 dies between a step and its row
 
@@ -19,13 +24,14 @@ RECENT_ROWS = 8  # kept in every checkpoint, for the case that rank 0 dies betwe
 class Tracker:
     """What rank 0 records and shows. The other ranks have a `NullTracker`, so that nobody asks who they are."""
 
-    def __init__(self, config: Config, folder: RunFolder, run_id: str, num_steps: int, first_step: int, unit: str) -> None:
-        self._unit, self._num_steps, self._first_step = unit, num_steps, first_step
-        self._sinks: list[Metrics | Wandb] = [Metrics(folder, self.line)]
-        if (mode := wandb_mode(config.track.wandb)) != "off":
-            self._sinks.append(Wandb(config, mode, folder, run_id, self.line))
+    def __init__(self, settings: Track, run: RunInfo, num_steps: int, unit: str) -> None:
+        self._unit, self._num_steps, self._first_step = unit, num_steps, run.first_step
+        self._others = [Background(name, functools.partial(find_tracker(name), run), self.line) for name in settings.also]
+        if (mode := wandb_mode(settings.wandb)) != "off":
+            self._others.append(Background("wandb", lambda: WandbRun(run, mode), self.line))
+        self._sinks: list[Metrics | Background] = [Metrics(RunFolder(run.path), self.line), *self._others]
         self._bar = (
-            tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, leave=False)
+            tqdm(total=num_steps, initial=run.first_step, unit="step", dynamic_ncols=True, leave=False)
             if sys.stderr.isatty()
             else None
         )
@@ -42,7 +48,7 @@ class Tracker:
     def step(self, row: Row, weight: float) -> None:
         """Record a tracked step; `weight` is what the steps since the last one came to (tokens, samples)."""
         for sink in self._sinks:
-            sink.log(row)
+            sink.row(row)
         self.last.update(row)
         self.recent.append(row)
         self._counted += weight
@@ -50,13 +56,20 @@ class Tracker:
 
     def evaluated(self, row: Row) -> None:
         for sink in self._sinks:
-            sink.log(row)
+            sink.row(row)
         self.last.update(row)
         self.recent.append(row)
         for key, value in row.items():
             if key[:5] == "eval_" and math.isnan(value):
                 self.line(f"WARNING: {key} is nan at step {row['step']}: no row counts for it (weight 0), or its sum is nan")
         self.line(f"step {row['step']}  " + "  ".join(f"{key} {value:.4f}" for key, value in row.items() if key[:5] == "eval_"))
+
+    def shown(self, step: int, text: str) -> None:
+        """Print what the task shows of its trained model, and hand it to the trackers that keep text."""
+        if text:
+            self.line(text)
+            for tracker in self._others:
+                tracker.row({"step": step, "shown": text})
 
     def _show(self, row: Row) -> None:
         now = time.monotonic()
@@ -97,5 +110,7 @@ class NullTracker:
     def evaluated(self, row: Row) -> None:
         self.last.update(row)
         self.recent.append(row)
+
+    def shown(self, step: int, text: str) -> None: ...
 
     def close(self, patience_s: float) -> None: ...
