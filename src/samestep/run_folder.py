@@ -111,6 +111,14 @@ class RunFolder:
     def wandb(self) -> Path:
         return self.path / "wandb"
 
+    @property
+    def shown(self) -> Path:
+        return self.path / "shown.txt"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
     def log(self, rank: int) -> Path:
         return self.logs / f"rank-{rank:04d}.log"
 
@@ -134,23 +142,17 @@ class RunFolder:
 
     def sync_metrics(self) -> None:
         """Make the rows durable: a checkpoint carries only the last few."""
-        with contextlib.suppress(FileNotFoundError):
-            handle = os.open(self.metrics, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+        with contextlib.suppress(FileNotFoundError), self.metrics.open("rb") as file:
+            os.fsync(file.fileno())
 
     def create(self) -> None:
         self.logs.mkdir(parents=True, exist_ok=True)
 
     def read_state(self) -> dict[str, Any]:
         """What state.json says; empty for a run that has none yet."""
-        try:
-            state: dict[str, Any] = json.loads(self.state.read_text())
-        except FileNotFoundError:
-            return {}
-        return state
+        with contextlib.suppress(FileNotFoundError):
+            return dict[str, Any](json.loads(self.state.read_text()))
+        return {}
 
     def write_state(self, **changes: Any) -> dict[str, Any]:
         """Lay changes over state.json. Only the owner calls this while a run is alive."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import collections
 import json
-import os
 import socket
 import time
 from collections.abc import Iterator
@@ -14,12 +12,12 @@ from typing import Any
 import psutil
 
 from samestep.errors import UsageError
+from samestep.last_rows import last_rows
 from samestep.run_folder import RunFolder
 from samestep.slurm.controller import JobState, jobs_now
 
 _COLUMNS = ("run", "state", "step", "loss", "steps/s", "left", "job", "nodes", "restarts", "saved")
 _LAST_ROWS = 50
-_TAIL_BYTES = 65_536
 
 
 def runs_in(runs: str) -> list[RunFolder]:
@@ -57,7 +55,7 @@ def facts(folders: list[RunFolder]) -> list[dict[str, Any]]:
 
 
 def _facts(folder: RunFolder, state: dict[str, Any], jobs: list[JobState]) -> dict[str, Any]:
-    rows = _last_rows(folder)
+    rows = last_rows(folder, _LAST_ROWS)
     step = max([int(state.get("step") or 0), *(row["step"] for row in rows)])
     total, rate = state.get("num_steps"), _rate(rows)
     status = str(state.get("status", "queued"))
@@ -85,22 +83,6 @@ def _facts(folder: RunFolder, state: dict[str, Any], jobs: list[JobState]) -> di
         "saved": time.time() - newest if newest else None,
         "reason": state.get("reason") or None,
     }
-
-
-def _last_rows(folder: RunFolder) -> list[dict[str, Any]]:
-    try:
-        with folder.metrics.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = collections.deque(file.read().splitlines(), maxlen=_LAST_ROWS)
-    except OSError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # the first may begin in its middle, the last may not be whole yet
-            continue
-    return rows
 
 
 def _rate(rows: list[dict[str, Any]]) -> float | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import sys
 import time
 from dataclasses import dataclass
 
-import torch
 from accelerate import Accelerator
 
 from samestep.checkpoint import Checkpoints, Saved, Saver, capture, read_chosen, weights_hash
@@ -25,13 +23,14 @@ from samestep.control import (
     make_board,
 )
 from samestep.device_kind import device_kind, differences
-from samestep.errors import Stopped, TrainingError, UsageError, place_in_user_code
+from samestep.errors import Stopped, TrainingError, UsageError
 from samestep.exact import check_world_size
 from samestep.loop import Training, train
 from samestep.run_folder import RunFolder
 from samestep.runtime import Runtime
 from samestep.session.build import Plans, build, make_accelerator
 from samestep.session.failure import mistake_behind, record_failure, save_what_is_finished
+from samestep.session.shown import show
 from samestep.session.start import Start, begin, open_run
 from samestep.task import Task, load_task
 from samestep.tracking import NullTracker, Tracker, cut_back
@@ -92,8 +91,7 @@ class _Rank:
         agreed(lambda: _see_the_start(self.folder, self.runtime))
         self.train(run, saver, board)
         if self.runtime.is_main:
-            if shown := _shown(run):
-                print(shown)
+            show(run, self.folder)
             print(f"weights {self.folder.read_state()['weights']}", flush=True)
 
     def say(self, *words: str) -> None:
@@ -214,18 +212,6 @@ def _try_evaluation(run: Training) -> None:
     with run.purity.evaluation():
         run.evaluator.names(run.model, wanted=set())
     run.watch.meeting()
-
-
-def _shown(run: Training) -> str:
-    """What the task shows of its trained model; the run is done by now, and whatever goes wrong here is a warning."""
-    model = run.model.eval()
-    # Compiled blocks step aside, for here each length would be a new shape.
-    eager = torch.compiler.set_stance("force_eager") if run.config.compile else contextlib.nullcontext()
-    try:
-        with eager:
-            return run.task.show(model)
-    except Exception as error:
-        return f"WARNING: show() failed ({type(error).__name__}: {error}{place_in_user_code(error)}); the run itself is done"
 
 
 def make_saver(run: Training, folder: RunFolder, kind: dict[str, str]) -> Saver:

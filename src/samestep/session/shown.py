@@ -1,0 +1,26 @@
+"""What a task shows of its trained model."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from samestep.errors import place_in_user_code
+from samestep.loop import Training
+from samestep.run_folder import RunFolder, write_atomically
+
+
+def show(run: Training, folder: RunFolder) -> None:
+    """Print it and keep it beside the run; that is done by now, and whatever goes wrong here is a warning."""
+    model = run.model.eval()
+    # Compiled blocks step aside, for here each length would be a new shape.
+    eager = torch.compiler.set_stance("force_eager") if run.config.compile else contextlib.nullcontext()
+    try:
+        with eager:
+            shown = run.task.show(model)
+        if shown:
+            print(shown)
+            write_atomically(folder.shown, shown)
+    except Exception as error:
+        print(f"WARNING: show() failed ({type(error).__name__}: {error}{place_in_user_code(error)}); the run itself is done")
