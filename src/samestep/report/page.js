@@ -4,10 +4,11 @@
   const place = document.getElementById("plots");
   const several = data.names.length > 1;
   const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];  // once the eight colours are taken
-  const HEIGHT = 250;
+  const HEIGHT = 260;
   const colour = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const drawn = new Map(data.drawn.map((run, slot) => [run, slot]));  // run → its colour's number
   const logarithmic = new Set();
+  const steps = [0, Math.max(1, ...data.plots.flatMap(plot => plot.curves.map(curve => curve.x.at(-1))))];  // of all plots alike
   let charts = [];
 
   function shown(value) {
@@ -72,14 +73,18 @@
     const curves = [...plot.curves.filter(grey), ...plot.curves.filter(curve => !grey(curve))];  // colours above the greys
     const values = curve => log ? curve.y.map(value => value > 0 ? value : null) : curve.y;
     const joined = uPlot.join(curves.map(curve => [curve.x, values(curve)]));
-    const axis = {stroke: () => colour("--faint"), grid: {stroke: () => colour("--grid"), width: 1}, ticks: {show: false}, font: "12px system-ui, sans-serif"};
+    const axis = {
+      stroke: () => colour("--faint"), grid: {stroke: () => colour("--grid"), width: 1}, ticks: {show: false},
+      font: "12px system-ui, sans-serif", labelFont: "12px system-ui, sans-serif", labelSize: 20, labelGap: 2,
+    };
+    const isWhole = (least, most) => least === joined[0][0] && most === joined[0].at(-1);
     const points = curve => ({show: curve.x.length <= 40, size: 5});
     return new uPlot({
       width: box.clientWidth, height: HEIGHT,
-      scales: {x: {time: false}, y: {distr: log ? 3 : 1}},
+      scales: {x: {time: false, range: (chart, least, most) => isWhole(least, most) ? steps : [least, most]}, y: {distr: log ? 3 : 1}},
       axes: [
-        {...axis, values: (chart, found) => ticks(found)},
-        {...axis, size: 62, values: (chart, found) => ticks(found)},
+        {...axis, label: "step", size: 28, values: (chart, found) => ticks(found)},
+        {...axis, label: plot.unit || undefined, size: 58, values: (chart, found) => ticks(found)},
       ],
       series: [
         {label: "step", value: (chart, value) => shown(value)},
@@ -93,11 +98,11 @@
   function draw() {
     place.replaceChildren();
     const boxes = data.plots.map(plot => {
-      const card = document.createElement("div"), title = document.createElement("h2"), unit = document.createElement("small");
+      const card = document.createElement("div"), title = document.createElement("h2"), note = document.createElement("small");
       card.className = "plot";
       title.textContent = plot.title;
-      unit.textContent = plot.unit + (plot.curves.some(curve => curve.thinned) ? " · least and greatest of each stretch" : "");
-      title.append(unit);
+      note.textContent = plot.curves.some(curve => curve.thinned) ? "least and greatest of each stretch of steps" : "";
+      title.append(note);
       if (plot.log) {
         const button = document.createElement("button");
         button.className = "log";
@@ -155,7 +160,10 @@
 
   for (const button of document.querySelectorAll(".mark")) button.onclick = () => choose(Number(button.dataset.run));
   for (const table of document.querySelectorAll(".runs")) {
-    [...table.tHead.rows[0].cells].forEach((cell, column) => { cell.firstChild.onclick = () => sort(table, column); });
+    [...table.tHead.rows[0].cells].forEach((cell, column) => {
+      cell.className = table.tBodies[0].rows[0].cells[column].className;
+      cell.firstChild.onclick = () => sort(table, column);
+    });
   }
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const turn = theme => { document.documentElement.dataset.theme = theme; draw(); };

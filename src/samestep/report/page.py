@@ -17,6 +17,7 @@ from samestep.report.record import Record
 _HERE = Path(__file__).parent
 _MOST_BYTES = 480_000
 _MOST_POINTS = 24_000  # all curves together; a point takes 12 to 20 bytes
+_HINT = "Drag over a plot to zoom, double-click to see all again. Dashed lines are restarts."
 _COLOURS = 8  # runs that are drawn in colour at first
 _MOST_FOLDED = 12  # runs with a part of their own on a page of several
 
@@ -51,7 +52,7 @@ def _page(records: list[Record], points: int) -> str:
         "body",
         _header(title, records),
         tag("main", *(_of_one(one) if one else _of_several(records))),
-        tag("footer", f"samestep {__version__} made this page on {moment(time.time())} UTC."),
+        tag("footer", f"{_HINT} samestep {__version__} made this page on {moment(time.time())} UTC."),
         tag("script", Markup(script_text(data)), type="application/json", id="data"),
         *(tag("script", Markup(text)) for text in scripts[1:]),
     )

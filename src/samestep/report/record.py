@@ -6,6 +6,7 @@ import array
 import contextlib
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,14 +68,17 @@ class Record:
 
 def read(folder: RunFolder, status: str) -> Record:
     """A run's record; what its folder lacks is empty."""
-    rows = {True: _Columns(), False: _Columns()}  # training rows, evaluations
-    numbers: dict[str, _Columns] = {}
+    clocks, numbers = _Columns(), _Columns()
     for row in _rows(folder):
-        step = row["step"]
-        rows["loss" in row].add(step, row.get("time"))
+        step, is_training = row["step"], "loss" in row
+        clocks[is_training][0].append(step)
+        clocks[is_training][1].append(row.get("time") or math.nan)
         for key, value in row.items():
-            if key not in _NO_CURVE and (value is None or type(value) in (int, float)):
-                numbers.setdefault(key, _Columns()).add(step, value)
+            if key not in _NO_CURVE and (value is None or type(value) in (float, int)):
+                steps, values = numbers[key]
+                steps.append(step)
+                values.append(math.nan if value is None else value)
+    (steps, times), (eval_steps, eval_times) = (map(_finite, clocks[is_training]) for is_training in (True, False))
     config, origins = _config(folder)
     return Record(
         name=folder.path.resolve().name,
@@ -84,33 +88,26 @@ def read(folder: RunFolder, status: str) -> Record:
         origins=origins,
         starts=_starts(folder),
         shown=_text(folder)[:_MOST_SHOWN],
-        steps=rows[True].first,
-        times=rows[True].second,
-        eval_steps=rows[False].first,
-        eval_times=rows[False].second,
-        curves={key: Curve(found.first, found.second) for key, found in numbers.items()},
+        steps=steps,
+        times=times,
+        eval_steps=eval_steps,
+        eval_times=eval_times,
+        curves={key: Curve(*map(_finite, found)) for key, found in numbers.items()},
     )
 
 
-class _Columns:
-    """Two columns of numbers that grow, 16 bytes a row: there may be millions."""
+class _Columns(dict[Any, tuple["array.array[float]", "array.array[float]"]]):
+    """By name two columns of numbers that grow: there may be millions of rows, and all else is slower."""
 
-    def __init__(self) -> None:
-        self._first, self._second = array.array("d"), array.array("d")
+    def __missing__(self, name: Any) -> tuple[array.array[float], array.array[float]]:
+        self[name] = (array.array("d"), array.array("d"))
+        return self[name]
 
-    def add(self, first: float, second: float | None) -> None:
-        self._first.append(first)
-        self._second.append(float("nan") if second is None else second)
 
-    @property
-    def first(self) -> Floats:
-        return np.array(self._first)
-
-    @property
-    def second(self) -> Floats:
-        values = np.array(self._second)
-        values[~np.isfinite(values)] = np.nan
-        return values
+def _finite(column: array.array[float]) -> Floats:
+    values = np.array(column)
+    values[~np.isfinite(values)] = np.nan
+    return values
 
 
 def _rows(folder: RunFolder) -> Iterator[dict[str, Any]]:
