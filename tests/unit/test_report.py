@@ -301,7 +301,8 @@ def test_a_sweep_of_hundreds_stays_small(tmp_path: Path) -> None:
 
 def test_a_report_imports_no_torch(workplace: Workplace) -> None:
     tormented(workplace.path / "runs")
-    code = "import sys; from samestep.cli import cli; cli.main(['report', 'tormented'], standalone_mode=False); print('torch' in sys.modules)"
+    code = "import sys; from samestep.cli import cli; cli.main(['report', 'tormented'], standalone_mode=False)"
+    code += "; print('torch' in sys.modules)"
     done = workplace.command(sys.executable, "-c", code)
     assert done.out.splitlines() == ["runs/tormented/report.html", "False"], done.err
 

@@ -96,6 +96,7 @@
   }
 
   function draw() {
+    charts.forEach(chart => chart.destroy());
     place.replaceChildren();
     const boxes = data.plots.map(plot => {
       const card = document.createElement("div"), title = document.createElement("h2"), note = document.createElement("small");

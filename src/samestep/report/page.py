@@ -74,8 +74,9 @@ _PLOTS = Markup('<section id="plots"></section>')
 
 
 def _of_one(record: Record) -> tuple[Markup, ...]:
-    parts = (sections.where_time_went, sections.starts, sections.shown, sections.config, sections.machine)
-    return (sections.reason(record), sections.tiles(record), _PLOTS, *(part(record) for part in parts))
+    parts = (sections.where_time_went, sections.starts, sections.shown)
+    beside = tag("div", sections.config(record), sections.machine(record), class_="beside")
+    return (sections.reason(record), sections.tiles(record), _PLOTS, *(part(record) for part in parts), beside)
 
 
 def _of_several(records: list[Record]) -> tuple[Markup, ...]:
