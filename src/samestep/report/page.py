@@ -54,6 +54,7 @@ def _page(records: list[Record], points: int) -> str:
         tag("main", *(_of_one(one) if one else _of_several(records))),
         tag("footer", f"{_HINT} samestep {__version__} made this page on {moment(time.time())} UTC."),
         tag("script", Markup(script_text(data)), type="application/json", id="data"),
+        Markup(f"<!-- uPlot's licence:\n{(_HERE / 'uPlot.LICENSE').read_text()}-->"),
         *(tag("script", Markup(text)) for text in scripts[1:]),
     )
     return f'<!doctype html>\n<html lang="en">{head}{body}</html>\n'
