@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from samestep.report.thinning import thinned
 from samestep.report.timeline import mean_steps_per_s, starts_of, steps_per_s, time_split
 from samestep.run_folder import RunFolder
 
+NAME = '<u>run&" onclick="alert(4)'
 BEGUN = 1_700_000_000.0
 CONFIG = """# mine.yaml
 task: mine.py:Mine
@@ -93,6 +95,7 @@ class Page(HTMLParser):
         super().__init__()
         self.words: list[str] = []
         self.tags: list[str] = []
+        self.attributes: set[str] = set()
         self._data = ""
         self._inside = self._id = ""
         self.feed(text)
@@ -101,6 +104,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self._inside, self._id = tag, dict(attrs).get("id") or ""
+        self.attributes |= {name for name, _ in attrs}
 
     def handle_endtag(self, tag: str) -> None:
         self._inside = self._id = ""
@@ -191,25 +195,28 @@ def test_throughput_counts_neither_gaps_between_starts_nor_evaluation(tmp_path: 
 
 def test_waiting_for_data_is_shown_where_the_rows_have_it(tmp_path: Path) -> None:
     make(tmp_path, "run", [row(10, 10, data_wait_s=2.5), row(20, 20, data_wait_s=1.5, tokens_per_s=640.0)], [start(0, 0)])
-    assert spent(read(RunFolder(tmp_path / "run"), "done"))["waiting for data"] == 4.0
+    found = spent(read(RunFolder(tmp_path / "run"), "done"))
+    assert (found["waiting for data"], found["training"]) == pytest.approx((4, 16))
     page = written(tmp_path, "run")
     assert page.plot("Waiting for data")[0]["y"] == [2.5, 1.5]
     assert page.plot("Throughput")[0]["name"] == "tokens_per_s"
 
 
 def test_what_users_write_is_text_and_never_markup(tmp_path: Path) -> None:
-    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    evil = """</script><script>alert(1)</script><img src=x onerror=alert(2)>" onclick="alert(3)' onload='"""
     config = f"# default\ntrack: {{notes: {json.dumps(evil)}}}\n"
-    folder = make(tmp_path, "<b>run&", [row(10, 10, **{evil: 1.0})], [start(0, 0)], config=config, reason=evil, host=evil)
+    folder = make(tmp_path, NAME, [row(10, 10, **{evil: 1.0})], [start(0, 0)], config=config, reason=evil, host=evil)
     folder.shown.write_text(evil)
     make(tmp_path, "other", [row(10, 10)], [start(0, 0)])
-    for names in (["<b>run&"], ["<b>run&", "other"]):
+    for names in ([NAME], [NAME, "other"]):
         page = written(tmp_path, *names)
+        assert re.search(r'id="data">[^<]*</script>', (tmp_path / "page.html").read_text())
+        assert not [name for name in page.attributes if name.startswith("on")]
         assert page.tags.count("script") == 4  # the theme, the data, uPlot, the page's own
-        assert not {"img", "b>run&"} & set(page.tags)
+        assert not {"img", "u"} & set(page.tags)
         assert page.words.count(evil) >= 3
         assert page.plot(evil)[0]["y"] == [1.0]
-        assert page.data["names"][0] == "<b>run&"
+        assert page.data["names"][0] == NAME
 
 
 def test_what_is_not_finite_is_a_gap(tmp_path: Path) -> None:
@@ -256,7 +263,7 @@ def test_thinning_keeps_the_ends_the_extremes_and_the_gaps() -> None:
     assert len(few.steps) <= 103
     assert (few.steps[0], few.steps[-1]) == (0, 9999)
     assert few.values[few.steps == 7001] == [50]
-    assert np.isnan(few.values[few.steps == 5000]).all()
+    assert np.isnan(few.values[few.steps == 5000]).tolist() == [True]
     whole = Curve(np.arange(50.0), values[:50])
     assert thinned(whole, 50) is whole
 

@@ -33,7 +33,8 @@ def test_the_table_is_as_wide_as_the_terminal_and_keeps_what_matters() -> None:
         lines = status.table(runs, width).splitlines()
         assert max(map(len, lines)) <= width
         assert [line.split()[0] for line in lines] == ["run", "first", "a-much-longer-name-of-a-run"]
-    assert status.table(runs, 80).splitlines()[0].split()[:4] == ["run", "state", "step", "loss"]
+    assert status.table(runs, 80).splitlines()[0].split() == ["run", "state", "step", "loss", "steps/s", "left", "restarts"]
+    assert status.table(runs, 60).splitlines()[0].split() == ["run", "state", "step", "loss", "left"]
     assert status.table(runs, 200) == whole
 
 
