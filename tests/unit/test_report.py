@@ -240,12 +240,12 @@ def test_a_run_without_rows_has_a_page(tmp_path: Path, status: str) -> None:
 
 def test_a_million_rows_are_half_a_megabyte_with_every_spike(tmp_path: Path) -> None:
     steps = np.arange(1, 1_000_001)
-    loss, norm = 1 / np.sqrt(steps), np.ones(len(steps))
+    loss, norm = 1e-5 / np.sqrt(steps), 1e-5 * np.random.default_rng(0).random(len(steps))  # long to write
     loss[[123_456, 765_432]], norm[500_000] = (99.0, -5.0), 1e9
     folder = make(tmp_path, "long", [], [start(0, 0)], step=len(steps))
     with folder.metrics.open("w") as file:
         file.writelines(
-            f'{{"step": {step}, "epoch": 1, "time": {BEGUN + step}, "loss": {a}, "lr": 0.002, "grad_norm": {b}}}\n'
+            f'{{"step": {step}, "epoch": 1, "time": {BEGUN + step}, "loss": {a}, "lr": {a}, "grad_norm": {b}}}\n'
             for step, a, b in zip(steps.tolist(), loss.tolist(), norm.tolist(), strict=True)
         )
     page = written(tmp_path, "long")

@@ -16,7 +16,7 @@ from samestep.report.record import Record
 
 _HERE = Path(__file__).parent
 _MOST_BYTES = 480_000
-_MOST_POINTS = 24_000  # all curves together; a point takes 12 to 20 bytes
+_MOST_POINTS = 48_000  # all curves together, at first; a point takes 12 to 20 bytes
 _HINT = "Drag over a plot to zoom, double-click to see all again. Dashed lines are restarts."
 _COLOURS = 8  # runs that are drawn in colour at first
 _MOST_FOLDED = 12  # runs with a part of their own on a page of several
