@@ -75,9 +75,9 @@ def read(folder: RunFolder, status: str) -> Record:
         clocks[is_training][1].append(row.get("time") or math.nan)
         for key, value in row.items():
             if key not in _NO_CURVE and (value is None or type(value) in (float, int)):
-                steps, values = numbers[key]
-                steps.append(step)
-                values.append(math.nan if value is None else value)
+                where, found = numbers[key]
+                where.append(step)
+                found.append(math.nan if value is None else value)
     (steps, times), (eval_steps, eval_times) = (map(_finite, clocks[is_training]) for is_training in (True, False))
     config, origins = _config(folder)
     return Record(
@@ -92,7 +92,7 @@ def read(folder: RunFolder, status: str) -> Record:
         times=times,
         eval_steps=eval_steps,
         eval_times=eval_times,
-        curves={key: Curve(*map(_finite, found)) for key, found in numbers.items()},
+        curves={key: Curve(*map(_finite, pair)) for key, pair in numbers.items()},
     )
 
 
