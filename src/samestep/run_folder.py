@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from samestep.errors import Overtaken, TrainingError, UsageError
+from samestep.run_paths import RunPaths
 
 _WAIT_FOR_OWNER_S = 60.0
 _DISCARDING_S = 5.0
@@ -50,11 +51,11 @@ def default_name(config: str, job: str | None) -> str:
     return f"{stem}-{job}" if job else f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-class RunFolder:
-    """The one place that knows where a run keeps what."""
+class RunFolder(RunPaths):
+    """A run's folder: who owns it, what state it is in, and its starts."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self._lock: int | None = None
         self._writing = threading.Lock()  # state.json is read and written by a saving thread too
         self._start: int | None = None
@@ -74,55 +75,6 @@ class RunFolder:
             if (path / "state.json").is_file():
                 return cls(path)
         raise UsageError(f"{run}: found no such run; write the name of a folder under {runs}, or a path")
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def state(self) -> Path:
-        return self.path / "state.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
-    @property
-    def starts(self) -> Path:
-        return self.path / "starts"
-
-    @property
-    def sources(self) -> Path:
-        return self.path / "sources"
-
-    @property
-    def wandb(self) -> Path:
-        return self.path / "wandb"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    def profile(self, step: int) -> Path:  # of the steps from this one on
-        return self.path / "profile" / f"step-{step:08d}.json.gz"
-
-    def log(self, rank: int) -> Path:
-        return self.logs / f"rank-{rank:04d}.log"
-
-    def failure(self, rank: int) -> Path:
-        return self.logs / f"rank-{rank:04d}.failure.json"
 
     def failures(self) -> list[dict[str, Any]]:
         """What the failed ranks of the latest start wrote, first the one to blame, then in order of time."""
@@ -149,11 +101,9 @@ class RunFolder:
 
     def read_state(self) -> dict[str, Any]:
         """What state.json says; empty for a run that has none yet."""
-        try:
-            state: dict[str, Any] = json.loads(self.state.read_text())
-        except FileNotFoundError:
-            return {}
-        return state
+        with contextlib.suppress(FileNotFoundError):
+            return dict[str, Any](json.loads(self.state.read_text()))
+        return {}
 
     def write_state(self, **changes: Any) -> dict[str, Any]:
         """Lay changes over state.json. Only the owner calls this while a run is alive."""

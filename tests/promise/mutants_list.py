@@ -26,6 +26,7 @@ ONE_RANK = f"{CASES}::test_what_only_one_rank_does_is_refused_on_all"
 HOOK = "tests/distributed/test_exact.py::test_the_hook_can_be_forced_on_one_process"
 OPTIM, GRADIENTS, BATCHES = "tests/unit/test_optim.py", "tests/unit/test_gradients.py", "tests/unit/test_batches.py"
 TREE, ORDER, SAVING = "tests/unit/test_tree.py", "tests/unit/test_order.py", "tests/unit/test_checkpoint.py"
+REPORT = "tests/unit/test_report.py"
 CONTROL, TRACKING, IDENTITY = "tests/unit/test_control.py", "tests/unit/test_tracking.py", "tests/unit/test_identity.py"
 
 _RATES = [
@@ -753,4 +754,21 @@ _WATCH = [
     ),
 ]
 
-MUTANTS = [*_RATES, *_SUM, *_SEEDS, *_ROWS, *_BUFFERS, *_STATE, *_EVALUATION, *_WATCH]
+_SEEN = [
+    Mutant(
+        "gaps-between-starts-in-the-pace",
+        "report/timeline.py",
+        "(np.diff(of_start) == 0) & ",
+        "",
+        (f"{REPORT}::test_throughput_counts_neither_gaps_between_starts_nor_evaluation",),
+    ),
+    Mutant(
+        "tags-in-a-reports-data",
+        "report/markup.py",
+        'text.replace("<", "\\\\u003c")',
+        "text",
+        (f"{REPORT}::test_what_users_write_is_text_and_never_markup",),
+    ),
+]
+
+MUTANTS = [*_SEEN, *_RATES, *_SUM, *_SEEDS, *_ROWS, *_BUFFERS, *_STATE, *_EVALUATION, *_WATCH]

@@ -17,14 +17,14 @@ from samestep.config import Config, load_config
 
 SOURCE = ROOT / "src" / "samestep"
 ROWS = [
-    ["errors", "randomness", "hash_order", "metric_rows"],
+    ["errors", "randomness", "hash_order", "run_paths", "metric_rows"],
     ["runtime", "run_folder"],
-    ["snapshot"],
+    ["snapshot", "last_rows"],
     ["task"],
     ["script"],
     ["config"],
     ["exact", "control", "batches", "fused_adam", "optimizers", "schedules", "device_kind", "regional_compile"],
-    ["checkpoint", "optim", "tracking", "tasks", "evaluation", "checks", "slurm"],
+    ["checkpoint", "optim", "tracking", "tasks", "evaluation", "checks", "slurm", "report"],
     ["loop"],
     ["session"],
     ["commands"],

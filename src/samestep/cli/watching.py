@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -47,6 +48,24 @@ def logs(run: str, rank: int | None, runs: str, follow: bool) -> None:
         click.echo(line, nl=False)
 
 
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="RUN...")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Where to write it.")
+@click.option("--runs", default="runs", show_default=True, help="The folder of run folders.")
+def report(names: tuple[str, ...], out: Path | None, runs: str) -> None:
+    """Write a page about RUN, or about several: curves, where the time went, config, machine. It needs no network.
+
+    \b
+    Examples:
+      samestep report first                       runs/first/report.html
+      samestep report runs/sweep-*                one page to compare them all, ./report.html
+      samestep report first second --out both.html
+    """
+    from samestep.commands import report as command
+
+    click.echo(command.report(names, runs, out))
+
+
 def add_watching(cli: click.Group) -> None:
-    for command in (status, logs):
+    for command in (status, logs, report):
         cli.add_command(command)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import collections
 import json
-import os
+import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +14,14 @@ from typing import Any
 import psutil
 
 from samestep.errors import UsageError
+from samestep.last_rows import last_rows
 from samestep.run_folder import RunFolder
 from samestep.slurm.controller import JobState, jobs_now
 
 _COLUMNS = ("run", "state", "step", "loss", "steps/s", "left", "job", "nodes", "restarts", "saved")
+_LEFT_OUT_FIRST = ("nodes", "job", "saved", "restarts", "steps/s", "left")  # where a terminal is narrow
 _LAST_ROWS = 50
-_TAIL_BYTES = 65_536
+_BARS = "▁▂▃▄▅▆▇█"
 
 
 def runs_in(runs: str) -> list[RunFolder]:
@@ -57,7 +59,7 @@ def facts(folders: list[RunFolder]) -> list[dict[str, Any]]:
 
 
 def _facts(folder: RunFolder, state: dict[str, Any], jobs: list[JobState]) -> dict[str, Any]:
-    rows = _last_rows(folder)
+    rows = last_rows(folder, _LAST_ROWS)
     step = max([int(state.get("step") or 0), *(row["step"] for row in rows)])
     total, rate = state.get("num_steps"), _rate(rows)
     status = str(state.get("status", "queued"))
@@ -87,22 +89,6 @@ def _facts(folder: RunFolder, state: dict[str, Any], jobs: list[JobState]) -> di
     }
 
 
-def _last_rows(folder: RunFolder) -> list[dict[str, Any]]:
-    try:
-        with folder.metrics.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = collections.deque(file.read().splitlines(), maxlen=_LAST_ROWS)
-    except OSError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # the first may begin in its middle, the last may not be whole yet
-            continue
-    return rows
-
-
 def _rate(rows: list[dict[str, Any]]) -> float | None:
     steps = [row for row in rows if "loss" in row]
     took_s = steps[-1]["time"] - steps[0]["time"] if len(steps) > 1 else 0
@@ -122,19 +108,43 @@ def _lives(folder: RunFolder, state: dict[str, Any], job: JobState | None) -> bo
 def shown(run: str | None, runs: str, follow: bool, as_json: bool) -> Iterator[str]:
     """What `samestep status` prints; with `follow`, again every two seconds until nothing goes on any more."""
     while True:
-        found = facts([one_run(run, runs)] if run else runs_in(runs))
-        reasons = [one["reason"] for one in found if run and one["reason"]]
-        yield json.dumps(found, indent=1) if as_json else "\n".join([table(found), *reasons])
+        folders = [one_run(run, runs)] if run else runs_in(runs)
+        found = facts(folders)
+        size = shutil.get_terminal_size() if sys.stdout.isatty() else None
+        most = size.lines - 3 if size and follow else len(found)
+        more = [f"and {len(found) - most} older runs"] if len(found) > most else []
+        details = [*_detail(folders[0]), *(one["reason"] for one in found if one["reason"])] if run else []
+        lines = [table(found[:most], size.columns if size else None), *more, *details]
+        yield json.dumps(found, indent=1) if as_json else "\n".join(lines)
         if not follow or all(one["state"] in ("done", "failed", "died") for one in found):
             return
         time.sleep(2)
 
 
-def table(found: list[dict[str, Any]]) -> str:
-    """One line a run under a line of titles."""
-    lines = [_COLUMNS, *(_line(run) for run in found)]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(_COLUMNS))]
-    return "\n".join("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+def table(found: list[dict[str, Any]], width: int | None = None) -> str:
+    """One line a run under a line of titles; as many columns as fit into `width` characters, where one is given."""
+    columns = list(zip(_COLUMNS, *map(_line, found), strict=True))
+    for name in _LEFT_OUT_FIRST:
+        if width and sum(max(map(len, column)) + 2 for column in columns) - 2 > width:
+            columns = [column for column in columns if column[0] != name]
+    padded = [[word.ljust(max(map(len, column))) for word in column] for column in columns]
+    return "\n".join("  ".join(words).rstrip()[:width] for words in zip(*padded, strict=True))
+
+
+def _detail(folder: RunFolder) -> list[str]:
+    """The way of the loss over the last rows, as bars, and the last evaluation, if it is among them."""
+    rows = last_rows(folder, _LAST_ROWS)
+    losses = [(row["step"], row["loss"]) for row in rows if isinstance(row.get("loss"), float)]
+    lines = []
+    if len(losses) > 1:
+        values = [loss for _, loss in losses]
+        least, spread = min(values), max(values) - min(values) or 1.0
+        bars = "".join(_BARS[round((value - least) / spread * (len(_BARS) - 1))] for value in values)
+        lines.append(f"loss {bars} {least:.4g} to {max(values):.4g}, steps {losses[0][0]} to {losses[-1][0]}")
+    for row in [row for row in rows if "loss" not in row][-1:]:
+        words = [f"{key} {value:.4g}" for key, value in row.items() if key.startswith("eval_") and value is not None]
+        lines.append(f"step {row['step']}  {'  '.join(words)}")
+    return lines
 
 
 def _line(run: dict[str, Any]) -> tuple[str, ...]:

@@ -166,7 +166,7 @@ class _Rank:
             if self.runtime.is_main:
                 digest, loss = weights_hash(run.model), run.tracker.last.get("loss")
                 self.folder.write_state(status="done", reason="", step=finished, weights=digest, loss=loss)
-                run.tracker.shown(finished, shown(run))
+                run.tracker.shown(finished, shown(run, self.folder))
         except Stopped as stopped:
             reason = f"{stopped}; the same line with --run {shlex.quote(self.folder.name)} goes on"
             if self.runtime.is_main:

@@ -8,15 +8,19 @@ import torch
 
 from samestep.errors import place_in_user_code
 from samestep.loop import Training
+from samestep.run_folder import RunFolder, write_atomically
 
 
-def shown(run: Training) -> str:
-    """What the task shows of its trained model; the run is done by now, and whatever goes wrong here is a warning."""
+def shown(run: Training, folder: RunFolder) -> str:
+    """The text, kept beside the run; that is done by now, and whatever goes wrong here is a warning."""
     model = run.model.eval()
     # Compiled blocks step aside, for here each length would be a new shape.
     eager = torch.compiler.set_stance("force_eager") if run.config.compile else contextlib.nullcontext()
     try:
         with eager:
-            return run.task.show(model)
+            text = run.task.show(model)
+        if text:
+            write_atomically(folder.shown, text)
+        return text
     except Exception as error:
         return f"WARNING: show() failed ({type(error).__name__}: {error}{place_in_user_code(error)}); the run itself is done"

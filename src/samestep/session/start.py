@@ -8,12 +8,16 @@ import string
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from samestep import config as configuration
 from samestep import snapshot
 from samestep.checkpoint import Checkpoints, checksum
 from samestep.config import Config
 from samestep.errors import UsageError
+from samestep.last_rows import last_rows
 from samestep.run_folder import RunFolder, write_atomically
 from samestep.runtime import Runtime
 from samestep.slurm.controller import jobs_now
@@ -79,6 +83,22 @@ def _new_id() -> str:
     return os.environ.get("WANDB_RUN_ID") or "".join(random.SystemRandom().choices(string.ascii_lowercase + string.digits, k=8))
 
 
+def _launched() -> float:
+    """When this process was started, in Unix seconds: Linux knows its age to 10 ms, and the time of the boot to a second."""
+    created = psutil.Process().create_time()
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return created
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + created - psutil.boot_time()
+
+
+def _start_before(folder: RunFolder) -> dict[str, Any] | None:
+    """How the start before this one ended, and its last row: what follows the checkpoint is cut off next."""
+    state, row = folder.read_state(), next(iter(last_rows(folder, 1)), {})
+    if not state:
+        return None
+    return {**{key: state.get(key) for key in ("status", "time")}, "row": {key: row.get(key) for key in ("step", "time")}}
+
+
 def begin(
     config: Config,
     origins: dict[str, str],
@@ -92,7 +112,8 @@ def begin(
     """Everything has been checked: from here on there is a run, and state.json says so."""
     folder.create()
     facts = {"host": runtime.host, "pid": os.getpid(), "job": runtime.job, "world_size": runtime.world_size}
-    folder.begin_start(start.number, {**facts, "resumed_from": start.resumed_from, "time": time.time()})
+    facts |= {"resumed_from": start.resumed_from, "launched": _launched(), "time": time.time()}
+    folder.begin_start(start.number, {**facts, "before": _start_before(folder)})
     write_atomically(folder.config, configuration.to_text(config, origins))
     snapshot.keep(folder, task)
     restarts = 0 if start.fresh else folder.read_state().get("restarts", 0) + 1

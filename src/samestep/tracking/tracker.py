@@ -37,6 +37,7 @@ class Tracker:
         )
         self._begun = self._shown = time.monotonic()
         self._counted = 0.0
+        self._evaluation = ""  # the last, in words
         self.last: Row = {}
         self.recent: collections.deque[Row] = collections.deque(maxlen=RECENT_ROWS)
 
@@ -62,7 +63,8 @@ class Tracker:
         for key, value in row.items():
             if key[:5] == "eval_" and math.isnan(value):
                 self.line(f"WARNING: {key} is nan at step {row['step']}: no row counts for it (weight 0), or its sum is nan")
-        self.line(f"step {row['step']}  " + "  ".join(f"{key} {value:.4f}" for key, value in row.items() if key[:5] == "eval_"))
+        self._evaluation = "  ".join(f"{key} {value:.4f}" for key, value in row.items() if key[:5] == "eval_")
+        self.line(f"step {row['step']}  {self._evaluation}")
 
     def shown(self, step: int, text: str) -> None:
         """Print what the task shows of its trained model, and hand it to the trackers that keep text."""
@@ -75,7 +77,8 @@ class Tracker:
         now = time.monotonic()
         rate = self._counted / max(now - self._begun, 1e-9)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {row['loss']:.4f}, {rate:,.0f} {self._unit}/s", refresh=False)
+            words = f"loss {row['loss']:.4f}  {rate:,.0f} {self._unit}/s  {self._evaluation}"
+            self._bar.set_postfix_str(words.rstrip(), refresh=False)
             self._bar.update(row["step"] - self._bar.n)
         elif now - self._shown > 10 or row["step"] == self._num_steps:
             done = row["step"] - self._first_step
