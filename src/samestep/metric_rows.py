@@ -1,13 +1,18 @@
-"""A row of metrics.jsonl: as text, and what of it two runs of one config have in common."""
+"""The rows of metrics.jsonl: as text, the last of them, and what of one two runs of a config have in common."""
 
 from __future__ import annotations
 
+import collections
 import json
 import math
+import os
 from typing import Any
+
+from samestep.run_paths import RunPaths
 
 Row = dict[str, Any]
 
+_TAIL_BYTES = 65_536
 _MEASURED = {"time", "step_s", "data_wait_s", "peak_memory_bytes", "mfu"}
 
 
@@ -17,7 +22,7 @@ def as_line(row: Row) -> str:
     return json.dumps(known) + "\n"
 
 
-def parsed(line: str) -> Row | None:
+def parsed(line: str | bytes) -> Row | None:
     """None for half a line, the last of a killed process."""
     try:
         row: Row = json.loads(line)
@@ -29,3 +34,15 @@ def parsed(line: str) -> Row | None:
 def timeless(row: Row) -> Row:
     """The row without what the clock and the machine say."""
     return {key: value for key, value in row.items() if key not in _MEASURED and not key.endswith("_per_s")}
+
+
+def last_rows(folder: RunPaths, most: int) -> list[Row]:
+    """The last rows of a run, at most so many; none if it has none yet. The file may be long: its end alone is read."""
+    try:
+        with folder.metrics.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = collections.deque(file.read().splitlines(), maxlen=most + 1)
+    except OSError:
+        return []
+    rows = [parsed(line) for line in lines]  # the first may begin in its middle, the last may not be whole yet
+    return [row for row in rows if row is not None][-most:]

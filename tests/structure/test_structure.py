@@ -19,7 +19,7 @@ SOURCE = ROOT / "src" / "samestep"
 ROWS = [
     ["errors", "randomness", "hash_order", "run_paths", "metric_rows"],
     ["runtime", "run_folder"],
-    ["snapshot", "last_rows"],
+    ["snapshot"],
     ["task"],
     ["script"],
     ["config"],

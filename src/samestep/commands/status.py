@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from samestep.errors import UsageError
-from samestep.last_rows import last_rows
+from samestep.metric_rows import last_rows
 from samestep.run_folder import RunFolder
 from samestep.slurm.controller import JobState, jobs_now
 

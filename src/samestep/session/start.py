@@ -17,7 +17,7 @@ from samestep import snapshot
 from samestep.checkpoint import Checkpoints, checksum
 from samestep.config import Config
 from samestep.errors import UsageError
-from samestep.last_rows import last_rows
+from samestep.metric_rows import last_rows
 from samestep.run_folder import RunFolder, write_atomically
 from samestep.runtime import Runtime
 from samestep.slurm.controller import jobs_now
