@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from samestep import cli
 from samestep.errors import UsageError
-from samestep.script import declare
+from samestep.script import declare, place_of
 from samestep.task import Task
 
 
@@ -32,7 +30,6 @@ def main(task: type[Task] | Task, **config: Any) -> None:
         return
     file = getattr(sys.modules["__main__"], "__file__", None)
     if file is None:
-        raise UsageError("samestep.main: found no script here; put the task and this line into a file, and run that")
-    place = os.path.relpath(file) if Path(file).resolve().is_relative_to(Path.cwd()) else file
-    sys.argv = ["samestep", "train", place, *sys.argv[1:]]
+        raise UsageError("samestep.main: found no script here; in a notebook write samestep.train in its place")
+    sys.argv = ["samestep", "train", place_of(file), *sys.argv[1:]]
     cli.main()

@@ -134,12 +134,12 @@ def end_with_launcher() -> None:
                 os._exit(1)
 
 
-def end_with_parent() -> None:
-    """Let the kernel kill this process when its parent dies: torch starts ranks in sessions of their own."""
+def end_with_parent(number: int = signal.SIGKILL) -> None:
+    """Let the kernel send this process a signal when its parent dies: torch starts ranks in sessions of their own."""
     if sys.platform != "linux":
         return
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:  # it died between the two lines above
         os._exit(1)
 
