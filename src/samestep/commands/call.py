@@ -48,13 +48,13 @@ def train(task: type[Task] | Task, *, run: str | None = None, **config: Any) -> 
         Stopped: stopped early and saved; the same call with the run's name goes on.
     """
     kind = task if isinstance(task, type) else type(task)
-    if read_runtime().world_size > 1:
-        raise UsageError("samestep.train: it starts its processes itself; run the script with python, or write samestep.main")
     if kind.__module__.startswith(TASK_MODULE):
         raise UsageError(
             "samestep.train: the run's processes import this file for its class, and would train again; write "
             'if __name__ == "__main__": above it'
         )
+    if read_runtime().world_size > 1:
+        raise UsageError("samestep.train: it starts its processes itself; run the script with python, or write samestep.main")
     tree = described(task, config)
     settings = validated(tree)
     folder = RunFolder.named(settings.runs, run or default_name(kind.__name__.lower(), None))

@@ -26,8 +26,10 @@ def source_of(kind: type) -> str:
     parts: dict[str, str] = {}
     _add(parts, kind.__name__, kind, kind.__name__)
     is_deferred = any(function.__code__.co_flags & __future__.annotations.compiler_flag for function in _functions(kind))
-    head = ["from __future__ import annotations"] if is_deferred else []
-    return "\n\n".join([*head, *filter(None, parts.values())]) + "\n"
+    imports = [text for text in parts.values() if text.startswith(("import ", "from "))]
+    others = [text for text in parts.values() if text not in imports]
+    head = ["from __future__ import annotations\n"] if is_deferred else []
+    return "\n\n\n".join(["\n".join([*head, *imports]), *others]) + "\n"
 
 
 def _add(parts: dict[str, str], name: str, value: Any, user: str) -> None:
@@ -51,7 +53,7 @@ def _add(parts: dict[str, str], name: str, value: Any, user: str) -> None:
         parts[name] = f"{name} = {value!r}"
     else:
         raise UsageError(
-            f"samestep.train: {user} uses {name}, a {type(value).__name__} that was made in this notebook; make it inside the "
+            f"samestep.train: {user} uses {name}, which was made in this notebook ({type(value).__name__}); make it inside the "
             f"class, or {_INTO_A_FILE}"
         )
 
