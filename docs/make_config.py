@@ -1,4 +1,4 @@
-"""Writes docs/config.md from src/samestep/config/schema.py: python docs/make_config.py."""
+"""Writes docs/config.md from the schema and src/samestep/config/meanings.py: python docs/make_config.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from samestep.config.resume import _FREE_ON_RESUME, _PARTS_BITS
 TARGET = Path(__file__).with_name("config.md")
 _HEAD = """# Every key of a config
 
-Made from `src/samestep/config/schema.py` by `docs/make_config.py`; change it there.
+Made by `docs/make_config.py` from `src/samestep/config/schema.py` and `src/samestep/config/meanings.py`; change it there.
 
 A config is YAML; `key=value` on the command line is laid over it, a key within another with a dot: `optimizer.lr=3e-3`. It is
 validated strictly, and a key that nobody knows names the nearest one. Each run keeps the whole of it in `config.yaml`, with a

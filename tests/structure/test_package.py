@@ -10,6 +10,7 @@ import yaml
 
 import samestep
 from conftest import ROOT
+from samestep.config.meanings import MEANINGS
 from samestep.config.reference import Key, keys
 
 sys.path.insert(0, str(ROOT / "docs"))
@@ -39,6 +40,10 @@ def test_every_direct_requirement_is_pinned_at_a_version_that_it_allows() -> Non
 
 def test_the_config_reference_is_made_from_the_schema_as_it_is() -> None:
     assert make_config.TARGET.read_text() == make_config.text(), "stale: python docs/make_config.py"
+
+
+def test_no_meaning_is_left_of_a_key_that_is_gone() -> None:
+    assert set(MEANINGS) <= {key.name for key in keys()}
 
 
 @pytest.mark.parametrize("key", keys(), ids=lambda key: key.name)

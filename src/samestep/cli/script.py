@@ -15,7 +15,7 @@ def main(task: type[Task] | Task, **config: Any) -> None:
     """Train a task: the last line of a script, `samestep.main(Mine, steps=200, global_batch_size=64, …)`.
 
     `python mine.py --run first lr=3e-3` lays what is typed over `config`, as `samestep train` does over a YAML file.
-    `torchrun`, `accelerate launch`, `bash launch/local.sh mine.py`, `samestep verify mine.py` and `samestep submit mine.py`
+    `torchrun`, `accelerate launch`, `samestep launch mine.py`, `samestep verify mine.py` and `samestep submit mine.py`
     take the script as well. A script that is only imported trains nothing.
 
     Args:
