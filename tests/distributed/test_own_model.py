@@ -39,6 +39,7 @@ def test_new_overwrites_nothing(begun: Workplace) -> None:
 @pytest.mark.parametrize("name", ["torch", "sub/datasets.py", "json", "sys", "__main__", "sklearn"])
 def test_new_leaves_the_names_of_modules_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as in a plain script
     with pytest.raises(UsageError, match=f"found a module called {Path(name).stem}, and one of the two would hide the other"):
         new(name)
     Path("folder").mkdir()

@@ -39,7 +39,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("diff first s", ["second"]),
         ("logs ", ["first", "second"]),
         ("train mine.yaml opt", ["optimizer."]),
-        ("launch optimizer.l", ["optimizer.lr="]),
+        ("launch optimizer.", ["optimizer.name=", "optimizer.lr="]),
         ("submit mine.yaml --nodes=2 checkpoint.b", ["checkpoint.best=", "checkpoint.background="]),
         ("verify mine.yaml wi", ["with="]),
         ("no", []),
