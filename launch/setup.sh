@@ -1,10 +1,19 @@
 #!/usr/bin/env bash
 # Makes .venv beside the project from pinned constraints, once; says nothing when there is nothing to do.
 # Sourced by the other scripts: sets `root` and `python`. EXTRA=dev adds the tools for development.
+# Where there is no source (`samestep init` laid this out), it takes the Python that samestep is installed in.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$root/.venv/bin/python
 unset PYTHONDONTWRITEBYTECODE # without bytecode on disk every start would compile torch anew, for several seconds
 [[ ${PYTHONHASHSEED:-random} != random ]] || export PYTHONHASHSEED=0 # the order of a set is the same in every process and start
+if [[ ! -d $root/src/samestep ]]; then
+  python=${PYTHON:-python3}
+  if ! "$python" -c 'import samestep.cli' 2>/dev/null; then
+    echo "samestep: found no samestep in $python; write PYTHON=PATH before the command, of a Python that has it" >&2
+    exit 2
+  fi
+  return 0
+fi
 stamp=$root/.venv/.samestep-${EXTRA:-run}
 wanted=$(cat "$root/constraints.txt" "$root/pyproject.toml" | cksum)
 stamps=("$stamp" "$root/.venv/.samestep-dev") # what serves development serves a run too

@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from samestep import exact
     from samestep.batches import Tokens
     from samestep.cli.script import main
+    from samestep.commands.call import train
     from samestep.commands.load import load
     from samestep.task import Task
 
-__all__ = ["Task", "Tokens", "__version__", "exact", "load", "main"]
+__all__ = ["Task", "Tokens", "__version__", "exact", "load", "main", "train"]
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,7 @@ _PLACES = {
     "Tokens": "samestep.batches",
     "load": "samestep.commands.load",
     "main": "samestep.cli.script",
+    "train": "samestep.commands.call",
 }
 
 

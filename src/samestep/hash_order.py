@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-_READERS = {"train", "replay", "evaluate", "check", "export"}  # the commands that ask the task for data or a model here
+# The commands that ask the task for data or a model here.
+_READERS = {"train", "launch", "replay", "evaluate", "check", "export"}
 _DEBUGGERS = {"bdb", "pdb", "pydevd"}
 
 

@@ -75,6 +75,7 @@ def test_the_scripts_set_it_and_a_number_of_the_users_own_holds(words: Workplace
     ("before", "command", "seed"),
     [
         ("", "train", "0"),
+        ("", "launch", "0"),
         ("", "replay", "0"),
         ("", "status", "unset"),
         ("os.environ['PYTHONHASHSEED'] = '7'", "train", "7"),

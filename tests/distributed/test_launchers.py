@@ -312,13 +312,26 @@ def test_local_sh_that_is_ended_before_the_run_began_says_so(uneven: Workplace) 
     env = {**uneven.env, "EXTRA": "dev"}
     shell = subprocess.Popen(words, cwd=uneven.path, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
     until = time.monotonic() + 60
-    while len(psutil.Process(shell.pid).children(recursive=True)) < 3:
+    while len(psutil.Process(shell.pid).children(recursive=True)) < 2:
         assert time.monotonic() < until, "the launcher has started no ranks"
         time.sleep(0.1)
     os.killpg(shell.pid, signal.SIGTERM)
     _, err = shell.communicate(timeout=200)
     assert (shell.returncode, err.splitlines()[-1:]) == (75, ["samestep: stopped before it began; the same line starts it"])
     assert not (uneven.path / "runs").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_config_is_read_is_a_stop_too(uneven: Workplace, number: signal.Signals) -> None:
+    code = f"""
+import os, signal
+from samestep.commands import launch
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+launch.plan = lambda *words: os.kill(os.getpid(), {int(number)})
+launch.launch("uneven.yaml", None, 1, ())
+"""
+    done = uneven.command(sys.executable, "-c", code)
+    assert (done.code, done.err) == (75, "samestep: stopped before it began; the same line starts it\n")
 
 
 def test_a_live_run_has_one_owner(uneven: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -11,6 +12,8 @@ import torch
 
 import samestep
 from conftest import Workplace
+from samestep.commands.new import new
+from samestep.errors import UsageError
 
 
 @pytest.fixture
@@ -31,6 +34,17 @@ def test_what_new_writes_trains_at_once_on_one_process_and_on_two(begun: Workpla
 def test_new_overwrites_nothing(begun: Workplace) -> None:
     done = begun.samestep("new", "my-spirals.py")
     assert (done.code, done.err) == (2, "samestep: my-spirals.py: it is there already; write another name\n")
+
+
+@pytest.mark.parametrize("name", ["torch", "sub/datasets.py", "json", "sys", "__main__", "sklearn"])
+def test_new_leaves_the_names_of_modules_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as in a plain script
+    with pytest.raises(UsageError, match=f"found a module called {Path(name).stem}, and one of the two would hide the other"):
+        new(name)
+    Path("folder").mkdir()
+    monkeypatch.syspath_prepend(".")
+    assert new("folder").startswith("wrote folder.py")
 
 
 def test_a_run_is_evaluated_to_the_bit_exported_and_loaded_without_its_file(
@@ -54,6 +68,9 @@ def test_a_run_is_evaluated_to_the_bit_exported_and_loaded_without_its_file(
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
     earlier = samestep.load("first", step=80).state_dict()
     assert not torch.equal(earlier["0.weight"], weights["0.weight"])
+    monkeypatch.chdir(begun.path / "tmp")
+    elsewhere = samestep.load(Path("../runs/first")).state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in elsewhere.items())
 
     for line in (
         ["evaluate", "first", "--step", "3"],

@@ -771,4 +771,21 @@ _SEEN = [
     ),
 ]
 
-MUTANTS = [*_SEEN, *_RATES, *_SUM, *_SEEDS, *_ROWS, *_BUFFERS, *_STATE, *_EVALUATION, *_WATCH]
+_CALLS: list[Mutant] = [
+    Mutant(
+        "a-notebook-that-ends-kills-its-run",
+        "commands/call.py",
+        "partial(end_with_parent, signal.SIGTERM)",
+        "partial(end_with_parent, signal.SIGKILL)",
+        ("tests/distributed/test_call.py::test_the_run_stops_and_saves_at",),
+    ),
+    Mutant(
+        "a-parameter-taken-for-a-cells-name",
+        "commands/cell.py",
+        "else symbol.is_global())",
+        "else symbol.is_referenced())",
+        ("tests/unit/test_cell.py::test_the_file_has_all_that_the_class_uses_and_nothing_else",),
+    ),
+]
+
+MUTANTS = [*_SEEN, *_CALLS, *_RATES, *_SUM, *_SEEDS, *_ROWS, *_BUFFERS, *_STATE, *_EVALUATION, *_WATCH]

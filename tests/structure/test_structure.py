@@ -17,7 +17,7 @@ from samestep.config import Config, load_config
 
 SOURCE = ROOT / "src" / "samestep"
 ROWS = [
-    ["errors", "randomness", "hash_order", "run_paths", "metric_rows"],
+    ["errors", "randomness", "hash_order", "run_paths", "metric_rows", "shipped"],
     ["runtime", "run_folder"],
     ["snapshot"],
     ["task"],
@@ -85,7 +85,7 @@ def test_the_loop_asks_nobody_how_many_processes_there_are() -> None:
 
 
 def test_what_is_public() -> None:
-    assert sorted(samestep.__all__) == ["Task", "Tokens", "__version__", "exact", "load", "main"]
+    assert sorted(samestep.__all__) == ["Task", "Tokens", "__version__", "exact", "load", "main", "train"]
     for name in samestep.__all__:
         assert getattr(samestep, name) is not None
 
@@ -110,7 +110,9 @@ def test_every_accelerate_config_leaves_precision_to_the_run(path: Path) -> None
     assert "gradient_accumulation_steps" not in settings
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["plan", str(ROOT / "configs/seed.yaml")]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["launch", "--help"], ["launch", "sead=3", str(ROOT / "configs/seed.yaml")]]
+)
 def test_torch_is_not_imported_before_a_command_needs_it(words: list[str]) -> None:
     code = (
         "import sys; from samestep.cli import cli\n"

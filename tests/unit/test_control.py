@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from samestep.commands.plan import outcome
+from samestep.commands.launch import outcome
 from samestep.control import NoBoard, StopFlag, Watchdog, board, survivor
 from samestep.control.board import StoreBoard
 from samestep.errors import UsageError

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import click
 
-from samestep import __version__
 from samestep.cli.bits import add_bits
+from samestep.cli.completion import add_completion
 from samestep.cli.models import add_models
 from samestep.cli.scripts import add_scripts
+from samestep.cli.starting import add_starting, version
 from samestep.cli.streams import open_closed_streams, outlive_readers
 from samestep.cli.watching import add_watching
 from samestep.errors import SamestepError, Stopped, UsageError
@@ -25,15 +26,15 @@ _LET_RANK_0_SPEAK_S = 2.0
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="samestep")
+@version
 def cli() -> None:
     """Train a model so that the run is a pure function of its config.
 
     \b
     Examples:
       samestep new mine                                         a task and a config to begin with
+      samestep launch mine.yaml                                 every device of this machine; `launch` alone: the demo
       samestep train configs/stdlib.yaml                        one process, here
-      bash launch/local.sh configs/stdlib.yaml                  every device of this machine
       bash launch/debug.sh configs/seed.yaml                    one process on the CPU, breakpoints work
       samestep train configs/seed.yaml --run first optimizer.lr=3e-3
       torchrun --standalone --nproc_per_node 2 -m samestep train configs/stdlib.yaml
@@ -92,15 +93,16 @@ def submit(config: str, run: str | None, sweep: Path | None, chain: int, dry_run
     click.echo(command.submit(config, words, run, sweep, chain, dry_run))
 
 
-for add in (add_models, add_bits, add_watching, add_scripts):
+for add in (add_starting, add_models, add_bits, add_watching, add_scripts):
     add(cli)
+add_completion(cli)
 
 
 def main() -> None:
     """Run a command line, and turn each error into its lines and its exit code."""
     fix_hash_order()  # again, for the script that pip installs
     open_closed_streams()
-    if sys.argv[1:2] in (["train"], ["launcher"]):
+    if sys.argv[1:2] in (["train"], ["launch"], ["launcher"]):
         outlive_readers()
     code = 0
     try:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from samestep import cli
 from samestep.errors import UsageError
-from samestep.script import declare
+from samestep.script import declare, place_of
 from samestep.task import Task
 
 
@@ -17,7 +15,7 @@ def main(task: type[Task] | Task, **config: Any) -> None:
     """Train a task: the last line of a script, `samestep.main(Mine, steps=200, global_batch_size=64, …)`.
 
     `python mine.py --run first lr=3e-3` lays what is typed over `config`, as `samestep train` does over a YAML file.
-    `torchrun`, `accelerate launch`, `bash launch/local.sh mine.py`, `samestep verify mine.py` and `samestep submit mine.py`
+    `torchrun`, `accelerate launch`, `samestep launch mine.py`, `samestep verify mine.py` and `samestep submit mine.py`
     take the script as well. A script that is only imported trains nothing.
 
     Args:
@@ -32,7 +30,6 @@ def main(task: type[Task] | Task, **config: Any) -> None:
         return
     file = getattr(sys.modules["__main__"], "__file__", None)
     if file is None:
-        raise UsageError("samestep.main: found no script here; put the task and this line into a file, and run that")
-    place = os.path.relpath(file) if Path(file).resolve().is_relative_to(Path.cwd()) else file
-    sys.argv = ["samestep", "train", place, *sys.argv[1:]]
+        raise UsageError("samestep.main: found no script here; in a notebook write samestep.train in its place")
+    sys.argv = ["samestep", "train", place_of(file), *sys.argv[1:]]
     cli.main()

@@ -1,4 +1,4 @@
-"""Commands that launch/ and slurm/ type, and people do not."""
+"""Commands that slurm/ types, and people do not."""
 
 from __future__ import annotations
 
@@ -10,45 +10,18 @@ import click
 
 
 def add_scripts(group: click.Group) -> None:
-    for command in (plan, launcher, outcome, job, node):
+    for command in (launcher, job, node):
         group.add_command(command)
-
-
-@click.command(hidden=True)
-@click.argument("config")
-@click.option("--run", metavar="NAME")
-@click.option("--processes", type=click.IntRange(min=1))
-@click.argument("overrides", nargs=-1)
-def plan(config: str, run: str | None, processes: int | None, overrides: tuple[str, ...]) -> None:
-    """For launch/local.sh: check a config, and print the run's name and the number of processes as shell words."""
-    from samestep.commands import plan as command
-
-    click.echo(command.plan(config, run, processes, overrides))
 
 
 @click.command(hidden=True, add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.option("--refused", type=click.Path(path_type=Path))
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def launcher(refused: Path | None, words: tuple[str, ...]) -> None:
-    """For launch/local.sh and slurm/: `accelerate launch WORDS`, with signals and errors treated as a run needs it."""
+    """For slurm/: `accelerate launch WORDS`, with signals and errors treated as a run needs it."""
     from samestep.commands import launcher as command
 
     sys.exit(command.launch(words, refused))
-
-
-@click.command(hidden=True)
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("start", type=int)
-@click.argument("launcher_code", type=int)
-def outcome(folder: Path, start: int, launcher_code: int) -> None:
-    """For launch/local.sh: say how a run ended, and exit with what that means."""
-    from samestep.commands import plan as command
-    from samestep.run_folder import RunFolder
-
-    code, words = command.outcome(RunFolder(folder), start, launcher_code)
-    if words:
-        click.echo(words, err=True)
-    sys.exit(code)
 
 
 @click.command(hidden=True)

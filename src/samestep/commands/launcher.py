@@ -1,4 +1,4 @@
-"""`accelerate launch` inside this process, for the scripts that start several ranks: what the ranks say stands alone."""
+"""`accelerate launch` inside this process, wherever several ranks are started: what the ranks say stands alone."""
 
 from __future__ import annotations
 

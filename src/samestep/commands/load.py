@@ -13,7 +13,7 @@ from samestep.run_folder import RunFolder
 from samestep.task import Task, load_task
 
 
-def load(run: str, step: int | None = None) -> torch.nn.Module:
+def load(run: str | Path, step: int | None = None) -> torch.nn.Module:
     """The model of a run as a checkpoint holds it, on the CPU and in evaluation mode.
 
     Args:
@@ -22,7 +22,7 @@ def load(run: str, step: int | None = None) -> torch.nn.Module:
 
     Raises UsageError if there is no such run or checkpoint.
     """
-    folder = RunFolder.found(run)
+    folder = RunFolder.found(str(run))
     config, _ = load_config(folder.config)
     model = task_of(folder, config).model()
     restore(checkpoint_of(folder, config, step), model)

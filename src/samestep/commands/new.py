@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 from pathlib import Path
 
 from samestep.errors import UsageError
@@ -55,7 +57,7 @@ class {name}(Task):
         loss = F.cross_entropy(scores, batch["arm"], reduction="sum")
         return {{"loss": (loss, len(scores)), "accuracy": (right, len(scores))}}
 '''
-_CONFIG = """# bash launch/local.sh {config}, or samestep train {config}; any key can be laid over it: optimizer.lr=3e-3
+_CONFIG = """# samestep launch {config}, on one process samestep train {config}; any key can be laid over it: optimizer.lr=3e-3
 task: {file}:{name}
 with: {{width: 32}}
 seed: 0
@@ -81,9 +83,21 @@ def new(path: str) -> str:
     for file in (task, config):
         if file.exists():
             raise UsageError(f"{file}: it is there already; write another name")
+    if task.stem.isidentifier() and _is_module(task.stem):
+        raise UsageError(
+            f"{task}: found a module called {task.stem}, and one of the two would hide the other; write another name"
+        )
     words = "".join(word[:1].upper() + word[1:] for word in re.split(r"[\W_]+", task.stem))
     name = words if words.isidentifier() else f"My{words}"
     task.parent.mkdir(parents=True, exist_ok=True)
     task.write_text(_TASK.format(name=name))
     config.write_text(_CONFIG.format(name=name, file=task, config=config))
     return f"wrote {task} and {config}; next: samestep train {config}"
+
+
+def _is_module(name: str) -> bool:
+    """Whether `import name` finds a module; a folder that only happens to be called so is none."""
+    if name in sys.modules:
+        return True
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None

@@ -1,6 +1,6 @@
 """The config: YAML, then `key=value`; strict, frozen, and each value remembers where it came from."""
 
-from samestep.config.reading import load_config, parse_yaml, read_text, to_text
+from samestep.config.reading import load_config, parse_yaml, plain_text, read_text, to_text, validated
 from samestep.config.resume import changes_on_resume
 from samestep.config.schema import Checkpoint, Config, Converge, Optimizer, Profile, Schedule, Track
 
@@ -15,6 +15,8 @@ __all__ = [
     "changes_on_resume",
     "load_config",
     "parse_yaml",
+    "plain_text",
     "read_text",
     "to_text",
+    "validated",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from yaml.reader import ReaderError
 from samestep.config.schema import Config
 from samestep.errors import UsageError, nearest, validation_lines
 from samestep.script import read_script
+from samestep.shipped import shipped_config, shipped_configs
 from samestep.snapshot import as_kept
 
 
@@ -112,10 +114,13 @@ def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
     """
     file = Path(path)
     file = as_kept(file / "config.yaml" if file.is_dir() else file)
+    if not file.is_file() and (ours := shipped_config(Path(path))) is not None:
+        file, path = ours, f"samestep's {ours.stem}"
     if not file.is_file():
         beside = sorted(p.name for p in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
         close = nearest(file.name, beside)
-        hint = f"did you mean {file.parent / close}?" if close else "write the path of a YAML file"
+        known = f"the path of a YAML file, or one that comes with samestep: {', '.join(shipped_configs())}"
+        hint = f"did you mean {file.parent / close}?" if close else f"write {known}"
         raise UsageError(f"{path}: found no such config; {hint}")
     short: dict[str, str] = {}
     if file.suffix == ".py":
@@ -172,3 +177,14 @@ def to_text(config: Config, sources: dict[str, str]) -> str:
         lines.append(f"# {', '.join(sorted(origins)) or 'default'}")
         lines.append(f"{key}: {text.removesuffix('...' + chr(10)).strip()}")
     return "\n".join(lines) + "\n"
+
+
+def plain_text(tree: dict[str, Any], origin: str) -> str:
+    """Values from Python as YAML; UsageError names a key whose value YAML has no words for."""
+    for key, value in tree.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise UsageError(f"{origin}: {key}: found {value!r}; write text, numbers, lists and dicts") from None
+    plain = json.loads(json.dumps(tree))  # tuples and numpy's floats
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)

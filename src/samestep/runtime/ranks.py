@@ -78,7 +78,7 @@ def _number(name: str, without: int, least: int = 0, most: float = math.inf) -> 
         upper = "" if most == math.inf else f" to {most:g}"
         raise UsageError(
             f"{name}: found {text!r} in the environment, where a launcher sets a number from {least}{upper}; "
-            f"write unset {name}, or start with torchrun, accelerate launch or launch/local.sh"
+            f"write unset {name}, or start with torchrun, accelerate launch or samestep launch"
         )
     return int(text)
 
@@ -97,7 +97,7 @@ def refuse_another_world_size(runtime: Runtime, meant: int | None) -> None:
     if meant is not None and meant != runtime.world_size:
         raise UsageError(
             f"processes: {meant} were meant and {runtime.world_size} started; write processes={runtime.world_size}, "
-            f"or start {meant} (launch/local.sh --processes {meant} does)"
+            f"or start {meant} (samestep launch --processes {meant} does)"
         )
     if runtime.world_size > 1 and os.environ.get("MASTER_PORT") == "0":
         raise UsageError("torchrun: found --master_port 0, where the ranks would never meet; write --standalone instead")
@@ -105,7 +105,7 @@ def refuse_another_world_size(runtime: Runtime, meant: int | None) -> None:
     if asked is not None and asked > 1:
         raise UsageError(
             f"accelerate launch: --num_processes {asked} was asked for and one process started; without a GPU write "
-            f"accelerate launch --multi_gpu --num_processes {asked} …, or launch/local.sh --processes {asked}"
+            f"accelerate launch --multi_gpu --num_processes {asked} …, or samestep launch --processes {asked}"
         )
 
 
@@ -136,12 +136,12 @@ def end_with_launcher() -> None:
                 os._exit(1)
 
 
-def end_with_parent() -> None:
-    """Let the kernel kill this process when its parent dies: torch starts ranks in sessions of their own."""
+def end_with_parent(number: int = signal.SIGKILL) -> None:
+    """Let the kernel send this process a signal when its parent dies: torch starts ranks in sessions of their own."""
     if sys.platform != "linux":
         return
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:  # it died between the two lines above
         os._exit(1)
 

@@ -178,7 +178,7 @@ def jobs_now(ids: list[str]) -> dict[str, JobState]:
 def find_slurm() -> None:
     """Raise UsageError on a machine from which nothing can be submitted."""
     if shutil.which("sbatch") is None:
-        raise UsageError("sbatch: found no SLURM on this machine; write bash launch/local.sh CONFIG to train here")
+        raise UsageError("sbatch: found no SLURM on this machine; write samestep launch CONFIG to train here")
 
 
 def read_job() -> Job:

@@ -7,12 +7,14 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from samestep.config import Config, load_config
 from samestep.errors import UsageError
 from samestep.run_folder import RunFolder, default_name, write_atomically
 from samestep.runtime import read_runtime
+from samestep.shipped import is_checkout, shipped
 from samestep.slurm.controller import code_root, find_slurm
 from samestep.slurm.sweep import points
 from samestep.task import load_task
@@ -39,11 +41,12 @@ def submit(config_path: str, words: tuple[str, ...], run: str | None, sweep: Pat
     find_slurm()
     options, overrides = split(words)
     config, _ = load_config(config_path, overrides)
-    root = code_root().parents[1]
-    script = root / "slurm" / ("sweep.sbatch" if sweep else "train.sbatch")
+    batch = Path("slurm") / ("sweep.sbatch" if sweep else "train.sbatch")
+    root = next((here for here in (Path.cwd(), shipped()) if (here / batch).is_file()), shipped())
+    script = root / batch
     name = run or default_name(config_path, read_runtime().job)
     folder = RunFolder.named(config.runs, name)
-    mistakes = [] if script.is_file() else [f"slurm: found no {script}; submit from a checkout of samestep"]
+    mistakes = []
     if not _given(options, "--time", "-t") and not os.environ.get("SBATCH_TIMELIMIT"):
         mistakes.append("--time: missing; write --time=HH:MM:SS, by which the run stops itself, saves and is requeued")
     mistakes += _too_many(config, options)
@@ -61,6 +64,8 @@ def submit(config_path: str, words: tuple[str, ...], run: str | None, sweep: Pat
         options.append(f"--output={folder.path.resolve()}/job-%j.txt")
     inner = [config_path, *(["--sweep", str(sweep)] if sweep else ["--run", name]), *overrides]
     export = {"SAMESTEP_ROOT": str(root), "SAMESTEP_CODE": str(kept), "PYTHONPATH": _path(kept)}
+    if not is_checkout(root):
+        export["PYTHON"] = sys.executable
     line = ["sbatch", *options, str(script), *inner]
     refused = _run([line[0], "--test-only", *line[1:]], export)[1]
     if refused:
@@ -163,6 +168,7 @@ def keep_code(folder: Path) -> None:
     aside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(code_root(), aside / ".samestep" / "samestep", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(shipped() / "configs", aside / ".samestep/samestep/shipped/configs", dirs_exist_ok=True)
     here = Path.cwd()
     for number, path in enumerate(_files(here)):
         if number >= _MOST_FILES:

@@ -1,0 +1,39 @@
+"""Writes docs/config.md from the schema and src/samestep/config/meanings.py: python docs/make_config.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from samestep.config.reference import keys
+from samestep.config.resume import _FREE_ON_RESUME, _PARTS_BITS
+
+TARGET = Path(__file__).with_name("config.md")
+_HEAD = """# Every key of a config
+
+Made by `docs/make_config.py` from `src/samestep/config/schema.py` and `src/samestep/config/meanings.py`; change it there.
+
+A config is YAML; `key=value` on the command line is laid over it, a key within another with a dot: `optimizer.lr=3e-3`. It is
+validated strictly, and a key that nobody knows names the nearest one. Each run keeps the whole of it in `config.yaml`, with a
+comment on where each value came from.
+
+| key | may be | default | meaning |
+|---|---|---|---|
+"""
+_TAIL = """
+When a run goes on, {free} may have changed, and `steps` or `epochs` may have grown under a constant schedule. {parting}
+may have changed too: the run says that the bits part there. All else is part of the maths, and a change is refused.
+"""
+
+
+def text() -> str:
+    rows = (f"| `{key.name}` | {key.values} | {key.default} | {key.meaning} |" for key in keys())
+    return _HEAD + "\n".join(rows) + "\n" + _TAIL.format(free=_names(_FREE_ON_RESUME), parting=_names(_PARTS_BITS))
+
+
+def _names(found: set[str]) -> str:
+    *others, last = (f"`{name}`" for name in sorted(found))
+    return f"{', '.join(others)} and {last}"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(text())

@@ -1,0 +1,97 @@
+"""`samestep launch`: a run on every device of this machine, in this process or as the launcher of several."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from types import FrameType
+
+from samestep.commands.launcher import launch as launch_ranks
+from samestep.commands.train import train
+from samestep.config import load_config
+from samestep.errors import UsageError
+from samestep.run_folder import RunFolder, default_name
+from samestep.runtime import processes_here, read_runtime
+
+_DEMO = "configs/stdlib.yaml"  # the one here, or else the one that comes with samestep
+_EXIT_CODES = {"done": 0, "stopped": 75}
+_BEFORE_IT_BEGAN = "samestep: stopped before it began; the same line starts it"
+_ASKED_TO_STOP = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be started."""
+
+    config: str
+    run: str
+    folder: RunFolder
+    processes: int
+
+
+def launch(config_path: str | None, run: str | None, processes: int | None, overrides: tuple[str, ...]) -> tuple[int, str]:
+    """Train on the devices of this machine; without a config the demo. Returns the exit code, and what to print last.
+
+    One process is this one, and of several this is the launcher: a signal finds the run, whoever sends it.
+    """
+    _end_quietly_when_asked()
+    planned = plan(config_path or _DEMO, run, processes, overrides)
+    overrides = (*overrides, f"processes={planned.processes}")
+    if planned.processes == 1:
+        train(planned.config, planned.run, overrides)
+        return 0, ""
+    start = planned.folder.next_start()
+    # Every value that matters is here: no default config of the user's own.
+    options = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(planned.processes), "--mixed_precision", "no"]
+    options += ["--dynamo_backend", "no", "--main_process_port", "0"]
+    code = launch_ranks((*options, "-m", "samestep", "train", planned.config, "--run", planned.run, *overrides))
+    return outcome(planned.folder, start, code)
+
+
+def plan(config_path: str, run: str | None, processes: int | None, overrides: tuple[str, ...]) -> Plan:
+    """Check the config, and choose the run's name and its number of processes."""
+    config, _ = load_config(config_path, overrides)
+    number = processes or config.processes or processes_here(config.device, config.num_leaves)
+    if number > config.num_leaves:
+        raise UsageError(
+            f"processes: found {number}, and a step has {config.num_leaves} leaves to share; write --processes "
+            f"{config.num_leaves} or fewer, or a smaller micro_batch_size"
+        )
+    name = run or default_name(config_path, read_runtime().job)
+    return Plan(config_path, name, RunFolder.named(config.runs, name), number)
+
+
+def outcome(folder: RunFolder, start: int, launcher_code: int) -> tuple[int, str]:
+    """The exit code that a run's state means, and what to print last: the first failing rank's paragraph.
+
+    Args:
+        start: the number that this start was to have.
+    """
+    state = folder.read_state()
+    status = str(state.get("status"))
+    if launcher_code == 0:
+        return _EXIT_CODES.get(status, 0), f"samestep: {state['reason']}" if status == "stopped" else ""
+    if folder.next_start() == start or folder.is_taken():
+        if launcher_code in {128 + number for number in _ASKED_TO_STOP}:  # as shells have it
+            return 75, _BEFORE_IT_BEGAN
+        return 2, ""  # it never began, and has said why; what stands in the folder is another start's
+    if status in _EXIT_CODES:
+        return _EXIT_CODES[status], f"samestep: {state['reason']}" if status == "stopped" else ""
+    failures = folder.failures()
+    reason = failures[0]["paragraph"] if failures else state.get("reason") or "a process was killed; see the lines above"
+    folder.write_state(status="failed", reason=reason)
+    return 1, f"samestep: {reason}"
+
+
+def _end_quietly_when_asked() -> None:
+    """Until the run, or torch's launcher, takes the signals over: nothing is there yet that could be saved."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        print(_BEFORE_IT_BEGAN, file=sys.stderr, flush=True)
+        os._exit(75)
+
+    for number in _ASKED_TO_STOP:
+        if signal.getsignal(number) != signal.SIG_IGN:  # under nohup
+            signal.signal(number, end)
