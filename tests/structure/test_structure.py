@@ -18,12 +18,14 @@ from samestep.config import Config, load_config
 SOURCE = ROOT / "src" / "samestep"
 ROWS = [
     ["errors", "randomness", "hash_order", "metric_rows"],
-    ["runtime", "run_folder"],
+    ["runtime", "run_names"],
+    ["run_folder"],
     ["snapshot"],
     ["task"],
+    ["task_loading"],
     ["script"],
     ["config"],
-    ["exact", "control", "batches", "fused_adam", "optimizers", "schedules", "device_kind", "regional_compile"],
+    ["exact", "control", "batches", "fused_adam", "optimizers", "schedules", "device_kind", "regional_compile", "preflight"],
     ["checkpoint", "optim", "tracking", "tasks", "evaluation", "checks", "slurm"],
     ["loop"],
     ["session"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from samestep.errors import UsageError
+from samestep.errors import UsageError, shortened
 
 _TASK = '''"""Which of three spiral arms does a point belong to? Put your own data, model and loss in their places."""
 
@@ -74,16 +74,19 @@ checkpoint: {{minutes: 10, keep: 2, best: "accuracy:max"}}
 
 def new(path: str) -> str:
     """Write PATH.py and PATH.yaml. Returns what to type next. Raises UsageError if either is there already."""
+    if not Path(path).stem.strip(".") or "\0" in path:
+        raise UsageError(f"PATH: found {path!r}; write a name, mine say")
     task = Path(path).with_suffix(".py")
     config = task.with_suffix(".yaml")
-    if not task.stem.strip("."):
-        raise UsageError(f"PATH: found {path!r}; write a name, mine say")
-    for file in (task, config):
-        if file.exists():
-            raise UsageError(f"{file}: it is there already; write another name")
     words = "".join(word[:1].upper() + word[1:] for word in re.split(r"[\W_]+", task.stem))
     name = words if words.isidentifier() else f"My{words}"
-    task.parent.mkdir(parents=True, exist_ok=True)
-    task.write_text(_TASK.format(name=name))
-    config.write_text(_CONFIG.format(name=name, file=task, config=config))
+    try:
+        for file in (task, config):
+            if file.exists():
+                raise UsageError(f"{file}: it is there already; write another name")
+        task.parent.mkdir(parents=True, exist_ok=True)
+        task.write_text(_TASK.format(name=name))
+        config.write_text(_CONFIG.format(name=name, file=task, config=config))
+    except OSError as error:
+        raise UsageError(f"PATH: {shortened(str(task))} can't be written ({error.strerror}); write another path") from None
     return f"wrote {task} and {config}; next: samestep train {config}"

@@ -7,7 +7,8 @@ import signal
 
 from samestep.config import load_config
 from samestep.errors import UsageError
-from samestep.run_folder import RunFolder, default_name
+from samestep.run_folder import RunFolder
+from samestep.run_names import default_name
 from samestep.runtime import processes_here, read_runtime
 
 _EXIT_CODES = {"done": 0, "stopped": 75}
@@ -23,7 +24,7 @@ def plan(config_path: str, run: str | None, processes: int | None, overrides: tu
             f"processes: found {number}, and a step has {config.num_leaves} leaves to share; write --processes "
             f"{config.num_leaves} or fewer, or a smaller micro_batch_size"
         )
-    name = run or default_name(config_path, read_runtime().job)
+    name = default_name(config_path, read_runtime().job) if run is None else run
     folder = RunFolder.named(config.runs, name)
     words = {"run": name, "folder": str(folder.path), "processes": number, "threads": config.threads}
     words["start"] = folder.next_start()
