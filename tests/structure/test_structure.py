@@ -135,6 +135,12 @@ def test_documents_name_files_that_exist(path: Path) -> None:
         assert is_the_sites or (ROOT / name).exists() or (SOURCE / name).exists(), name
 
 
+def test_errors_name_pages_that_exist() -> None:
+    named = {page for path in FILES for page in re.findall(r"\((docs/[\w-]+\.md)\)", path.read_text())}
+    assert named
+    assert {page for page in named if not (ROOT / page).is_file()} == set()
+
+
 def test_files_stay_small() -> None:
     long = {path.name: len(path.read_text().splitlines()) for path in FILES}
     assert {name: lines for name, lines in long.items() if lines > 260} == {}

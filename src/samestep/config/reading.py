@@ -143,6 +143,7 @@ def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
     UsageError has one line for each mistake.
     """
     file = _found(path)
+    tree: Any
     short: dict[str, str] = {}
     if file.suffix == ".py":
         tree, short = read_script(file, str(path))

@@ -102,8 +102,7 @@ class _Rank:
 
     def say_done(self) -> None:
         state = self.folder.read_state()
-        self.say(f"{self.folder.name} is done already, at step {state['step']}")
-        self.say(f"weights {state['weights']}")
+        self.say(f"{self.folder.name} is done already, at step {state['step']}\nweights {state['weights']}")
 
     def compare_devices(self, kind: dict[str, str], saved: Saved | None) -> list[str]:
         """Refuse a job of mixed kinds of device in exact mode. Returns each rank's host and device."""

@@ -166,7 +166,7 @@ def _free(run: Training, here: int) -> float:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + unused + own)
-    return (int(psutil.virtual_memory().available) + own) / here
+    return float((psutil.virtual_memory().available + own) / here)
 
 
 def disk(run: Training, optimizer: float) -> Line:
