@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import traceback
 from pathlib import Path
 
-import accelerate  # noqa: F401  # here once, before the first case is forked off
-import datasets  # noqa: F401
 import pytest
-import torch  # noqa: F401
-
-import samestep.session  # noqa: F401
-from samestep import cli
+from forked import forked
 
 TASK = """
 import datasets, torch, numpy as np
@@ -149,10 +141,11 @@ def cases() -> list[object]:
 
 @pytest.mark.parametrize(("method", "code", "words"), cases())
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside torch's threads
-def test_what_a_task_gives_back_is_told_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, code: int, words: str
-) -> None:
-    found, lines = outcome_of(tmp_path, monkeypatch, method)
+def test_what_a_task_gives_back_is_told_in_one_line(tmp_path: Path, method: str, code: int, words: str) -> None:
+    (tmp_path / "mine.py").write_text(TASK.replace("METHOD", method))
+    (tmp_path / "mine.yaml").write_text(CONFIG)
+    found, said = forked(tmp_path, "train", "mine.yaml", "--run", "r")
+    lines = [line for line in said if not line.startswith(("fresh ", "step ", "weights "))]
     told = [line for line in lines if words in line]
     assert (found, len(told)) == (code, 1), lines
     if code:
@@ -160,30 +153,3 @@ def test_what_a_task_gives_back_is_told_in_one_line(
         assert told[0].startswith("samestep: ")
         assert ("mine.py:" in told[0]) == (", at " in told[0] or "mine.py:Mine" in told[0])
         assert (tmp_path / "runs/r/state.json").exists() == ("(log: " in told[0])
-
-
-def outcome_of(folder: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> tuple[int, list[str]]:
-    """The exit code and the lines of a run with this method, in a process forked off: torch's import is paid once."""
-    (folder / "mine.py").write_text(TASK.replace("METHOD", method))
-    (folder / "mine.yaml").write_text(CONFIG)
-    said = folder / "said.txt"
-    child = os.fork()
-    if child == 0:
-        try:
-            os.chdir(folder)
-            os.environ.update(PYTHONHASHSEED="0", WANDB_MODE="offline", CUDA_VISIBLE_DEVICES="")
-            for number in (1, 2):
-                os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-            sys.argv = ["samestep", "train", "mine.yaml", "--run", "r"]
-            cli.main()
-        except SystemExit as leaving:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(int(leaving.code or 0))
-        except BaseException:
-            traceback.print_exc()
-        os._exit(99)
-    status = os.waitpid(child, 0)[1]
-    lines = [line for line in said.read_text().splitlines() if not line.startswith(("fresh ", "step ", "weights "))]
-    return os.waitstatus_to_exitcode(status), lines

@@ -47,7 +47,9 @@ def submit(config_path: str, words: tuple[str, ...], run: str | None, sweep: Pat
     folder = RunFolder.named(config.runs, name)
     mistakes = [] if script.is_file() else [f"slurm: found no {script}; submit from a checkout of samestep"]
     if not _given(options, "--time", "-t") and not os.environ.get("SBATCH_TIMELIMIT"):
-        mistakes.append("--time: missing; write --time=HH:MM:SS, by which the run stops itself, saves and is requeued (docs/slurm.md)")
+        mistakes.append(
+            "--time: missing; write --time=HH:MM:SS, by which the run stops itself, saves and is requeued (docs/slurm.md)"
+        )
     mistakes += _too_many(config, options)
     runs = [(*point, *overrides) for point in points(sweep)] if sweep else []
     mistakes += _unfit(config_path, runs, sweep)
