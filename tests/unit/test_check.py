@@ -68,7 +68,7 @@ def test_the_largest_micro_batch_that_fits_divides_the_global_one(
     tmp_path: Path, rows: int, more: list[str], size: int
 ) -> None:
     """Memory for the weights, the gradients and so many rows; the ordered sum's copies would get fewer with larger ones."""
-    needed = WEIGHTS * 2 + rows * ROW
+    needed = WEIGHTS * 2 + (rows + 0.5) * ROW
     lines = checked(tmp_path, "--fit", *more, before=with_memory(2 * needed / 0.9 - WEIGHTS))
     found = re.search(r"micro_batch_size=(\d+) is the largest divisor of 48", lines["fit"])
     assert found is not None, lines

@@ -38,3 +38,13 @@ def test_a_mistyped_command_is_told_in_the_shell_too(workplace: Workplace, words
     assert told in done.err
     assert "Traceback" not in done.err
     assert all(line.startswith("samestep: ") for line in done.err.splitlines())
+
+
+def test_a_mistyped_key_is_the_last_word_of_torchrun_too(workplace: Workplace) -> None:
+    workplace.write("good.yaml", GOOD)
+    done = workplace.train("good.yaml", "stesp=3", processes=2)
+    told = [line for line in done.err.splitlines() if "stesp: unknown key; did you mean steps?" in line]
+    assert told[0] == "samestep: stesp: unknown key; did you mean steps?"
+    assert "traceback : " in told[-1]
+    assert len(told) == 2
+    assert not (workplace.path / "runs").exists()

@@ -130,6 +130,9 @@ def main() -> None:
 
 def _refuse(error: UsageError) -> int:
     """Say what was wrong with the words, a line for each mistake; one of several ranks does. Returns the exit code."""
+    from samestep.runtime import tell_launcher
+
+    tell_launcher(str(error))
     if _speaks():
         for line in error.lines:
             click.echo(f"samestep: {line}", err=True)

@@ -14,7 +14,7 @@ from samestep.control import Board, abort_device_collectives, is_victim, survivo
 from samestep.errors import UsageError, place_in_user_code
 from samestep.loop import Training
 from samestep.run_folder import RunFolder, write_atomically
-from samestep.runtime import Runtime, error_file
+from samestep.runtime import Runtime, tell_launcher
 from samestep.task import Columns, batch_behind
 
 _PATIENCE_AFTER_A_FAULT_S = 20.0  # torchrun kills what is left after 30
@@ -72,11 +72,7 @@ def record_failure(
                 write_atomically(folder.failure(runtime.rank), json.dumps(words))
             with folder.log(runtime.rank).open("a") as log:
                 log.write("".join(traceback.format_exception(error)) if error else paragraph + "\n")
-    place = error_file()
-    if place is not None:
-        message = {"message": paragraph, "extraInfo": {"py_callstack": paragraph, "timestamp": str(int(time.time()))}}
-        with contextlib.suppress(OSError):
-            place.write_text(json.dumps({"message": message}))
+    tell_launcher(paragraph)
     return paragraph
 
 

@@ -33,9 +33,7 @@ def devices(config: Config) -> Line:
     first = found[places[0]][0]
     wrong = [place for place, prints in found.items() if prints != [first, first]]
     if wrong:
-        words = (
-            f"the product of two matrices comes out different on {', '.join(wrong)}; leave that device out, it is not healthy"
-        )
+        words = f"a product of matrices comes out different on {', '.join(wrong)}; leave that out, it is not healthy"
         return Line("error", "devices", words)
     if len(places) > 1:
         return Line("ok", "devices", f"the same product of matrices on all {len(places)}, to the bit; {_sum_over(places)}")
