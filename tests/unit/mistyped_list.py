@@ -152,7 +152,6 @@ _TYPED: list[tuple[str, str]] = [
     ("processes=99", "processes: 99 were meant and 1 started"),
     ("precision=BF16", "precision: found 'BF16'; write 'no', 'bf16' or 'fp16'"),
     ("device=gpu", "device: found 'gpu'; write 'auto' or 'cpu'"),
-    ("schedule=cosine", "schedule: found 'cosine'; write a mapping, {name: …, warmup: …, floor: …}"),
     ("converge={metric: loss}", "converge.goal: missing; write converge.goal=VALUE"),
     ("compile=yes", "compile: found 'yes'; write true or false"),
     ("track.wandb=false", "track.wandb: found False; write 'auto', 'online', 'offline' or 'off'"),

@@ -56,7 +56,7 @@ CASES = [  # the method, the exit code, the words
     (
         'def data(self, split): return datasets.DatasetDict({"train": datasets.Dataset.from_dict({"x": [1.0]})})',
         2,
-        "returned DatasetDict; return one split of it, data_dict[split] (docs/tasks.md)",
+        "returned DatasetDict; return one split of it, data_dict[split] (docs/data.md)",
     ),
     (
         'def data(self, split): return datasets.Dataset.from_dict({"x": [1.0]}).to_iterable_dataset()',
