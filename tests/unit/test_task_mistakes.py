@@ -44,15 +44,13 @@ def loss(words: str) -> str:
 
 SUM = 'cross(model(batch["x"]), batch["y"])'
 CASES = [  # the method, the exit code, the words
-    ("def data(self, split): return [{'x': 1.0}]", 2, 'data("train") returned list; return datasets.Dataset.from_list(rows)'),
-    ("def data(self, split): return np.zeros(3)", 2, 'data("train") returned ndarray; return a datasets.Dataset'),
+    (
+        'def data(self, split): return {"x": [1.0]}',
+        2,
+        "returned dict; return datasets.Dataset.from_dict(columns) (docs/data.md)",
+    ),
     ("def data(self, split): return None", 2, 'data("train") returned None; return a datasets.Dataset'),
     ("def data(self, split): return 'train.csv'", 2, "returned str; return datasets.load_dataset(...) or"),
-    (
-        "def data(self, split): return torch.utils.data.TensorDataset(torch.zeros(8))",
-        2,
-        "returned TensorDataset; return a datasets.Dataset",
-    ),
     (
         'def data(self, split): return datasets.DatasetDict({"train": datasets.Dataset.from_dict({"x": [1.0]})})',
         2,

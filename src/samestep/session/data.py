@@ -23,7 +23,6 @@ _READING = 5  # sets the random numbers of data() apart from the forward's
 _SPLITS = ("train", "eval")
 _INSTEAD = {
     "DataFrame": "return datasets.Dataset.from_pandas(frame, preserve_index=False)",
-    "list": "return datasets.Dataset.from_list(rows), a dict for each row",
     "dict": "return datasets.Dataset.from_dict(columns)",
     "DatasetDict": "return one split of it, data_dict[split]",
     "IterableDataset": "return a datasets.Dataset, loaded without streaming=True: rows are read by their numbers",
