@@ -41,7 +41,7 @@ ROW = 4 * (1000 + 1000)  # of activations: what the two layers keep of their inp
 
 def with_memory(num_bytes: float) -> Callable[[], None]:
     def patch() -> None:
-        psutil.virtual_memory = lambda: SimpleNamespace(total=num_bytes, available=num_bytes)
+        psutil.virtual_memory = lambda: SimpleNamespace(total=num_bytes, available=num_bytes)  # type: ignore[assignment,return-value]
 
     return patch
 
@@ -90,7 +90,7 @@ def test_a_model_too_large_for_the_memory_is_an_error(tmp_path: Path) -> None:
 def test_a_device_that_computes_wrongly_is_named(tmp_path: Path) -> None:
     def break_products() -> None:
         true, calls = torch.Tensor.__matmul__, iter(range(100))
-        torch.Tensor.__matmul__ = lambda a, b: true(a, b) + (next(calls) == 1)  # type: ignore[method-assign,assignment]
+        torch.Tensor.__matmul__ = lambda a, b: true(a, b) + (next(calls) == 1)  # type: ignore[method-assign]
 
     lines = checked(tmp_path, before=break_products)
     assert lines["devices"].startswith("error    devices     a product of matrices comes out different on cpu; leave that out")
