@@ -15,7 +15,7 @@ from ranks import Ranks
 
 import samestep
 from conftest import ROOT, Workplace
-from samestep.task import load_task
+from samestep.task_loading import load_task
 
 EXAMPLES = ROOT / "examples"
 LANGUAGE_MODELS = ("peft", "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama")
