@@ -57,11 +57,11 @@ def _task_class(spec: str) -> type[Task]:
     if not _is_task(found):
         raise UsageError(f"task: {spec} is not a task; write a class derived from samestep.Task")
     task_class: type[Task] = found
+    if hidden := [name for name in task_class.model_fields if callable(getattr(Task, name, None))]:
+        raise UsageError(f"task: {spec} has a field {hidden[0]}, which hides the method of that name; give it another name")
     needed = [method for method in ("data", "model", "loss") if getattr(task_class, method) is getattr(Task, method)]
     if needed:
         raise UsageError(f"task: {spec} lacks {', '.join(needed)}; write each as a method of the class (docs/tasks.md)")
-    if hidden := [name for name in task_class.model_fields if callable(getattr(Task, name, None))]:
-        raise UsageError(f"task: {spec} has a field {hidden[0]}, which hides the method of that name; give it another name")
     if wrong := [line for method in _METHODS if (line := _wrong_arguments(spec, task_class, method))]:
         raise UsageError(*wrong)
     return task_class
