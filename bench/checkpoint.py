@@ -32,7 +32,7 @@ from samestep.loop import train
 from samestep.run_folder import RunFolder
 from samestep.runtime import prepare_environment, read_runtime
 from samestep.session import Plans, build, make_accelerator, make_saver
-from samestep.task import load_task
+from samestep.task_loading import load_task
 from samestep.tracking import NullTracker
 
 ROOT = Path(__file__).parent.parent

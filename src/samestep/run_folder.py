@@ -7,7 +7,6 @@ import errno
 import fcntl
 import json
 import os
-import re
 import shutil
 import threading
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from samestep.errors import Overtaken, TrainingError, UsageError
+from samestep.run_names import check_name, no_such_run
 from samestep.run_paths import RunPaths
 
 _WAIT_FOR_OWNER_S = 60.0
@@ -44,13 +44,6 @@ def make_durable(path: Path) -> None:
         os.close(handle)
 
 
-def default_name(config: str, job: str | None) -> str:
-    """A run's name from its config's file, with the job's number, the same after a requeue, or with the time."""
-    path = Path(config)
-    stem = path.parent.name if path.name == "config.yaml" else path.stem
-    return f"{stem}-{job}" if job else f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
 class RunFolder(RunPaths):
     """A run's folder: who owns it, what state it is in, and its starts."""
 
@@ -64,17 +57,17 @@ class RunFolder(RunPaths):
     @classmethod
     def named(cls, runs: str, name: str) -> RunFolder:
         """The folder of a run called `name`; UsageError if that cannot be the name of a folder."""
-        if not re.fullmatch(r"[^/\0]+", name) or name in (".", ".."):
-            raise UsageError(f"--run: found {name!r}; write a name without a slash")
+        check_name(name)
         return cls(Path(runs) / name)
 
     @classmethod
     def found(cls, run: str, runs: str = "runs") -> RunFolder:
         """An existing run, given by its path or by its name under `runs`."""
-        for path in (Path(run), Path(runs) / run):
-            if (path / "state.json").is_file():
-                return cls(path)
-        raise UsageError(f"{run}: found no such run; write the name of a folder under {runs}, or a path")
+        with contextlib.suppress(OSError, ValueError):  # a name too long, or with a null in it
+            for path in (Path(run), Path(runs) / run):
+                if run and (path / "state.json").is_file():
+                    return cls(path)
+        raise no_such_run(run, runs)
 
     def failures(self) -> list[dict[str, Any]]:
         """What the failed ranks of the latest start wrote, first the one to blame, then in order of time."""
@@ -101,9 +94,15 @@ class RunFolder(RunPaths):
 
     def read_state(self) -> dict[str, Any]:
         """What state.json says; empty for a run that has none yet."""
-        with contextlib.suppress(FileNotFoundError):
-            return dict[str, Any](json.loads(self.state.read_text()))
-        return {}
+        try:
+            state = json.loads(self.state.read_text())
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            state = None
+        if not isinstance(state, dict):
+            raise UsageError(f"{self.state}: found no state of a run in it; move the folder away, or restore the file")
+        return state
 
     def write_state(self, **changes: Any) -> dict[str, Any]:
         """Lay changes over state.json. Only the owner calls this while a run is alive."""
@@ -162,8 +161,11 @@ class RunFolder(RunPaths):
         A POSIX lock is not inherited by loader processes, and works across machines wherever the file system locks.
         """
         self._made_here = not self.path.exists()
-        self.path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path / ".owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / ".owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise UsageError(f"runs: {self.path} can't be written ({error.strerror}); write runs=FOLDER") from None
         deadline = time.monotonic() + _WAIT_FOR_OWNER_S
         while True:
             try:

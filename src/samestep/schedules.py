@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from samestep.config import Schedule
 from samestep.errors import UsageError, nearest, place_in_user_code
-from samestep.task import load_module
+from samestep.task_loading import load_module
 
 _ONECYCLE_BEGINS = 1 / 25  # as in torch.optim.lr_scheduler.OneCycleLR, as is the part of the run that goes up
 _ONECYCLE_UP = 0.3

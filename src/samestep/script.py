@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from samestep.errors import UsageError
-from samestep.task import Task, load_module
+from samestep.task import Task
+from samestep.task_loading import load_module
 
 _declared: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}  # by module
 

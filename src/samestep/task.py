@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
-import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from samestep.errors import UsageError, nearest, validation_lines
-from samestep.snapshot import as_kept, kept_code
+from samestep.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,13 +18,10 @@ Ratio = tuple["torch.Tensor", "torch.Tensor | float"]
 Numbers = dict[str, Ratio]
 Loss = tuple["torch.Tensor", "torch.Tensor | float", Numbers]
 
-TASK_MODULE = "samestep_task_"  # what the module of a task's own file is called, before the file's name
-_loaded: dict[tuple[str, int, int], ModuleType] = {}
 _TAKEN = {
     *("step", "epoch", "time", "loss", "lr", "grad_norm", "fingerprint", "fingerprints"),
     *("step_s", "data_wait_s", "peak_memory_bytes", "mfu"),
 }
-BUILT_IN = {"regression": "Regression", "text": "Text", "digits": "Digits"}
 
 
 class Task(BaseModel):
@@ -111,97 +101,40 @@ class Columns(dict[str, "torch.Tensor"]):
     """A micro-batch, by column; asking for one that the data set lacks says which there are."""
 
     def __missing__(self, name: str) -> torch.Tensor:
-        raise UsageError(f"task: the batch has no column {name!r}; data() gives {', '.join(self)}")
+        raise UsageError(f"task: the batch has no column {name!r}; data() gives {', '.join(self) or 'none'}")
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for name, t in self.items())
 
 
-def load_task(spec: str, fields: dict[str, Any]) -> Task:
-    """The task named by a config, made with its `with` fields; UsageError says what is wrong with either."""
-    task_class = _task_class(spec)
-    try:
-        return task_class(**fields)
-    except ValidationError as error:
-        raise UsageError(*validation_lines(error, task_class, prefix="with.")) from None
-
-
-def _task_class(spec: str) -> type[Task]:
-    if spec in BUILT_IN:
-        spec = f"samestep.tasks.{spec}:{BUILT_IN[spec]}"
-    place, _, name = spec.rpartition(":")
-    if not place or not name:
-        raise UsageError(f"task: found {spec!r}; write module:Class, path/to/file.py:Class, or one of {', '.join(BUILT_IN)}")
-    module = load_module(place)
-    found = getattr(module, name, None)
-    if found is None:
-        classes = [key for key, value in vars(module).items() if _is_task(value)]
-        close = nearest(name, classes) or (classes[0] if classes else None)
-        hint = f"did you mean {place}:{close}?" if close else "it defines no subclass of samestep.Task"
-        raise UsageError(f"task: {place} has no class {name}; {hint}")
-    if not _is_task(found):
-        raise UsageError(f"task: {spec} is not a task; write a class derived from samestep.Task")
-    task_class: type[Task] = found
-    if hidden := [name for name in task_class.model_fields if callable(getattr(Task, name, None))]:
-        raise UsageError(f"task: {spec} has a field {hidden[0]}, which hides the method of that name; give it another name")
-    needed = [method for method in ("data", "model", "loss") if getattr(task_class, method) is getattr(Task, method)]
-    if needed:
-        raise UsageError(f"task: {spec} lacks {', '.join(needed)}; write each as a method of the class")
-    return task_class
-
-
-def _is_task(value: object) -> bool:
-    return inspect.isclass(value) and issubclass(value, Task) and value is not Task
-
-
-def load_module(place: str, key: str = "task") -> ModuleType:
-    """The module that a place under `key` names: `module`, or `path/to/file.py`, read once as long as it stays as it is."""
-    what = "Class" if key == "task" else "function"
-    if not place.endswith(".py"):
-        for folder in filter(None, (Path.cwd(), kept_code())):
-            if str(folder) not in sys.path:
-                sys.path.insert(0, str(folder))
-        try:
-            return importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            if error.name and (place == error.name or place.startswith(error.name + ".")):
-                raise UsageError(f"{key}: found no module {place}; write module:{what} or path/to/file.py:{what}") from None
-            raise UsageError(f"{key}: {place} imports {error.name}, which is not installed here") from None
-    path = as_kept(place)
-    if not path.is_file():
-        raise UsageError(f"{key}: found no file {place}; write path/to/file.py:{what}")
-    if str(path.parent.resolve()) not in sys.path:  # the file's neighbours are importable, as when it is run itself
-        sys.path.insert(0, str(path.parent.resolve()))
-    status = path.stat()
-    stamp = (str(path.resolve()), status.st_mtime_ns, status.st_size)
-    if stamp in _loaded:
-        return _loaded[stamp]
-    name = f"{TASK_MODULE}{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # pydantic resolves a class's annotations through it
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UsageError(f"{key}: {place} line {error.lineno}: {error.msg}") from None
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{key}: {place} imports {error.name}, which is not installed here") from None
-    _loaded[stamp] = module
-    return module
+def batch_behind(error: BaseException) -> str:
+    """The columns of the micro-batch at which the task's code has raised, in words that follow the error's; else nothing."""
+    trace = error.__traceback__
+    while trace is not None:
+        for value in trace.tb_frame.f_locals.values():
+            if isinstance(value, Columns):
+                return f"; the batch has {value}"
+        trace = trace.tb_next
+    return ""
 
 
 def checked_loss(result: object, trains: bool = True) -> Loss:
     """What `loss` returned, if it is a scalar sum, a scalar weight and maybe numbers by name; UsageError says what it is."""
     if not (isinstance(result, tuple) and 2 <= len(result) <= 3):
-        raise UsageError(f"task: loss returned {type(result).__name__}; write return loss_sum, weight")
+        raise UsageError(f"task: loss returned {_described(result)}; write return loss_sum, weight")
     loss, weight = result[:2]
-    if not hasattr(loss, "requires_grad") or loss.shape != ():
+    if not hasattr(loss, "requires_grad") or loss.shape != () or not loss.is_floating_point():
         raise UsageError(
             f"task: loss returned {_described(loss)}; write the SUM of the losses, a scalar tensor, and what to divide by"
         )
     if not _is_scalar(weight):
         raise UsageError(f"task: loss returned {_described(weight)} as its weight; write a scalar, the rows or tokens")
+    if isinstance(weight, (int, float)) and weight < 0:
+        raise UsageError(f"task: loss returned {weight} as its weight; write the number of rows or tokens, 0 or more")
     if trains and not loss.requires_grad:
-        raise UsageError("task: the loss does not depend on any trainable parameter; write it from model(...)'s output")
+        raise UsageError(
+            "task: the loss does not depend on any trainable parameter; write it from model(...)'s output, without detach()"
+        )
     return loss, weight, _checked_pairs(result[2], "loss") if len(result) == 3 else {}
 
 
@@ -214,7 +147,7 @@ def checked_metrics(result: object) -> Numbers:
 
 def _checked_pairs(result: object, method: str) -> Numbers:
     if not isinstance(result, dict):
-        raise UsageError(f"task: {method} returned {type(result).__name__}; write {{'name': (sum, weight)}}")
+        raise UsageError(f"task: {method} returned {_described(result)}; write {{'name': (sum, weight)}}")
     for name, pair in result.items():
         if not (isinstance(pair, tuple) and len(pair) == 2):
             raise UsageError(f"task: {method} returned {_described(pair)} as {name!r}; write (sum, weight)")
@@ -236,4 +169,9 @@ def _is_scalar(value: object) -> bool:
 
 
 def _described(value: object) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+    if hasattr(value, "shape"):
+        kind = "" if getattr(value, "is_floating_point", lambda: True)() else f" and dtype {getattr(value, 'dtype', '')}"
+        return f"a tensor of shape {tuple(value.shape)}{kind.replace('torch.', '')}"
+    if isinstance(value, tuple):
+        return f"{len(value)} values"
+    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -15,7 +15,7 @@ from ranks import Ranks
 
 import samestep
 from conftest import ROOT, Workplace
-from samestep.task import load_task
+from samestep.task_loading import load_task
 
 EXAMPLES = ROOT / "examples"
 LANGUAGE_MODELS = ("peft", "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama")
@@ -200,11 +200,12 @@ def test_what_export_writes_is_read_by_from_pretrained(place: Place, monkeypatch
     import transformers
 
     from samestep.commands.export import export
+    from samestep.commands.recorded import recorded
 
     place.train("finetune.py", f"tuned-{lora}", f"{SMALL['finetune.py']} lora={lora} epochs=null steps=3 lr=1e-2")
     monkeypatch.chdir(place.path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    export(f"tuned-{lora}", Path(f"exported-{lora}"), None)
+    export(*recorded(f"tuned-{lora}"), Path(f"exported-{lora}"), None)
     kind = peft.AutoPeftModelForCausalLM if lora else transformers.AutoModelForCausalLM
     read, base = kind.from_pretrained(f"exported-{lora}"), transformers.AutoModelForCausalLM.from_pretrained("llama")
     tokens = torch.arange(20, 30)[None]

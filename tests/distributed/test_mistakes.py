@@ -54,7 +54,7 @@ def mine(workplace: Workplace) -> Workplace:
         ("", "", ["task=gone:Mine"], "task: found no module gone; write module:Class or path/to/file.py:Class"),
         ("", "", ["task=txet"], "task: found 'txet'; write module:Class, path/to/file.py:Class, or one of regression, text, digits"),
         ("", "", ["with.widht=4"], "with.widht: unknown key; did you mean width?"),
-        ("", "", ["with.width=wide"], "with.width: found 'wide'; write a valid integer, unable to parse string as an integer"),
+        ("", "", ["with.width=wide"], "with.width: found 'wide'; write an integer"),
         ("", "", ["optimizer.name=sdg"], "optimizer.name: torch.optim has no 'sdg'; did you mean sgd?"),
         ("", "", ["optimizer.momentun=0.9"], "optimizer.momentun: SGD takes no such argument; did you mean momentum?"),
         ("", "", ["precision=fp16"], "precision: found fp16 without a GPU, where gradients would underflow in silence; write bf16 or no"),

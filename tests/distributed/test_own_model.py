@@ -133,7 +133,10 @@ def test_a_script_s_mistakes_are_one_line_each(workplace: Workplace) -> None:
     workplace.write("mine.py", SCRIPT.replace("steps=6", "stesp=6, epochs=0"))
     done = workplace.command(sys.executable, "mine.py")
     assert done.code == 2
-    assert done.err == "samestep: epochs: found 0; write greater than 0\nsamestep: stesp: unknown key; did you mean steps?\n"
+    assert (
+        done.err
+        == "samestep: epochs: found 0; write a number greater than 0\nsamestep: stesp: unknown key; did you mean steps?\n"
+    )
     workplace.write("mine.py", "import samestep\n")
     done = workplace.samestep("train", "mine.py")
     assert done.code == 2

@@ -243,9 +243,9 @@ _SEEDS = [
     ),
     Mutant(
         "seed-of-transform",
-        "batches/columns.py",
+        "batches/rows.py",
         "mix(self._seed, epoch, number)",
-        "mix(self._seed, rows[0], number)",
+        "mix(self._seed, numbers[0], number)",
         (f"{BATCHES}::test_transform_draws_from_seed_epoch_and_row_alone",),
     ),
     Mutant(
@@ -330,7 +330,7 @@ _ROWS = [
     ),
     Mutant(
         "transform-passed-over",
-        "batches/columns.py",
+        "batches/rows.py",
         '        if not self._task.overrides("transform"):\n',
         "        if True:\n",
         (f"{BATCHES}::test_transform_draws_from_seed_epoch_and_row_alone",),

@@ -20,7 +20,7 @@ from samestep.control import StopFlag, leave_together
 from samestep.loop import Training, train
 from samestep.runtime import read_runtime
 from samestep.session import Plans, build, make_accelerator
-from samestep.task import load_task
+from samestep.task_loading import load_task
 from samestep.tracking import NullTracker
 
 STEPS = 10

@@ -17,13 +17,15 @@ from samestep.config import Config, load_config
 
 SOURCE = ROOT / "src" / "samestep"
 ROWS = [
-    ["errors", "randomness", "hash_order", "run_paths", "metric_rows", "shipped"],
-    ["runtime", "run_folder"],
+    ["errors", "randomness", "hash_order", "run_paths", "shipped"],
+    ["metric_rows", "runtime", "run_names"],
+    ["run_folder"],
     ["snapshot"],
     ["task"],
+    ["task_loading"],
     ["script"],
     ["config"],
-    ["exact", "control", "batches", "fused_adam", "optimizers", "schedules", "device_kind", "regional_compile"],
+    ["exact", "control", "batches", "fused_adam", "optimizers", "schedules", "device_kind", "regional_compile", "preflight"],
     ["checkpoint", "optim", "tracking", "tasks", "evaluation", "checks", "slurm", "report"],
     ["loop"],
     ["session"],
@@ -133,6 +135,12 @@ def test_documents_name_files_that_exist(path: Path) -> None:
     for name in re.findall(r"`((?:[\w-]+/)+[\w.-]+\.(?:py|sh|md|yaml|sbatch))`", path.read_text()):
         is_the_sites = name == "slurm/before.sh"  # written by whoever needs it
         assert is_the_sites or (ROOT / name).exists() or (SOURCE / name).exists(), name
+
+
+def test_errors_name_pages_that_exist() -> None:
+    named = {page for path in FILES for page in re.findall(r"\((docs/[\w-]+\.md)\)", path.read_text())}
+    assert named
+    assert {page for page in named if not (ROOT / page).is_file()} == set()
 
 
 def test_files_stay_small() -> None:

@@ -9,7 +9,8 @@ from samestep.loop import Training
 from samestep.metric_rows import Row
 from samestep.runtime import read_runtime
 from samestep.session import Plans, build, make_accelerator
-from samestep.task import Task, load_task
+from samestep.task import Task
+from samestep.task_loading import load_task
 from samestep.tracking import NullTracker
 
 

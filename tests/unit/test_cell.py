@@ -14,7 +14,7 @@ import pytest
 import samestep
 from samestep.commands.cell import source_of
 from samestep.errors import UsageError
-from samestep.task import load_task
+from samestep.task_loading import load_task
 
 CELLS = """
 import math as maths

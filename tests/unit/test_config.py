@@ -55,14 +55,14 @@ def test_the_resolved_text_loads_as_the_same_config(good: Path, tmp_path: Path) 
     [
         (["stepz=1"], "stepz: unknown key; did you mean steps?"),
         (["track.wanbd=off"], "track.wanbd: unknown key; did you mean wandb?"),
-        (["seed=abc"], "seed: found 'abc'; write a valid integer"),
-        (["seed=1.5"], "seed: found 1.5; write a valid integer"),
+        (["seed=abc"], "seed: found 'abc'; write an integer"),
+        (["seed=1.5"], "seed: found 1.5; write an integer"),
         (["epochs=2"], "found steps=10 and epochs=2; write exactly one of them, null for the other"),
         (["steps=null"], "found neither steps nor epochs; write exactly one of them"),
         (["global_batch_size=30"], "which is no multiple of micro_batch_size (8); write 24 or 32"),
         (["leaves=3"], "leaves: found 3; write a divisor of 4: 1, 2, 4"),
         (["precision=fp8"], "precision: found 'fp8'; write 'no', 'bf16' or 'fp16'"),
-        (["optimizer.lr=-1"], "optimizer.lr: found -1; write greater than 0"),
+        (["optimizer.lr=-1"], "optimizer.lr: found -1; write a number greater than 0"),
         (
             ["checkpoint.best=loss:most"],
             "checkpoint.best: found 'loss:most'; write METRIC, of which less is better, or METRIC:max",

@@ -10,7 +10,7 @@ import pytest
 from samestep import Task
 from samestep.errors import UsageError
 from samestep.session import read_split
-from samestep.task import load_task
+from samestep.task_loading import load_task
 
 
 class Split(Task):

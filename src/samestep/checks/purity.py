@@ -210,7 +210,7 @@ class Purity(NoPurity):
             _put(places, real)
         raise UsageError(
             f"task: the loss depends on {one}, which the forward changes: after a resume, or on another number of processes, "
-            "it would be another loss; change it in after_step, and keep it in a buffer"
+            "it would be another loss; change it in after_step, and keep it in a buffer (docs/tasks.md)"
         )
 
     @staticmethod

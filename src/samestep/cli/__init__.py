@@ -14,12 +14,13 @@ import click
 
 from samestep.cli.bits import add_bits
 from samestep.cli.completion import add_completion
+from samestep.cli.mistyped import in_one_line
 from samestep.cli.models import add_models
 from samestep.cli.scripts import add_scripts
 from samestep.cli.starting import add_starting, version
 from samestep.cli.streams import open_closed_streams, outlive_readers
 from samestep.cli.watching import add_watching
-from samestep.errors import SamestepError, Stopped, UsageError
+from samestep.errors import SamestepError, Stopped, UsageError, place_in_user_code
 from samestep.hash_order import fix_hash_order
 
 _LET_RANK_0_SPEAK_S = 2.0
@@ -110,12 +111,7 @@ def main() -> None:
     except SystemExit as leaving:
         code = int(leaving.code or 0)
     except UsageError as error:
-        code = error.exit_code
-        if _speaks():
-            for line in error.lines:
-                click.echo(f"samestep: {line}", err=True)
-        else:
-            _let_rank_0_speak()
+        code = _refuse(error)
     except SamestepError as error:
         code = error.exit_code
         if code == 1 or _speaks():
@@ -123,13 +119,28 @@ def main() -> None:
     except BrokenPipeError:  # `samestep status | head -1`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except click.ClickException as error:
-        code = 2
-        error.show()
+        code = _refuse(in_one_line(error))
     except (click.Abort, KeyboardInterrupt):
         code = 1
         click.echo("samestep: stopped at once", err=True)
         os._exit(code)  # not even a save that is under way is waited for: what it had written so far is no checkpoint
+    except Exception as error:  # in what a command has read, or in the task's own code
+        code = 1
+        click.echo(f"samestep: {type(error).__name__}: {error}{place_in_user_code(error)}", err=True)
     _leave(code)
+
+
+def _refuse(error: UsageError) -> int:
+    """Say what was wrong with the words, a line for each mistake; one of several ranks does. Returns the exit code."""
+    from samestep.runtime import tell_launcher
+
+    tell_launcher(str(error))
+    if _speaks():
+        for line in error.lines:
+            click.echo(f"samestep: {line}", err=True)
+    else:
+        _let_rank_0_speak()
+    return error.exit_code
 
 
 def _leave(code: int) -> None:

@@ -58,9 +58,12 @@ def replay(run: str, step: int, stop_before: bool) -> None:
       samestep replay first --step 412
       samestep replay first --step 412 --break
     """
+    from samestep.commands.recorded import recorded
+
+    folder, config = recorded(run)
     from samestep.commands import replay as command
 
-    command.replay(run, step, stop_before)
+    command.replay(folder, config, step, stop_before)
 
 
 def add_bits(cli: click.Group) -> None:

@@ -38,9 +38,12 @@ def evaluate(run: str, split: str, step: int | None, as_json: bool, overrides: t
       samestep evaluate first --data train evaluate.batches=20
       samestep evaluate first --data test --step 400 --json
     """
+    from samestep.commands.recorded import recorded
+
+    folder, config = recorded(run, overrides)
     from samestep.commands import evaluate as command
 
-    found = command.evaluate(run, split, step, overrides)
+    found = command.evaluate(folder, config, split, step)
     shown = "  ".join(f"{name} {value:.6g}" for name, value in found.items())
     click.echo(json.dumps(found) if as_json else shown)
 
@@ -57,19 +60,32 @@ def export(run: str, path: Path, step: int | None) -> None:
       samestep export first first.safetensors
       samestep export tuned my-model/
     """
+    from samestep.commands.recorded import recorded
+
+    folder, config = recorded(run)
     from samestep.commands import export as command
 
-    click.echo(command.export(run, path, step))
+    click.echo(command.export(folder, config, path, step))
 
 
 @click.command()
 @click.argument("config")
 @click.option("--processes", metavar="1,2,4", help="The world sizes asked about; by default those that fit.")
+@click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="So many machines: by default each like this one.")
+@click.option("--fit", is_flag=True, help="Also find the largest micro_batch_size for which the memory suffices.")
 @click.option("--bits", is_flag=True, help="Also run a few steps at several world sizes, and compare the weights.")
 @click.option("--json", "as_json", is_flag=True, help="A line of JSON for each thing looked at.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def check(config: str, processes: str | None, bits: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
-    """Find in seconds what would go wrong with CONFIG: a micro-batch is tried, and memory, disk and trackers are looked at.
+def check(
+    config: str,
+    processes: str | None,
+    nodes: int | None,
+    fit: bool,
+    bits: bool,
+    as_json: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Find in seconds what would go wrong with CONFIG: a micro-batch is tried; memory, disk, devices, trackers looked at.
 
     Exits with 2 if there is an error, which says what to write.
 
@@ -77,10 +93,11 @@ def check(config: str, processes: str | None, bits: bool, as_json: bool, overrid
     Examples:
       samestep check mine.yaml
       samestep check mine.yaml --processes 8,16 --bits
+      samestep check mine.yaml --nodes 4 --fit
     """
     from samestep.commands import check as command
 
-    lines = command.check(config, processes, bits, overrides)
+    lines = command.check(config, processes, nodes, fit, bits, overrides)
     for line in lines:
         click.echo(json.dumps(vars(line)) if as_json else str(line))
     sys.exit(2 if any(line.level == "error" for line in lines) else 0)

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 from samestep.commands.cell import source_of
 from samestep.config import plain_text, validated
 from samestep.errors import SamestepError, Stopped, TrainingError, UsageError
-from samestep.run_folder import RunFolder, default_name, write_atomically
+from samestep.run_folder import RunFolder, write_atomically
+from samestep.run_names import default_name
 from samestep.runtime import end_with_parent, read_runtime
 from samestep.script import described, place_of
-from samestep.task import TASK_MODULE, Task
+from samestep.task import Task
+from samestep.task_loading import TASK_MODULE
 
 _SAID = "samestep: "
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from samestep.checkpoint import restore
 from samestep.commands.load import checkpoint_of, task_of
-from samestep.config import load_config
+from samestep.config import Config
 from samestep.control import Watchdog
 from samestep.errors import UsageError
 from samestep.randomness.seeding import seed_all
@@ -14,17 +14,15 @@ from samestep.runtime import prepare_environment, read_runtime
 from samestep.session import make_accelerator, make_evaluator, read_split
 
 
-def evaluate(run: str, split: str, step: int | None, overrides: tuple[str, ...]) -> dict[str, float]:
+def evaluate(folder: RunFolder, config: Config, split: str, step: int | None) -> dict[str, float]:
     """Each metric of a checkpoint over a split, as an evaluation in the run itself would have it, to the bit; and the `step`.
 
     Args:
         split: what the task's `data` is asked for.
         step: of the checkpoint; by default the newest whole one.
 
-    Raises UsageError if there is no such run, checkpoint or split.
+    Raises UsageError if there is no such checkpoint or split.
     """
-    folder = RunFolder.found(run)
-    config, _ = load_config(folder.config, overrides)
     prepare_environment(read_runtime(), config.threads)
     accelerator = make_accelerator(config)
     task = task_of(folder, config)

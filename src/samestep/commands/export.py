@@ -9,20 +9,18 @@ import safetensors.torch
 
 from samestep.checkpoint import restore, weights_hash
 from samestep.commands.load import checkpoint_of, task_of
-from samestep.config import load_config
+from samestep.config import Config
 from samestep.errors import UsageError
 from samestep.run_folder import RunFolder
 
 
-def export(run: str, to: Path, step: int | None) -> str:
+def export(folder: RunFolder, config: Config, to: Path, step: int | None) -> str:
     """Write a checkpoint's weights to a file of safetensors, or a model of transformers to a folder. Returns what it wrote.
 
-    Raises UsageError if there is no such run or checkpoint, or there is something at `to` already.
+    Raises UsageError if there is no such checkpoint, or there is something at `to` already.
     """
     if to.exists():
         raise UsageError(f"{to}: it is there already; write another path")
-    folder = RunFolder.found(run)
-    config, _ = load_config(folder.config)
     model: Any = task_of(folder, config).model()
     is_file = to.suffix == ".safetensors"
     if not is_file and not hasattr(model, "save_pretrained"):

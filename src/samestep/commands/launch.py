@@ -12,7 +12,8 @@ from samestep.commands.launcher import launch as launch_ranks
 from samestep.commands.train import train
 from samestep.config import load_config
 from samestep.errors import UsageError
-from samestep.run_folder import RunFolder, default_name
+from samestep.run_folder import RunFolder
+from samestep.run_names import default_name
 from samestep.runtime import processes_here, read_runtime
 
 _DEMO = "configs/stdlib.yaml"  # the one here, or else the one that comes with samestep
@@ -59,7 +60,7 @@ def plan(config_path: str, run: str | None, processes: int | None, overrides: tu
             f"processes: found {number}, and a step has {config.num_leaves} leaves to share; write --processes "
             f"{config.num_leaves} or fewer, or a smaller micro_batch_size"
         )
-    name = run or default_name(config_path, read_runtime().job)
+    name = default_name(config_path, read_runtime().job) if run is None else run
     return Plan(config_path, name, RunFolder.named(config.runs, name), number)
 
 

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from samestep.errors import UsageError
+from samestep.errors import UsageError, shortened
 
 _TASK = '''"""Which of three spiral arms does a point belong to? Put your own data, model and loss in their places."""
 
@@ -76,22 +76,25 @@ checkpoint: {{minutes: 10, keep: 2, best: "accuracy:max"}}
 
 def new(path: str) -> str:
     """Write PATH.py and PATH.yaml. Returns what to type next. Raises UsageError if either is there already."""
+    if not Path(path).stem.strip(".") or "\0" in path:
+        raise UsageError(f"PATH: found {path!r}; write a name, mine say")
     task = Path(path).with_suffix(".py")
     config = task.with_suffix(".yaml")
-    if not task.stem.strip("."):
-        raise UsageError(f"PATH: found {path!r}; write a name, mine say")
-    for file in (task, config):
-        if file.exists():
-            raise UsageError(f"{file}: it is there already; write another name")
-    if task.stem.isidentifier() and _is_module(task.stem):
+    if task.stem.isidentifier() and not task.exists() and _is_module(task.stem):
         raise UsageError(
             f"{task}: found a module called {task.stem}, and one of the two would hide the other; write another name"
         )
     words = "".join(word[:1].upper() + word[1:] for word in re.split(r"[\W_]+", task.stem))
     name = words if words.isidentifier() else f"My{words}"
-    task.parent.mkdir(parents=True, exist_ok=True)
-    task.write_text(_TASK.format(name=name))
-    config.write_text(_CONFIG.format(name=name, file=task, config=config))
+    try:
+        for file in (task, config):
+            if file.exists():
+                raise UsageError(f"{file}: it is there already; write another name")
+        task.parent.mkdir(parents=True, exist_ok=True)
+        task.write_text(_TASK.format(name=name))
+        config.write_text(_CONFIG.format(name=name, file=task, config=config))
+    except OSError as error:
+        raise UsageError(f"PATH: {shortened(str(task))} can't be written ({error.strerror}); write another path") from None
     return f"wrote {task} and {config}; next: samestep train {config}"
 
 

@@ -10,7 +10,7 @@ import torch
 
 from samestep.checkpoint import Checkpoints, read, verify, weights_hash
 from samestep.checks import NoPurity
-from samestep.config import Config, load_config
+from samestep.config import Config
 from samestep.control import StopFlag
 from samestep.device_kind import beside_a_difference, device_kind, differences
 from samestep.errors import TrainingError, UsageError
@@ -18,7 +18,8 @@ from samestep.loop import Training, train
 from samestep.run_folder import RunFolder
 from samestep.runtime import prepare_environment, read_runtime
 from samestep.session import Plans, build, make_accelerator
-from samestep.task import Batch, Loss, Ratio, load_task
+from samestep.task import Batch, Loss, Ratio
+from samestep.task_loading import load_task
 from samestep.tracking import NullTracker
 
 _CHECKED = ("loss", "grad_norm", "fingerprint")
@@ -47,13 +48,11 @@ class _Checker(NullTracker):
         self.checked += 1
 
 
-def replay(run: str, step: int, stop_before: bool) -> None:
+def replay(folder: RunFolder, config: Config, step: int, stop_before: bool) -> None:
     """Replay a run to the end of `step` on whatever is here, and print what that step computed.
 
     Raises TrainingError at the first tracked step whose loss or fingerprint is not the recorded one.
     """
-    folder = RunFolder.found(run)
-    config, _ = load_config(folder.config)
     runtime = read_runtime()
     prepare_environment(runtime, config.threads)
     state, recorded = folder.read_state(), _recorded(folder)

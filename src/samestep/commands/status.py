@@ -35,7 +35,7 @@ def runs_in(runs: str) -> list[RunFolder]:
 def one_run(run: str, runs: str) -> RunFolder:
     """A run by path or name, also one that only waits in the queue."""
     for path in (Path(run), Path(runs) / run):
-        if _submitted(path):
+        if run and _submitted(path):
             return RunFolder(path)
     return RunFolder.found(run, runs)
 

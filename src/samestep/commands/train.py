@@ -6,8 +6,9 @@ import bdb
 import contextlib
 
 from samestep.config import Config, load_config
-from samestep.errors import Overtaken, SamestepError, Stopped, UsageError, place_in_user_code
-from samestep.run_folder import RunFolder, default_name
+from samestep.errors import Overtaken, SamestepError, Stopped, UsageError
+from samestep.run_folder import RunFolder
+from samestep.run_names import default_name
 from samestep.runtime import (
     Runtime,
     end_with_launcher,
@@ -25,8 +26,9 @@ def train(config_path: str, run: str | None, overrides: tuple[str, ...]) -> None
     config, sources = load_config(config_path, overrides)
     refuse_another_world_size(runtime, config.processes)
     prepare_environment(runtime, config.threads)
-    folder = RunFolder.named(config.runs, run or default_name(config_path, runtime.job))
-    folder.failure(runtime.rank).unlink(missing_ok=True)  # of an earlier start
+    folder = RunFolder.named(config.runs, default_name(config_path, runtime.job) if run is None else run)
+    with contextlib.suppress(OSError):  # who opens the folder says what is wrong with it
+        folder.failure(runtime.rank).unlink()  # of an earlier start
 
     from samestep.control import StopFlag, leave_together  # torch is imported once everything typed has been checked
     from samestep.session import record_failure, run_training
@@ -54,13 +56,13 @@ def train(config_path: str, run: str | None, overrides: tuple[str, ...]) -> None
 
 def _failed(folder: RunFolder, runtime: Runtime, error: Exception, config: Config) -> str:
     """Put a fault into one paragraph, with rank and host first, and the whole of it into this rank's log."""
-    text = str(error) if isinstance(error, SamestepError) else f"{type(error).__name__}: {error}"
-    where = place_in_user_code(error) if not isinstance(error, SamestepError) else ""
-    from samestep.session import record_failure
+    from samestep.session import in_user_code, record_failure
 
+    text = str(error) if isinstance(error, SamestepError) else in_user_code(error)
     if any(words in text.lower() for words in ("out of memory", "can't allocate memory", "memoryerror")):
-        where += f"; {_smaller(config, runtime.world_size)}"
-    paragraph = f"rank {runtime.rank} on {runtime.host}: {text}{where} (log: {folder.log(runtime.rank)})"
+        text += f"; {_smaller(config, runtime.world_size)}"
+    log = f" (log: {folder.log(runtime.rank)})" if folder.has_begun() else ""
+    paragraph = f"rank {runtime.rank} on {runtime.host}: {text}{log}"
     paragraph = record_failure(folder, runtime, paragraph, error)
     _say_failed(folder, runtime, paragraph)
     return paragraph

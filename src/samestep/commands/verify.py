@@ -17,7 +17,7 @@ from samestep.config import load_config
 from samestep.errors import TrainingError, UsageError
 from samestep.run_folder import RunFolder
 from samestep.runtime import processes_here, visible_gpus
-from samestep.task import load_task
+from samestep.task_loading import load_task
 
 _COMPARED = ("loss", "grad_norm", "fingerprints")
 

@@ -4,12 +4,12 @@ from samestep.runtime.ranks import (
     Runtime,
     end_with_launcher,
     end_with_parent,
-    error_file,
     network_interface,
     prepare_environment,
     processes_here,
     read_runtime,
     refuse_another_world_size,
+    tell_launcher,
     visible_gpus,
 )
 
@@ -17,11 +17,11 @@ __all__ = [
     "Runtime",
     "end_with_launcher",
     "end_with_parent",
-    "error_file",
     "network_interface",
     "prepare_environment",
     "processes_here",
     "read_runtime",
     "refuse_another_world_size",
+    "tell_launcher",
     "visible_gpus",
 ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,10 +85,13 @@ def _number(name: str, without: int, least: int = 0, most: float = math.inf) -> 
     return int(text)
 
 
-def error_file() -> Path | None:
-    """Where torchrun wants a failed rank's last words; it prints those of the first to fail."""
+def tell_launcher(paragraph: str) -> None:
+    """Leave a failed rank's last words where torchrun wants them: it prints those of the first to fail at its page's end."""
     name = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    return Path(name) if name else None
+    if name:
+        message = {"message": paragraph, "extraInfo": {"py_callstack": paragraph, "timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError):
+            Path(name).write_text(json.dumps({"message": message}))
 
 
 def refuse_another_world_size(runtime: Runtime, meant: int | None) -> None:

@@ -2,15 +2,17 @@
 
 from samestep.session.build import Plans, build, make_accelerator, make_evaluator
 from samestep.session.data import read_split
-from samestep.session.failure import record_failure
+from samestep.session.failure import in_user_code, mistake_behind, record_failure
 from samestep.session.run import make_saver, run_training
 
 __all__ = [
     "Plans",
     "build",
+    "in_user_code",
     "make_accelerator",
     "make_evaluator",
     "make_saver",
+    "mistake_behind",
     "read_split",
     "record_failure",
     "run_training",

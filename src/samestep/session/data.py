@@ -21,6 +21,15 @@ from samestep.task import Task
 
 _READING = 5  # sets the random numbers of data() apart from the forward's
 _SPLITS = ("train", "eval")
+_INSTEAD = {
+    "DataFrame": "return datasets.Dataset.from_pandas(frame, preserve_index=False)",
+    "dict": "return datasets.Dataset.from_dict(columns)",
+    "DatasetDict": "return one split of it, data_dict[split]",
+    "IterableDataset": "return a datasets.Dataset, loaded without streaming=True: rows are read by their numbers",
+    "IterableDatasetDict": "return one split of it, loaded without streaming=True: rows are read by their numbers",
+    "DataLoader": "return the datasets.Dataset behind it: batches are made of the config's sizes",
+    "str": "return datasets.load_dataset(...) or datasets.Dataset.from_parquet(path)",
+}
 Facts = dict[str, Identity | None]
 
 
@@ -122,7 +131,8 @@ def read_split(task: Task, seed: int, split: str) -> Any:
     if found is None:
         return None
     if not isinstance(found, datasets.Dataset) and not _is_source(found):
-        raise UsageError(f'data: data("{split}") returned {type(found).__name__}; return a datasets.Dataset')
+        instead = _INSTEAD.get(type(found).__name__, "return a datasets.Dataset")
+        raise UsageError(f'data: data("{split}") returned {type(found).__name__}; {instead} (docs/data.md)')
     if len(found) == 0:
         raise UsageError(f'data: data("{split}") has no rows')
     return found

@@ -4,18 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 import traceback
 
 from samestep.checkpoint import Saver
 from samestep.config import Config
 from samestep.control import Board, abort_device_collectives, is_victim, survivor
-from samestep.errors import UsageError
+from samestep.errors import UsageError, place_in_user_code
 from samestep.loop import Training
 from samestep.run_folder import RunFolder, write_atomically
-from samestep.runtime import Runtime, error_file
+from samestep.runtime import Runtime, tell_launcher
+from samestep.task import Columns, batch_behind
 
 _PATIENCE_AFTER_A_FAULT_S = 20.0  # torchrun kills what is left after 30
+
+_IN_OTHERS_WORDS = {
+    "You must call wandb.init() before": (
+        "found wandb's own log in it; return numbers from loss as a third value, {name: (sum, weight)}, or from metrics"
+    ),
+    "element 0 of tensors does not require grad and does not have a grad_fn": (
+        "a backward is called in it; leave that and the optimizer's step out: both come after loss"
+    ),
+}
+_HINTS = {
+    "expected target dtype to be Long": "class labels are integers: give them as such in data(), or write .long()",
+    "expected scalar type Long": "class labels are integers: give them as such in data(), or write .long()",
+    "must have the same dtype": "give numbers of the model's own dtype in data(), or write .float()",
+    "is out of bounds": "class labels go from 0 to one less than the model has outputs",
+    "shapes cannot be multiplied": "the model's first layer and the column must be of one width",
+}
+
+
+def in_user_code(error: Exception) -> str:
+    """What the task's own code raised, as one paragraph: where, what may help, and what the micro-batch held."""
+    hint = next((f"; {words}" for part, words in _HINTS.items() if part in str(error)), "")
+    return f"{type(error).__name__}: {error}{place_in_user_code(error)}{hint}{batch_behind(error)}"
 
 
 def record_failure(
@@ -48,11 +72,7 @@ def record_failure(
                 write_atomically(folder.failure(runtime.rank), json.dumps(words))
             with folder.log(runtime.rank).open("a") as log:
                 log.write("".join(traceback.format_exception(error)) if error else paragraph + "\n")
-    place = error_file()
-    if place is not None:
-        message = {"message": paragraph, "extraInfo": {"py_callstack": paragraph, "timestamp": str(int(time.time()))}}
-        with contextlib.suppress(OSError):
-            place.write_text(json.dumps({"message": message}))
+    tell_launcher(paragraph)
     return paragraph
 
 
@@ -63,6 +83,15 @@ def mistake_behind(error: Exception, config: Config) -> UsageError | None:
         return UsageError(
             f"task: {operation} has no deterministic kernel on this device, and would give other bits each time; "
             "use another operation, or write reduce=fast"
+        )
+    if (words := next((words for part, words in _IN_OTHERS_WORDS.items() if part in str(error)), None)) is not None:
+        return UsageError(f"task: {words}{place_in_user_code(error)} (docs/tasks.md)")
+    if isinstance(error, AttributeError) and isinstance(error.obj, Columns):
+        return UsageError(f"task: the batch is a dict; write batch[{error.name!r}]{place_in_user_code(error)}")
+    if isinstance(error, ValueError) and (field := re.search(r'^"(\w+)" object has no field "(\w+)"', str(error))):
+        return UsageError(
+            f"task: {field[1]} has no field {field[2]}{place_in_user_code(error)}; write self._{field[2]}, and in the class "
+            f"_{field[2]}: Any = None, or a field if it is a hyperparameter"
         )
     if isinstance(error, ValueError) and "Expected more than 1 value per channel when training" in str(error):
         if config.micro_batch_size == 1:

@@ -34,7 +34,8 @@ from samestep.session.profile import profiled
 from samestep.session.shown import shown
 from samestep.session.speed import find_step_at_peak
 from samestep.session.start import Start, begin, info_for_trackers, open_run
-from samestep.task import Task, load_task
+from samestep.task import Task
+from samestep.task_loading import load_task
 from samestep.tracking import NullTracker, Tracker, cut_back
 
 _PATIENCE_AT_THE_END_S = 600.0  # for a disk that is full when all the work is done
@@ -55,8 +56,8 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
             rank.say_done()
         else:
             rank.go_on()
-    except UsageError:
-        if start.fresh:
+    except Exception as error:
+        if start.fresh and (isinstance(error, UsageError) or not folder.has_begun()):
             folder.discard()
         raise
     finally:
@@ -101,8 +102,7 @@ class _Rank:
 
     def say_done(self) -> None:
         state = self.folder.read_state()
-        self.say(f"{self.folder.name} is done already, at step {state['step']}")
-        self.say(f"weights {state['weights']}")
+        self.say(f"{self.folder.name} is done already, at step {state['step']}\nweights {state['weights']}")
 
     def compare_devices(self, kind: dict[str, str], saved: Saved | None) -> list[str]:
         """Refuse a job of mixed kinds of device in exact mode. Returns each rank's host and device."""

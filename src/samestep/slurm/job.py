@@ -19,7 +19,8 @@ from typing import Any
 
 from samestep.config import load_config
 from samestep.errors import Stopped, TrainingError, UsageError
-from samestep.run_folder import RunFolder, default_name
+from samestep.run_folder import RunFolder
+from samestep.run_names import default_name
 from samestep.runtime import read_runtime
 from samestep.slurm.controller import Job, dead, read_job
 from samestep.slurm.link import Hub
@@ -49,7 +50,7 @@ def job(config_path: str, run: str | None, sweep: Path | None, overrides: tuple[
     if sweep is not None and here.array_index is not None:
         overrides = (*point(sweep, here.array_index), *overrides)
     config, _ = load_config(config_path, overrides)
-    folder = RunFolder.named(config.runs, run or default_name(config_path, read_runtime().job))
+    folder = RunFolder.named(config.runs, default_name(config_path, read_runtime().job) if run is None else run)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the ranks have it too; what it meant is asked of the controller then
     lost: list[str] = []
     told: list[str] = []

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from samestep.config import Config, load_config
 from samestep.errors import UsageError
-from samestep.run_folder import RunFolder, default_name, write_atomically
+from samestep.preflight import room
+from samestep.run_folder import RunFolder, write_atomically
+from samestep.run_names import default_name
 from samestep.runtime import read_runtime
 from samestep.shipped import is_checkout, shipped
 from samestep.slurm.controller import code_root, find_slurm
 from samestep.slurm.sweep import points
-from samestep.task import load_task
+from samestep.task_loading import load_task
 
 _FLAGS = {
     "--contiguous", "--exclusive", "--hold", "-H", "--no-requeue", "--requeue", "--overcommit", "-O", "--oversubscribe", "-s",
@@ -44,21 +46,26 @@ def submit(config_path: str, words: tuple[str, ...], run: str | None, sweep: Pat
     batch = Path("slurm") / ("sweep.sbatch" if sweep else "train.sbatch")
     root = next((here for here in (Path.cwd(), shipped()) if (here / batch).is_file()), shipped())
     script = root / batch
-    name = run or default_name(config_path, read_runtime().job)
+    name = default_name(config_path, read_runtime().job) if run is None else run
     folder = RunFolder.named(config.runs, name)
     mistakes = []
     if not _given(options, "--time", "-t") and not os.environ.get("SBATCH_TIMELIMIT"):
-        mistakes.append("--time: missing; write --time=HH:MM:SS, by which the run stops itself, saves and is requeued")
+        mistakes.append(
+            "--time: missing; write --time=HH:MM:SS, by which the run stops itself, saves and is requeued (docs/slurm.md)"
+        )
     mistakes += _too_many(config, options)
+    runs = [(*point, *overrides) for point in points(sweep)] if sweep else []
+    mistakes += _unfit(config_path, runs, sweep)
     if mistakes:
         raise UsageError(*mistakes)
+    room(config.runs)
     if not load_task(config.task, config.fields).overrides("optimizer"):
         from samestep.optimizers import checked_optimizer  # it imports torch, as the task has by now
 
         for key, wanted in config.optimizers.items():
             checked_optimizer(wanted, key)
     if sweep is not None and not _given(options, "--array", "-a"):
-        options.append(f"--array=0-{len(points(sweep)) - 1}")
+        options.append(f"--array=0-{len(runs) - 1}")
     kept = folder.path.resolve() / "code"
     if not _given(options, "--output", "-o"):
         options.append(f"--output={folder.path.resolve()}/job-%j.txt")
@@ -148,6 +155,18 @@ def _too_many(config: Config, options: list[str]) -> list[str]:
         f"--nodes: found {total} processes in all, and a step has {config.num_leaves} leaves to share; ask for "
         f"{config.num_leaves} or fewer, or write a smaller micro_batch_size"
     ]
+
+
+def _unfit(config_path: str, runs: list[tuple[str, ...]], sweep: Path | None) -> list[str]:
+    """A line for each mistake that only some runs of a sweep would have."""
+    found: dict[str, int] = {}
+    for number, overrides in enumerate(runs):
+        try:
+            load_config(config_path, overrides)
+        except UsageError as error:
+            for line in error.lines:
+                found.setdefault(line, number)
+    return [f"{sweep}, run {number}: {line}" for line, number in found.items()]
 
 
 def _path(kept: Path) -> str:

@@ -19,7 +19,10 @@ def points(file: Path) -> list[list[str]]:
     text = read_text(file, file)
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if file.suffix not in (".yaml", ".yml"):
-        found = [shlex.split(line) for line in lines]
+        try:
+            found = [shlex.split(line) for line in lines]
+        except ValueError as error:
+            raise UsageError(f"{file}: a line cannot be read ({error}); write key=value words, a line for each run") from None
         wrong = [word for words in found for word in words if "=" not in word]
         if wrong or not found:
             raise UsageError(f"{file}: found {wrong[0] if wrong else 'no line'}; write key=value words, a line for each run")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from samestep.errors import UsageError
 from samestep.metric_rows import Row
-from samestep.task import load_module
+from samestep.task_loading import load_module
 from samestep.tracking.background import RunInfo, Sink
 
 

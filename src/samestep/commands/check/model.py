@@ -1,0 +1,152 @@
+"""A run's parts, built and tried on one process: what its task does with a micro-batch, and what it needs for that."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+
+from samestep.batches import on_device
+from samestep.checks import Recompute
+from samestep.commands.check.memory import activation_bytes, disk, fitting, memory, needs
+from samestep.config import Config
+from samestep.control import StopFlag
+from samestep.errors import TrainingError, UsageError
+from samestep.evaluation import evaluating
+from samestep.loop import Training, train
+from samestep.preflight import Line
+from samestep.randomness.seeding import seed_all
+from samestep.runtime import Runtime
+from samestep.session import Plans, build, in_user_code, make_accelerator, mistake_behind
+from samestep.task import checked_loss
+from samestep.task_loading import load_task
+from samestep.tracking import NullTracker, find_tracker
+
+_LONG_STEP_S = 20.0
+
+
+class _Noting(NullTracker):
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def look(config: Config, runtime: Runtime, here: int, fit: int) -> list[Line]:
+    """Build the run and try a micro-batch, and a step where that takes seconds; the last line is of what went wrong.
+
+    Args:
+        here: the processes that this machine would start.
+        fit: also find the largest micro_batch_size of which this many processes each have a share; 0 to leave that out.
+    """
+    lines: list[Line] = []
+    noting = _Noting()
+    try:
+        accelerator, task = make_accelerator(config), load_task(config.task, config.fields)
+        list(map(find_tracker, config.track.also))  # each is there
+        plans = Plans(task, accelerator, runtime, StopFlag(), None, [runtime.host])
+        run = build(config, plans, lambda num_steps: noting)
+        lines += [Line("ok", "data", _rows(run)), Line("ok", "model", _model(run))]
+        lines += [Line("warning", "model", note.removeprefix("note: ").removeprefix("WARNING: ")) for note in noting.notes]
+        if fit:
+            lines.append(fitting(run, here, fit))
+        if lines[-1].level != "error":
+            _try(run, lines, here)
+    except UsageError as error:
+        lines += [Line("error", *(line.split(": ", 1) if ": " in line else ("task", line))) for line in error.lines]
+    except TrainingError as error:
+        lines.append(Line("error", "step", str(error)))
+    except Exception as error:
+        mistake = mistake_behind(error, config)
+        words = "; ".join(mistake.lines) if mistake else in_user_code(error)
+        lines.append(Line("error", "task", words.removeprefix("task: ")))
+    return lines
+
+
+def _try(run: Training, lines: list[Line], here: int) -> None:
+    seconds, activations = _trial(run, lines)
+    parts = needs(run, activations)
+    lines += [_doubled(run), memory(run, parts, here), disk(run, parts["optimizer"]), _time(run, seconds, here)]
+    if run.evaluator is not None:
+        with run.purity.evaluation():
+            names = sorted(run.evaluator.names(run.model, wanted=set()))
+        lines.append(Line("ok", "evaluation", f"gives {', '.join(names)}"))
+    lines.append(_step(run, seconds))
+
+
+def _rows(run: Training) -> str:
+    rows, steps = run.plan.order.num_rows, run.plan.steps_per_epoch
+    return f"{rows:,} rows to train on, {steps:,} steps an epoch, {run.num_steps:,} steps in all"
+
+
+def _model(run: Training) -> str:
+    trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in run.model.parameters()) - trainable
+    return f"{trainable:,} parameters" + (f" and {frozen:,} frozen ones" if frozen else "")
+
+
+def _trial(run: Training, lines: list[Line]) -> tuple[float, int]:
+    """A micro-batch forward and backward, three times. Returns seconds, and bytes kept for the backward."""
+    task, model, gradients, statistics = run.task, run.model, run.gradients, run.statistics
+    recompute = Recompute(run.config.seed, task, model, run.accelerator, gradients, statistics, run.batches)
+    activations, first = activation_bytes(run, lambda: recompute.prints(0, 0))
+    again = recompute.prints(0, 0).tolist()  # waits for a device
+    begun = time.perf_counter()
+    recompute.prints(0, 0).tolist()
+    seconds = time.perf_counter() - begun
+    if first.tolist() == again:
+        lines.append(Line("ok", "micro-batch", f"{seconds * 1e3:.3g} ms forward and backward, the same bits twice"))
+    else:
+        what = "losses" if first.tolist()[0] != again[0] else "gradients"
+        words = f"the same micro-batch twice gives two {what}: an unseeded random call, or state that a forward leaves"
+        lines.append(Line("error", "bits", f"{words}; draw from torch, numpy or random, which are seeded"))
+    return seconds, activations
+
+
+def _step(run: Training, seconds: float) -> Line:
+    if seconds * run.config.micro_batches > _LONG_STEP_S:
+        return Line("ok", "step", f"not tried: its {run.config.micro_batches} micro-batches would take long on one process")
+    run.evaluator, run.num_steps = None, 1
+    train(run)
+    return Line("ok", "step", "a whole one was taken")
+
+
+def _doubled(run: Training) -> Line:
+    """Over each row twice, a sum is twice as much, and so is its weight."""
+    batch = on_device(run.batches.again(0, 0), run.accelerator.device)
+    found: list[tuple[float, float]] = []
+    try:
+        twice = type(batch)((name, torch.cat([tensor, tensor])) for name, tensor in batch.items())
+        for each in (batch, twice):
+            seed_all(run.config.seed, 0, 0, device=run.accelerator.device)
+            with evaluating(run.model), torch.enable_grad(), run.autocast():
+                total, weight, _ = checked_loss(run.task.loss(run.model, each))
+            found.append((float(total.detach()), float(weight)))
+    except Exception as error:
+        if isinstance(error, UsageError):
+            raise
+        return Line("warning", "loss", f"could not be tried on each row twice ({type(error).__name__}: {error})")
+    grown, heavier = (twice / once if once else 2.0 for once, twice in zip(*found, strict=True))
+    if abs(grown - 1) < 0.05 and abs(heavier - 2) < 0.05:
+        return Line("error", "loss", "is the same over each row twice: a mean, where the sum belongs; write reduction='sum'")
+    if abs(heavier - 1) < 0.05:
+        return Line("error", "loss", "has the same weight over each row twice; return how many rows or tokens it sums over")
+    if abs(grown - 2) > 0.05:
+        return Line("warning", "loss", f"is {grown:.3g} times as much over each row twice: a part of it is no sum over rows")
+    return Line("ok", "loss", f"is a sum: {found[0][0] / found[0][1]:.4g} for each of {found[0][1]:g}")
+
+
+def _time(run: Training, seconds: float, here: int) -> Line:
+    step = seconds * math.ceil(run.config.micro_batches / here)
+    words = f"{step * 1e3:.3g} ms a step on {here} process{'es' if here > 1 else ''}, {_duration(step * run.num_steps)} in all"
+    return Line("ok", "time", f"at least {words}, by the micro-batch tried")
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds > 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} seconds"
