@@ -44,6 +44,7 @@ MEANINGS = {
     "track": "What is recorded, and where it is shown.",
     "track.every": "Steps from one row of metrics.jsonl to the next.",
     "track.wandb": "`auto`: online where there is a key, else offline.",
+    "track.also": "Other trackers beside wandb: `tensorboard`, `trackio`, or `file.py:Class` of your own.",
     "track.project": "wandb's project.",
     "track.tags": "wandb's tags.",
     "track.notes": "wandb's notes.",
