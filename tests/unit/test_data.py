@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 
 from samestep import Task
+from samestep.batches import identity
 from samestep.errors import UsageError
 from samestep.session import read_split
+from samestep.session.data import notes_on_data
 from samestep.task_loading import load_task
 
 
@@ -39,3 +42,19 @@ def test_a_field_that_hides_a_method_is_named(tmp_path: Any) -> None:
         UsageError, match=r"mine.py:Mine has a field model, which hides the method of that name; give it another"
     ):
         load_task(f"{file}:Mine", {})
+
+
+class Made(Task):
+    own: bool = False
+
+    def data(self, split: str) -> Any:
+        rng = np.random.default_rng([0, split == "train"]) if self.own else np.random
+        return datasets.Dataset.from_dict({"x": rng.normal(size=(30 if split == "train" else 9, 2))})
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_evaluation_on_the_rows_that_train_is_told(own: bool) -> None:
+    facts = {split: identity(read_split(Made(own=own), 0, split)) for split in ("train", "eval")}
+    notes = notes_on_data(facts, facts)
+    assert len(notes) == (0 if own else 1)
+    assert own or notes[0].startswith('WARNING: "eval" begins with the rows that "train" begins with.')

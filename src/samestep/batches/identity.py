@@ -20,6 +20,7 @@ Identity = dict[str, Any]
 
 WHOLE_BYTES = 64 * 2**20  # a table of up to this size is summed whole, a larger one by slices from its first row to its last
 SLICES = SLICE_ROWS = 64
+_HEAD_ROWS = 4  # by which two splits are told to begin alike
 _SOURCE_ROWS = 16  # of what is read row by row, each at its own cost
 
 _ADVICE = "give data() the rows that the run began with, or start a new run"
@@ -36,15 +37,20 @@ def identity(dataset: Any) -> Identity:
     if not isinstance(dataset, datasets.Dataset):
         return _of_source(dataset)
     whole = _fits(dataset)
-    digest = xxhash.xxh3_128()
+    digest, head = xxhash.xxh3_128(), xxhash.xxh3_128()
     for name, values in _whole(dataset) if whole else _sample(dataset):
         digest.update(name.encode())
         _add(digest, values)
+    table = dataset.with_format("arrow")[:_HEAD_ROWS]
+    for name, values in zip(table.column_names, map(_joined, table.columns), strict=True):
+        head.update(name.encode())
+        _add(head, values)
     return {
         "rows": len(dataset),
         "columns": [f"{name}: {dataset.features[name]}" for name in dataset.column_names],
         "format": _format(dataset),
         "checksum": digest.hexdigest(),
+        "head": head.hexdigest(),
         "whole": whole,
         "fingerprint": dataset._fingerprint,
     }
@@ -63,6 +69,7 @@ def _of_source(source: Any) -> Identity:
         "columns": [f"{name}: {type(value).__name__}" for name, value in columns.items()],
         "format": f"{type(source).__module__}.{type(source).__qualname__}",
         "checksum": digest.hexdigest(),
+        "head": "",  # its rows may hold what is passed over here
         "whole": False,
         "fingerprint": "",
     }

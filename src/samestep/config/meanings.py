@@ -54,7 +54,7 @@ MEANINGS = {
     "watchdog": "Seconds without a step after which a run counts as hung (20 usual steps, if that is longer); 0 is off.",
     "audit": "Have a neighbour's micro-batch recomputed, and its bits compared.",
     "audit.every": "Steps from one audit to the next.",
-    "profile": "Not in this version.",
+    "profile": "A trace of some steps by torch.profiler, and the operations that took longest: `docs/tracking.md`.",
     "profile.start": "The first step that is traced.",
     "profile.steps": "How many.",
     "runs": "The folder of run folders.",

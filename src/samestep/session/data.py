@@ -80,10 +80,17 @@ def refuse_other_data(before: Facts, now: Facts) -> None:
 
 
 def notes_on_data(before: Facts, now: Facts) -> list[str]:
-    """What cannot be known of data too large to be looked at whole."""
+    """What cannot be known of data too large to be looked at whole, and what is hardly meant."""
     pairs = [(before[split], now[split], split) for split in _SPLITS]
     doubts = [doubt(old, new, split) for old, new, split in pairs if old is not None and new is not None]
-    return [f"WARNING: {words}" for words in doubts if words]
+    notes = [f"WARNING: {words}" for words in doubts if words]
+    train, held_out = now["train"], now["eval"]
+    if train is not None and held_out is not None and train["head"] == held_out["head"] != "":
+        notes.append(
+            'WARNING: "eval" begins with the rows that "train" begins with. data() is called with the same random numbers for '
+            "both, so that train_test_split() parts them: draw rows from a generator of each split's own (docs/data.md)"
+        )
+    return notes
 
 
 def _is_source(found: object) -> bool:
