@@ -54,7 +54,7 @@ class Made(Task):
 
 @pytest.mark.parametrize("own", [False, True])
 def test_an_evaluation_on_the_rows_that_train_is_told(own: bool) -> None:
-    facts = {split: identity(read_split(Made(own=own), 0, split)) for split in ("train", "eval")}
+    facts: dict[str, Any] = {split: identity(read_split(Made(own=own), 0, split)) for split in ("train", "eval")}
     notes = notes_on_data(facts, facts)
     assert len(notes) == (0 if own else 1)
     assert own or notes[0].startswith('WARNING: "eval" begins with the rows that "train" begins with.')
