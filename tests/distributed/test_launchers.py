@@ -264,7 +264,7 @@ def test_ctrl_c_in_local_sh_saves_and_exits_with_75(uneven: Workplace) -> None:
     assert shell.returncode == 75
     state = uneven.state("interrupted")
     assert state["status"] == "stopped"
-    assert {line for line in err.splitlines() if "|" not in line} == {f"samestep: {state['reason']}"}
+    assert [line for line in err.splitlines() if "|" not in line] == [f"samestep: {state['reason']}"]
     assert (uneven.path / f"runs/interrupted/checkpoints/step-{state['step']:08d}/manifest.json").exists()
 
 

@@ -1,4 +1,4 @@
-"""The README's own example is run as it stands there."""
+"""The README's own example, and the lines for other launchers, are run as they stand there."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pytest
 from conftest import ROOT, Workplace
 
 README = (ROOT / "README.md").read_text()
+LAUNCHERS = (ROOT / "docs/launchers.md").read_text()
 
 
-def block(language: str, first_line: str) -> str:
-    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def block(language: str, first_line: str, text: str = README) -> str:
+    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return next(text for text in found if text.startswith(first_line))
 
 
@@ -38,7 +39,7 @@ def test_the_example_trains_and_learns(mine: Workplace) -> None:
 
 
 def test_the_lines_on_diff_replay_and_audit_work(mine: Workplace) -> None:
-    for line in block("bash", "samestep train configs/seed.yaml").splitlines():
+    for line in block("bash", "samestep verify configs/seed.yaml").splitlines():
         words = line.partition("#")[0].replace("configs/", f"{ROOT}/configs/").split()
         done = mine.samestep(*words[1:])
         assert done.code == (1 if words[1] == "diff" else 0), done.err
@@ -46,9 +47,13 @@ def test_the_lines_on_diff_replay_and_audit_work(mine: Workplace) -> None:
 
 def test_the_lines_for_other_launchers_work(mine: Workplace) -> None:
     weights = set()
-    for line in block("bash", "python -m samestep train mine.yaml").splitlines():
+    for line in block("bash", "python -m samestep train mine.yaml", LAUNCHERS).splitlines():
         words = line.partition("#")[0].replace("configs/", f"{ROOT}/configs/").split()
         done = mine.command("env", f"PATH={ROOT}/.venv/bin:/usr/bin:/bin", *words)
         assert done.code == 0, done.err
         weights.add(done.weights)
     assert len(weights) == 1
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150

@@ -73,13 +73,13 @@ def outcome(folder: RunFolder, start: int, launcher_code: int) -> tuple[int, str
     state = folder.read_state()
     status = str(state.get("status"))
     if launcher_code == 0:
-        return _EXIT_CODES.get(status, 0), f"samestep: {state['reason']}" if status == "stopped" else ""
+        return _EXIT_CODES.get(status, 0), ""
     if folder.next_start() == start or folder.is_taken():
         if launcher_code in {128 + number for number in _ASKED_TO_STOP}:  # as shells have it
             return 75, _BEFORE_IT_BEGAN
         return 2, ""  # it never began, and has said why; what stands in the folder is another start's
     if status in _EXIT_CODES:
-        return _EXIT_CODES[status], f"samestep: {state['reason']}" if status == "stopped" else ""
+        return _EXIT_CODES[status], ""  # rank 0 has said where it stopped
     failures = folder.failures()
     reason = failures[0]["paragraph"] if failures else state.get("reason") or "a process was killed; see the lines above"
     folder.write_state(status="failed", reason=reason)
