@@ -24,7 +24,7 @@ if [[ $(cat "${stamps[@]}" 2>/dev/null) != *"$wanted"* ]]; then
     exit 2
   fi
   echo "setting up $root/.venv (once, about a minute)" >&2
-  [[ -x $python ]] || "$base" -m venv "$root/.venv" || exit 1
+  [[ -x $root/.venv/bin/pip ]] || "$base" -m venv "$root/.venv" || exit 1
   # Not compiling to bytecode halves the time: only what is imported is ever compiled.
   "$python" -m pip install -qq --disable-pip-version-check --no-compile -c "$root/constraints.txt" \
     -e "$root${EXTRA:+[$EXTRA]}" >&2 || exit 1

@@ -1,5 +1,6 @@
 """What `accelerate_script.py` trains, as a task.
 
+pip install 'samestep[digits]'
 accelerate launch examples/coming_from/accelerate_as_task.py
 """
 

@@ -1,5 +1,6 @@
 """A script with Accelerate: several processes, gradient accumulation. `accelerate_as_task.py` is the same with samestep.
 
+pip install 'samestep[digits]'
 accelerate launch examples/coming_from/accelerate_script.py
 """
 

@@ -1,5 +1,6 @@
 """What `lightning_module.py` trains, as a task.
 
+pip install 'samestep[digits]'
 python examples/coming_from/lightning_as_task.py
 """
 

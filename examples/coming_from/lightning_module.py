@@ -1,6 +1,7 @@
 """A Lightning module and its Trainer. `lightning_as_task.py` is the same with samestep.
 
 pip install lightning
+pip install 'samestep[digits]'
 python examples/coming_from/lightning_module.py
 """
 

@@ -1,5 +1,6 @@
 """What `plain.py` trains, as a task: on any number of processes, stopped and resumed, the same bits.
 
+pip install 'samestep[digits]'
 python examples/coming_from/plain_as_task.py
 """
 

@@ -38,11 +38,16 @@ def timeless(row: Row) -> Row:
 
 def last_rows(folder: RunPaths, most: int) -> list[Row]:
     """The last rows of a run, at most so many; none if it has none yet. The file may be long: its end alone is read."""
-    try:
-        with folder.metrics.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = collections.deque(file.read().splitlines(), maxlen=most + 1)
-    except OSError:
-        return []
-    rows = [parsed(line) for line in lines]  # the first may begin in its middle, the last may not be whole yet
-    return [row for row in rows if row is not None][-most:]
+    tail_bytes = _TAIL_BYTES
+    while True:
+        try:
+            with folder.metrics.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - tail_bytes))
+                lines = collections.deque(file.read().splitlines(), maxlen=most + 1)
+        except OSError:
+            return []
+        rows = [row for line in lines if (row := parsed(line)) is not None]  # the first and the last may not be whole
+        if rows or tail_bytes >= size:
+            return rows[-most:]
+        tail_bytes *= 16

@@ -80,7 +80,7 @@ class GatedOptimizer:
         self.scaler = scaler
         self._is_fresh = fresh
         self.is_stepping = False  # an error while this holds may leave the weights between two steps
-        self._rate = make_rate(schedule, num_steps)
+        self._rate = make_rate(schedule, num_steps, seed)
         self._base = [float(group["lr"]) for group in optimizer.param_groups]
         self._seed = None if type(optimizer).__module__.startswith("torch.optim.") else seed
         self._plain_step = _plain_step(optimizer) if scaler is None else optimizer.step
@@ -125,10 +125,11 @@ class GatedOptimizer:
 
         Under fp16 an infinite norm is an overflow: that step is skipped too, and counts, with a lower scale for the next.
         """
+        factor = self._rate(step)  # the user's own function, maybe; while it fails the weights are whole
         self.is_stepping = True
-        rate = self._stepped(step, loss, norm)
+        self._stepped(step, factor, loss, norm)
         self.is_stepping = False
-        return rate
+        return self._base[0] * factor
 
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
@@ -137,8 +138,7 @@ class GatedOptimizer:
         yield
         self.is_stepping = False
 
-    def _stepped(self, step: int, loss: Scalar, norm: Scalar) -> float:
-        factor = self._rate(step)
+    def _stepped(self, step: int, factor: float, loss: Scalar, norm: Scalar) -> None:
         for group, base in zip(self.inner.param_groups, self._base, strict=True):
             group["lr"] = base * factor
         if self._seed is not None:
@@ -155,7 +155,6 @@ class GatedOptimizer:
         elif counts:  # one wait for the device; on a CPU there is nothing to wait for
             self._step()
         self._counted += counts
-        return self._base[0] * factor
 
     @property
     def counted(self) -> int:

@@ -24,7 +24,8 @@ class PartOptimizers(torch.optim.Optimizer):
 
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
         self._parts = parts
-        super().__init__([group for part in parts for group in part.param_groups], {"fused": parts[0].defaults.get("fused")})
+        fused = all(part.defaults.get("fused") for part in parts)
+        super().__init__([group for part in parts for group in part.param_groups], {"fused": fused})
         for part in parts:
             self.state.update(part.state)
         self._share()
@@ -69,8 +70,10 @@ def build_optimizer(config: Config, task: Task, model: torch.nn.Module) -> torch
     shares = _shares(list(wanted), model, trains)
     fused = all(_takes_fused(each, shares[key]) for key, each in wanted.items())
     made = [_made(each, shares[key], key, fused) for key, each in wanted.items()]
-    for optimizer in made:
+    for key, optimizer in zip(wanted, made, strict=True):
         _refuse_what_cannot_be_kept(optimizer, model)
+        if len(made) > 1 and not type(optimizer).__module__.startswith("torch.optim."):
+            raise UsageError(f"{key}.name: a part can have torch.optim's own alone; write optimizer(model, config) in the task")
     return made[0] if len(made) == 1 else PartOptimizers(made)
 
 
@@ -94,7 +97,7 @@ def _shares(keys: list[str], model: torch.nn.Module, trains: set[torch.nn.Parame
             if parameter in owners:
                 raise UsageError(f"{key}: it has parameters in common with {owners[parameter]}; write parts that have none")
             owners[parameter] = key
-    left = [name for name, parameter in model.named_parameters() if parameter in trains and parameter not in owners]
+    left = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter not in owners]
     if left:
         words = left[0] + (f" and {len(left) - 1} more" if len(left) > 1 else "")
         raise UsageError(f"optimizer: no part has {words}; write an optimizer for {left[0].partition('.')[0]} too")

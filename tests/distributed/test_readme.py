@@ -34,8 +34,8 @@ def test_the_example_trains_and_learns(mine: Workplace) -> None:
         words = line.partition("#")[0].split()
         done = mine.command(words[0], str(ROOT / words[1]), *words[2:], "track.wandb=off")
         assert done.code == 0, done.err
-    assert mine.state("first")["loss"] < 0.01
-    assert mine.metrics("first")[-1]["eval_loss"] < 0.01
+    assert mine.state("wide")["loss"] < 0.01
+    assert mine.metrics("wide")[-1]["eval_loss"] < 0.01
 
 
 def test_the_lines_on_diff_replay_and_audit_work(mine: Workplace) -> None:
@@ -53,6 +53,15 @@ def test_the_lines_for_other_launchers_work(mine: Workplace) -> None:
         assert done.code == 0, done.err
         weights.add(done.weights)
     assert len(weights) == 1
+
+
+def test_the_example_is_a_script_with_the_line_that_is_shown(mine: Workplace) -> None:
+    mine.write("mine.py", f"{block('python', '# mine.py')}\n\nimport samestep\n{block('python', 'samestep.main(')}")
+    done = mine.command(
+        "env", f"PATH={ROOT}/.venv/bin:/usr/bin:/bin", "python", "mine.py", "--run", "script", "lr=3e-3", "epochs=1"
+    )
+    assert done.code == 0, done.err
+    assert done.weights
 
 
 def test_the_readme_is_short() -> None:

@@ -17,6 +17,8 @@ from samestep.session import failure
         (1, 5, [5], True),
         (1, 6, [], True),  # it is this very step
         (1, 5, [3], False),  # the run would be left without its best
+        (1, 5, [], False),
+        (1, 4, [3, 5], True),  # its disk refused the best: going back would not meet it again
         (0, 5, [3], True),  # rank 0 lives, and saves them one after the other
     ],
 )
@@ -36,7 +38,11 @@ def test_a_survivor_saves_nothing_beyond_a_best_that_never_reached_the_disk(
         statistics=nothing,
         best=SimpleNamespace(step=best),
     )
-    saver: Any = SimpleNamespace(save_now=lambda step, patience_s: saved.append(step), has=lambda step: step in on_disk)
+    again = lambda step: all(there < step for there in on_disk)  # noqa: E731
+    saver: Any = SimpleNamespace(
+        save_now=lambda step, patience_s: saved.append(step),
+        would_meet_again=again,
+    )
     folder: Any = SimpleNamespace(claim_save=None, write_state=lambda **state: None)
     runtime: Any = SimpleNamespace(world_size=2, rank=rank, is_main=rank == 0)
     board: Any = None

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import torch
 import xxhash
 
+from samestep.batches.loading import read_apart
 from samestep.batches.rows import read_items
 
 if TYPE_CHECKING:
@@ -26,8 +27,11 @@ _SOURCE_ROWS = 16  # of what is read row by row, each at its own cost
 _ADVICE = "give data() the rows that the run began with, or start a new run"
 
 
-def identity(dataset: Any) -> Identity:
+def identity(dataset: Any, apart: bool = False) -> Identity:
     """The data's identity, for JSON.
+
+    Args:
+        apart: read rows of a source in a process of its own: loader processes would share a file that it opens here.
 
     It speaks of the rows as `dataset[i]` numbers them, not of how they are kept: in memory or mapped from a file, in few
     chunks or many, in their own order or behind the row numbers that shuffle() and select() lay over a table.
@@ -35,7 +39,7 @@ def identity(dataset: Any) -> Identity:
     import datasets
 
     if not isinstance(dataset, datasets.Dataset):
-        return _of_source(dataset)
+        return _of_source(dataset, apart)
     whole = _fits(dataset)
     digest, head = xxhash.xxh3_128(), xxhash.xxh3_128()
     for name, values in _whole(dataset) if whole else _sample(dataset):
@@ -56,41 +60,53 @@ def identity(dataset: Any) -> Identity:
     }
 
 
-def _of_source(source: Any) -> Identity:
+def _of_source(source: Any, apart: bool) -> Identity:
     """That of anything with `__len__` and `__getitem__`: a checksum of some rows, from the first to the last."""
-    numbers = np.unique(np.linspace(0, len(source) - 1, _SOURCE_ROWS).astype(int)).tolist()
-    rows = read_items(source, numbers)
-    digest = xxhash.xxh3_128()
+    first = list(range(min(_HEAD_ROWS, len(source))))
+    numbers = [*first, *np.unique(np.linspace(len(first), len(source) - 1, _SOURCE_ROWS).astype(int)).tolist()]
+    numbers = [number for number in numbers if number < len(source)]
+    rows = read_apart(source, numbers) if apart else read_items(source, numbers)
+    digest, head = xxhash.xxh3_128(), xxhash.xxh3_128()
     for row in rows:
         _add_value(digest, row)
+    known = [_add_value(head, row) for row in rows[: len(first)]]
     columns = rows[0] if isinstance(rows[0], Mapping) else {"row": rows[0]}
     return {
         "rows": len(source),
         "columns": [f"{name}: {type(value).__name__}" for name, value in columns.items()],
         "format": f"{type(source).__module__}.{type(source).__qualname__}",
         "checksum": digest.hexdigest(),
-        "head": "",  # its rows may hold what is passed over here
+        "head": head.hexdigest() if all(known) else "",
         "whole": False,
         "fingerprint": "",
     }
 
 
-def _add_value(digest: Any, value: Any) -> None:
+def _add_value(digest: Any, value: Any) -> bool:
+    """Whether all of it was added: an image of some library's, say, has no bytes that are known to stay the same."""
     if isinstance(value, Mapping):
         value = list(value.items())
     if isinstance(value, (list, tuple)):
         digest.update(len(value).to_bytes(8, "little"))
-        for part in value:
-            _add_value(digest, part)
-    elif isinstance(value, (str, bytes)):
+        known = [_add_value(digest, part) for part in value]
+        return all(known)
+    if isinstance(value, (str, bytes)):
         digest.update(value if isinstance(value, bytes) else value.encode())
-    elif isinstance(value, torch.Tensor) or hasattr(value, "__array__"):
-        found = value.numpy(force=True) if isinstance(value, torch.Tensor) else np.asarray(value)
+    elif isinstance(value, torch.Tensor):
+        plain = value.detach().cpu().contiguous()
+        digest.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif hasattr(value, "__array__"):
+        found = np.asarray(value)
+        if found.dtype == object:  # whose bytes are places in memory
+            return _add_value(digest, found.tolist())
         digest.update(f"{found.dtype}{found.shape}".encode())
         digest.update(np.ascontiguousarray(found).tobytes())
     elif isinstance(value, (bool, int, float, complex, type(None))):
         digest.update(repr(value).encode())
-    # anything else, an image of some library's say, has no bytes that are known to stay the same
+    else:
+        return False
+    return True
 
 
 def differences(

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -98,6 +99,18 @@ def _use_a_short_folder(worker: int) -> None:
         tempfile.tempdir = "/tmp"
 
 
+def read_apart(source: Any, numbers: list[int]) -> list[Any]:
+    """Rows of a source, read in a process of their own."""
+    loader: DataLoader[Any] = DataLoader(
+        source, sampler=numbers, batch_size=None, num_workers=1, collate_fn=_as_they_are, worker_init_fn=_use_a_short_folder
+    )
+    return list(loader)
+
+
+def _as_they_are(row: Any) -> Any:
+    return row
+
+
 class Batches:
     """This rank's micro-batches, step after step.
 
@@ -138,10 +151,15 @@ class Batches:
         self._ahead: Batch | None = None
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def step(self, step: int) -> Iterator[MicroBatch]:
-        """This rank's share of a step, in order. On a GPU the next one is copied while this one is computed."""
+    def start(self) -> None:
+        """Begin the loader processes, before anything is read here: they would share the files that a source opens."""
         if self._source is None:
             self._source = iter(self._loader)
+
+    def step(self, step: int) -> Iterator[MicroBatch]:
+        """This rank's share of a step, in order. On a GPU the next one is copied while this one is computed."""
+        self.start()
+        assert self._source is not None
         for index in self._share:
             num_rows = self._plan.num_rows(step, index)
             if self._copies is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -100,6 +101,13 @@ class Checkpoints:
     def has(self, step: int) -> bool:
         """Whether the checkpoint of a step stands there."""
         return (self._folder / f"step-{step:08d}").is_dir()
+
+    def best_step(self) -> int | None:
+        """The best that the newest checkpoint knows of."""
+        for path in self.all():
+            with contextlib.suppress(OSError, *MALFORMED):
+                return json.loads((path / "values.json").read_text())["best_step"]  # type: ignore[no-any-return]
+        return None
 
     def newest(self) -> tuple[Path | None, int, list[str]]:
         """The newest checkpoint that verifies, its step, and why each newer one was passed over.

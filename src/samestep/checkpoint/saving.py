@@ -65,9 +65,10 @@ class Saver:
         by_clock = self._settings.minutes is not None and since > self._settings.minutes * 60
         return by_clock or self._is_owed or (self._refused is not None and since > _RETRY_S)
 
-    def has(self, step: int) -> bool:
-        """Whether the checkpoint after `step` steps is on disk."""
-        return self._checkpoints.has(step)
+    def would_meet_again(self, step: int) -> bool:
+        """Whether a run that goes on from the newest checkpoint takes `step` once more."""
+        standing = self._checkpoints.all()
+        return not standing or int(standing[0].name.removeprefix("step-")) < step
 
     def save(self, step: int) -> None:
         """Save after `step` finished steps, in the background. The save before this one ends first.

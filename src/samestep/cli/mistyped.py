@@ -14,7 +14,7 @@ def in_one_line(error: click.ClickException) -> UsageError:
     while context is not None and context.parent is not None:
         words.insert(0, str(context.info_name))
         context = context.parent
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+    if type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2 and newer
         return UsageError("found no command; samestep --help shows them all")
     found = error.format_message().replace("\n", " ").rstrip(".")
     found = found.replace(". (Did", "; (did").replace(". Did", "; did").replace("(did", "did").replace("?)", "?")

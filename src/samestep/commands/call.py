@@ -50,7 +50,9 @@ def train(task: type[Task] | Task, *, run: str | None = None, **config: Any) -> 
         Stopped: stopped early and saved; the same call with the run's name goes on.
     """
     kind = task if isinstance(task, type) else type(task)
-    if kind.__module__.startswith(TASK_MODULE):
+    program = getattr(sys.modules["__main__"], "__spec__", None)
+    is_ours = program is not None and program.name.partition(".")[0] == "samestep"  # a run's process, which imports a module
+    if kind.__module__.startswith(TASK_MODULE) or is_ours:
         raise UsageError(
             "samestep.train: the run's processes import this file for its class, and would train again; write "
             'if __name__ == "__main__": above it'

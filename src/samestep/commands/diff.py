@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from samestep.config import load_config
 from samestep.errors import UsageError
-from samestep.metric_rows import timeless
+from samestep.metric_rows import parsed, timeless
 from samestep.run_folder import RunFolder
 
 _LEFT_OUT = {"fingerprints"}  # their sum is compared
@@ -54,7 +53,7 @@ def _metrics(a: RunFolder, b: RunFolder) -> tuple[list[str], bool]:
 def _rows(folder: RunFolder) -> dict[tuple[int, str], dict[str, Any]]:
     if not folder.metrics.exists():
         raise UsageError(f"{folder.path}: found no metrics.jsonl; has the run made its first tracked step?")
-    rows = [timeless(json.loads(line)) for line in folder.metrics.read_text().splitlines()]
+    rows = [timeless(row) for line in folder.metrics.read_text().splitlines() if (row := parsed(line)) is not None]
     return {(row["step"], "train" if "loss" in row else "zeval"): row for row in rows}
 
 

@@ -38,7 +38,7 @@ def launch(config_path: str | None, run: str | None, processes: int | None, over
     One process is this one, and of several this is the launcher: a signal finds the run, whoever sends it.
     """
     _end_quietly_when_asked()
-    planned = plan(config_path or _DEMO, run, processes, overrides)
+    planned = plan(_DEMO if config_path is None else config_path, run, processes, overrides)
     overrides = (*overrides, f"processes={planned.processes}")
     if planned.processes == 1:
         train(planned.config, planned.run, overrides)
@@ -74,12 +74,14 @@ def outcome(folder: RunFolder, start: int, launcher_code: int) -> tuple[int, str
     status = str(state.get("status"))
     if launcher_code == 0:
         return _EXIT_CODES.get(status, 0), ""
-    if folder.next_start() == start or folder.is_taken():
+    if launcher_code == UsageError.exit_code:
+        return UsageError.exit_code, ""  # a rank has said why
+    if folder.next_start() == start:
         if launcher_code in {128 + number for number in _ASKED_TO_STOP}:  # as shells have it
             return 75, _BEFORE_IT_BEGAN
         return 2, ""  # it never began, and has said why; what stands in the folder is another start's
-    if status in _EXIT_CODES:
-        return _EXIT_CODES[status], ""  # rank 0 has said where it stopped
+    if status in _EXIT_CODES or folder.is_taken():  # by ranks that still save, or by a start that came after
+        return _EXIT_CODES.get(status, 75), ""  # rank 0 has said where it stopped
     failures = folder.failures()
     reason = failures[0]["paragraph"] if failures else state.get("reason") or "a process was killed; see the lines above"
     folder.write_state(status="failed", reason=reason)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pdb
 from typing import Any
 
@@ -15,6 +14,7 @@ from samestep.control import StopFlag
 from samestep.device_kind import beside_a_difference, device_kind, differences
 from samestep.errors import TrainingError, UsageError
 from samestep.loop import Training, train
+from samestep.metric_rows import parsed
 from samestep.run_folder import RunFolder
 from samestep.runtime import prepare_environment, read_runtime
 from samestep.session import Plans, build, make_accelerator
@@ -99,8 +99,8 @@ class _Seen:
 
 
 def _recorded(folder: RunFolder) -> dict[int, dict[str, Any]]:
-    rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    return {row["step"]: row for row in rows if "loss" in row}
+    lines = folder.metrics.read_text().splitlines() if folder.metrics.exists() else []
+    return {row["step"]: row for line in lines if (row := parsed(line)) is not None and "loss" in row}
 
 
 def _step_of(path: Any) -> int:

@@ -58,6 +58,13 @@ def facts(folders: list[RunFolder]) -> list[dict[str, Any]]:
     ]
 
 
+def _saved_at(checkpoint: Path) -> float | None:
+    try:
+        return checkpoint.stat().st_mtime
+    except FileNotFoundError:  # it went as this looked
+        return None
+
+
 def _facts(folder: RunFolder, state: dict[str, Any], jobs: list[JobState]) -> dict[str, Any]:
     rows = last_rows(folder, _LAST_ROWS)
     step = max([int(state.get("step") or 0), *(row["step"] for row in rows)])
@@ -69,7 +76,7 @@ def _facts(folder: RunFolder, state: dict[str, Any], jobs: list[JobState]) -> di
     if status in ("stopped", "failed", "died") and job is not None and job.is_alive:
         status = "queued" if job.state == "PENDING" else "starting"
     losses = [row["loss"] for row in rows if "loss" in row]
-    newest = max((path.stat().st_mtime for path in folder.checkpoints.glob("step-*")), default=None)
+    newest = max((saved_at for path in folder.checkpoints.glob("step-*") if (saved_at := _saved_at(path))), default=None)
     return {
         "run": folder.name,
         "state": status,

@@ -192,7 +192,7 @@ class Config(_Strict):
         """Each optimizer by its key in the config: one, or one for each named part of the model."""
         if isinstance(self.optimizer, Optimizer):
             return {"optimizer": self.optimizer}
-        return {f"optimizer.{part}": wanted for part, wanted in self.optimizer.items()}
+        return {f"optimizer.{part}": wanted for part, wanted in sorted(self.optimizer.items())}  # a checkpoint counts them
 
     @property
     def micro_batches(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,32 +48,39 @@ class StepExchange:
         self._num_packed = len(_packed([False] * num_parameters, 0))
         self._world_size, self._device = world_size, device
         self._on_host = device.type == "cpu"
-        self._names: list[str] | None = None  # of the task's own numbers, the same in every micro-batch
+        self._names: list[str] = []  # of the task's own numbers, the same in every micro-batch
+        self._known: Set[str] | None = None  # the same; None until the first micro-batch
+        self.meeting: Callable[[], None] = lambda: None  # as in BucketExchange
+        self.going_on: Callable[[], None] = lambda: None
         self._rows: list[list[Scalar]] = []  # of this rank's micro-batches: sum, weight, and so on for each of the names
         self._everyones: torch.Tensor | None = None
 
     def add(self, loss: torch.Tensor, weight: Scalar, numbers: Mapping[str, Ratio], counts: bool) -> None:
         """Take what a micro-batch came to. Raises UsageError where it has other numbers than those before it."""
-        if list(numbers) != self._names:
-            self._learn(list(numbers))
+        if numbers.keys() != self._known:
+            self._learn(sorted(numbers))
         row: list[Scalar] = [loss, weight]
-        for pair in numbers.values():
-            row += pair
+        for name in self._names:
+            row += numbers[name]
         if not counts:
             row = [torch.zeros_like(value) if isinstance(value, torch.Tensor) else 0.0 for value in row]
         if self._on_host:
-            row = [value.item() if isinstance(value, torch.Tensor) else float(value) for value in row]
+            row = [float(value.item()) if isinstance(value, torch.Tensor) else float(value) for value in row]
+        else:
+            row = [value.detach() if isinstance(value, torch.Tensor) else value for value in row]
         self._rows.append(row)
 
     def _learn(self, names: list[str]) -> None:
-        if self._names is not None:
+        if self._known is not None:
             words = f"the numbers {', '.join(names) or 'of nothing'} for one micro-batch and {', '.join(self._names) or 'none'}"
             raise UsageError(f"task: loss returned {words} for another; return the same for each, (0, 0) where there is none")
         refuse_taken(names)
-        self._names = names
+        self._names, self._known = names, set(names)
         if self._world_size > 1:  # once a start: all ranks are in their first micro-batch
             everyones: list[list[str]] = [names] * self._world_size
+            self.meeting()
             dist.all_gather_object(everyones, names)
+            self.going_on()
             for rank, others in enumerate(everyones):
                 if others != everyones[0]:
                     words = f"{', '.join(everyones[0]) or 'none'} on rank 0 and {', '.join(others) or 'none'} on rank {rank}"
@@ -86,7 +93,10 @@ class StepExchange:
 
     def travel_with(self, gradients: OrderedSum, asked: Callable[[], int]) -> None:
         """Let the message go along with the last bucket, where that one goes everywhere at once; `asked` gives the flag."""
-        if gradients.exchange is not None and self._on_host:
+        if gradients.exchange is None:
+            return
+        self.meeting, self.going_on = gradients.exchange.meeting, gradients.exchange.going_on
+        if self._on_host:
             gradients.exchange.companion = Companion(lambda: self.message(gradients.used, asked()), self._take)
 
     def _take(self, everyones: torch.Tensor) -> None:
@@ -97,7 +107,7 @@ class StepExchange:
         everyones, self._everyones = self._everyones, None
         if self._world_size == 1:
             return self._alone(used, asked())
-        width = 2 + 2 * len(self._names or ())
+        width = 2 + 2 * len(self._names)
         if self._on_host:
             message = gather(self.message(used, asked())) if everyones is None else everyones
             size = self._most * width * torch.float64.itemsize
@@ -123,7 +133,7 @@ class StepExchange:
         summed = tree_sum(rows)
         loss, weight, *rest = summed.tolist() if self._on_host else summed
         pairs = zip(rest[::2], rest[1::2], strict=True)
-        numbers = {name: ratio(*pair) for name, pair in zip(self._names or (), pairs, strict=True)}
+        numbers = {name: ratio(*pair) for name, pair in zip(self._names, pairs, strict=True)}
         return Totals(ratio(loss, weight), weight, numbers, used, flag)
 
     def _stacked(self) -> torch.Tensor:

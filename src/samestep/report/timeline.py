@@ -28,7 +28,7 @@ class Start:
 def starts_of(record: Record) -> list[Start]:
     """Every start, in order. Empty if a later one did not record how the one before it ended, as older versions do not."""
     facts, found = record.starts, []
-    if any("before" not in later for later in facts[1:]):
+    if any(not later.get("before") for later in facts[1:]):
         return []
     for place, own in enumerate(facts):
         later = facts[place + 1] if place + 1 < len(facts) else None

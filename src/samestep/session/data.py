@@ -54,9 +54,7 @@ def read_data(task: Task, config: Config, runtime: Runtime) -> Data:
     )
     if train is None:
         raise UsageError('data: data("train") returned None; return a datasets.Dataset')
-    facts: Facts = {
-        split: None if rows is None else identity(rows) for split, rows in zip(_SPLITS, (train, held_out), strict=True)
-    }
+    facts: Facts = {split: _known_by(rows, config) for split, rows in zip(_SPLITS, (train, held_out), strict=True)}
     weights = read_weights(task, config.seed, len(train))
     if weights is not None:
         facts["weights"] = {"checksum": xxhash.xxh3_128_hexdigest(weights.tobytes())}
@@ -68,6 +66,11 @@ def read_data(task: Task, config: Config, runtime: Runtime) -> Data:
         if first.get("weights") != other.get("weights"):
             raise UsageError(f"data: weights() returned others on rank {rank} than on rank 0; {words[-1]}")
     return Data(train, held_out, weights, facts)
+
+
+def _known_by(rows: Any, config: Config) -> Identity | None:
+    seed_all(config.seed, len(_SPLITS), 2, _READING)  # a row may draw numbers
+    return None if rows is None else identity(rows, apart=config.workers > 0)
 
 
 def refuse_other_data(before: Facts, now: Facts) -> None:
@@ -95,7 +98,8 @@ def notes_on_data(before: Facts, now: Facts) -> list[str]:
 
 def _is_source(found: object) -> bool:
     """Whether it gives rows by their numbers; a mapping, a text or a table of pandas gives something else."""
-    by_name = isinstance(found, (str, bytes, Mapping)) or hasattr(found, "columns")
+    is_table = type(found).__module__.partition(".")[0] in ("pandas", "polars", "pyarrow")
+    by_name = isinstance(found, (str, bytes, Mapping)) or is_table
     return hasattr(found, "__len__") and hasattr(found, "__getitem__") and not by_name
 
 

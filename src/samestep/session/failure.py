@@ -120,7 +120,7 @@ def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtim
         )
         return True
     best = run.best.step
-    if not runtime.is_main and best is not None and best != finished and not saver.has(best):
+    if not runtime.is_main and best is not None and best != finished and saver.would_meet_again(best):
         # Saved, the run would go on without the weights that it was to keep. From the save before, it meets them again.
         print(
             f"step {finished} is not saved: the best, step {best}, died with rank 0. An earlier save, if any, stands",

@@ -157,6 +157,7 @@ class _Rank:
         """Train, save the end, and write it into the run's state; or save what is finished, and raise why it ended."""
         run.watch.start()
         try:
+            run.batches.start()
             agreed(lambda: _try_evaluation(run))
             if self.runtime.is_main:
                 find_step_at_peak(run, self.runtime.world_size)
@@ -222,9 +223,10 @@ def _try_evaluation(run: Training) -> None:
 
 def make_saver(run: Training, folder: RunFolder, kind: dict[str, str]) -> Saver:
     def best_that_is_kept(step: int) -> int | None:
-        """The best by its metric that is on disk: a better one may find no room there."""
-        is_kept = run.best.step is None or run.best.step == step or checkpoints.has(run.best.step)
-        return run.best.step if is_kept else run.best.saved_step
+        """The best by its metric that is on disk; a survivor, which has saved nothing before, asks there."""
+        if run.best.step is None or run.best.step == step or checkpoints.has(run.best.step):
+            return run.best.step
+        return run.best.saved_step if run.accelerator.is_main_process else checkpoints.best_step()
 
     def take(step: int, into: Saved | None) -> Saved:
         values = {

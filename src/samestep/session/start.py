@@ -22,6 +22,7 @@ from samestep.run_folder import RunFolder, write_atomically
 from samestep.runtime import Runtime
 from samestep.slurm.controller import jobs_now
 from samestep.task import Task
+from samestep.task_loading import load_module
 from samestep.tracking import RunInfo, find_tracker
 
 
@@ -43,6 +44,8 @@ def open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime) ->
     """Take the run folder and find where the run stands; only rank 0 does this."""
     for name in config.track.also:
         find_tracker(name)
+    if ":" in config.schedule.name:
+        load_module(config.schedule.name.rpartition(":")[0], key="schedule")  # its file is a part of the run's code
     folder.take(runtime.host, runtime.job)
     try:
         state = folder.read_state()

@@ -44,7 +44,8 @@ def submit(config_path: str, words: tuple[str, ...], run: str | None, sweep: Pat
     options, overrides = split(words)
     config, _ = load_config(config_path, overrides)
     batch = Path("slurm") / ("sweep.sbatch" if sweep else "train.sbatch")
-    root = next((here for here in (Path.cwd(), shipped()) if (here / batch).is_file()), shipped())
+    laid_out = all((Path.cwd() / file).is_file() for file in (batch, "slurm/job.sh", "launch/setup.sh"))  # by samestep init
+    root = Path.cwd() if laid_out else shipped()
     script = root / batch
     name = default_name(config_path, read_runtime().job) if run is None else run
     folder = RunFolder.named(config.runs, name)

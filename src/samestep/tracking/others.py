@@ -18,7 +18,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter  # seconds
 
         self._folder = run.path / "tensorboard"
-        self._writer = SummaryWriter(str(self._folder), purge_step=run.first_step if run.first_step else None)
+        self._writer = SummaryWriter(str(self._folder), purge_step=run.first_step)
         for row in run.rows(since=run.first_step):
             self.row(row)
 

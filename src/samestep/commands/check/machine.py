@@ -29,7 +29,12 @@ def devices(config: Config) -> Line:
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
     places = ["cpu"] if on_cpu else [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     factors = torch.randn(2, _SIZE, _SIZE, generator=torch.Generator().manual_seed(0))
-    found = {place: [_product(factors, place) for _ in range(2)] for place in places}
+    found: dict[str, list[int]] = {}
+    for place in places:
+        try:
+            found[place] = [_product(factors, place) for _ in range(2)]
+        except RuntimeError as error:  # another process has filled it, or has it for itself
+            return Line("warning", "devices", f"{place} computes nothing now: {str(error).splitlines()[0]}")
     first = found[places[0]][0]
     wrong = [place for place, prints in found.items() if prints != [first, first]]
     if wrong:
