@@ -158,8 +158,10 @@ def test_a_losss_own_numbers_are_summed_as_it_is_and_one_without_weight_is_nan(o
 
 def test_other_numbers_in_another_micro_batch_and_names_that_are_taken_are_refused() -> None:
     exchange = StepExchange(2, 2, 0, 1, torch.device("cpu"))
-    exchange.add(torch.tensor(1.0), 2, {"a": (torch.tensor(1.0), 1.0)}, True)
-    with pytest.raises(UsageError, match="the numbers b for one micro-batch and a for another; return the same"):
+    exchange.add(torch.tensor(1.0), 2, {"a": (torch.tensor(1.0), 1), "c": (torch.tensor(3.0), 1)}, True)
+    exchange.add(torch.tensor(1.0), 2, {"c": (torch.tensor(3.0), 1), "a": (torch.tensor(1.0), 1)}, True)
+    assert exchange.total([], lambda: 0).numbers == {"a": 1.0, "c": 3.0}  # in whatever order they come
+    with pytest.raises(UsageError, match="the numbers b for one micro-batch and a, c for another; return the same"):
         exchange.add(torch.tensor(1.0), 2, {"b": (torch.tensor(1.0), 1)}, True)
     for name in ("lr", "eval_loss", "rows_per_s"):
         with pytest.raises(UsageError, match=f"'{name}' as the name of a number, which is taken"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -246,3 +247,35 @@ def test_each_part_has_an_optimizer_of_its_own_and_a_checkpoint_holds_them_all()
 def test_parts_that_do_not_fit_the_model_are_told(optimizer: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=re.escape(words)):
         pair(optimizer)
+
+
+def test_parts_in_another_order_are_the_same_optimizer() -> None:
+    left, right = {"name": "adam", "lr": 0.1}, {"name": "adam", "lr": 0.2}
+    orders = [pair({"left": left, "right": right})[1], pair({"right": right, "left": left})[1]]
+    assert [[group["lr"] for group in optimizer.param_groups] for optimizer in orders] == [[0.1, 0.2]] * 2
+
+
+def test_a_frozen_part_needs_no_optimizer_where_after_step_may_free_it() -> None:
+    class Teacher(Pair):
+        def model(self) -> torch.nn.Module:
+            model = super().model()
+            model["right"].requires_grad_(False)  # type: ignore[index]
+            return model
+
+        def after_step(self, model: torch.nn.Module, step: int) -> None: ...
+
+    tree = {"task": "text", "global_batch_size": 8, "micro_batch_size": 4, "steps": 3}
+    config = Config.model_validate({**tree, "optimizer": {"left": {"name": "sgd", "lr": 1.0}}})
+    assert len(build_optimizer(config, Teacher(), Teacher().model()).param_groups) == 1
+
+
+def test_while_ones_own_rate_fails_the_weights_are_whole(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def rate(step): return 1.0 if step in (1, 6, 10) else float('nan')\n")
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = GatedOptimizer(torch.optim.SGD([parameter], lr=0.1), Schedule(name=f"{tmp_path}/mine.py:rate"), 10, None)
+    parameter.grad = torch.ones(3)
+    optimizer.step(0, ONE, ONE)
+    with pytest.raises(UsageError, match="gives nan at step 2; return the part of lr"):
+        optimizer.step(1, ONE, ONE)
+    assert not optimizer.is_stepping
+    assert optimizer.counted == 1

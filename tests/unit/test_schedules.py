@@ -34,7 +34,7 @@ def test_onecycle_is_torchs_but_for_where_its_phases_end() -> None:
 def test_a_function_of_ones_own_gets_the_step_from_1(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "def one(step): return 1 / step\ndef two(step, num_steps): return step / num_steps\n"
+        "def one(step, warmup=7): return 1 / step\ndef two(step, num_steps): return step / num_steps\n"
         "def broken(step): return [][step]\ndef negative(step): return 1 - step\n"
     )
     assert [make_rate(Schedule(name=f"{file}:one"), 4)(step) for step in range(4)] == [1, 1 / 2, 1 / 3, 1 / 4]

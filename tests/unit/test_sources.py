@@ -92,6 +92,35 @@ def test_a_source_is_known_again_by_some_of_its_rows() -> None:
     assert identity(rows[:50])["rows"] == 50
 
 
+def test_values_of_any_kind_tell_a_source_again() -> None:
+    def rows() -> list[Any]:
+        return [{"x": np.array([1, "a"], object), "y": torch.ones(2, dtype=torch.bfloat16) * n, "n": n} for n in range(9)]
+
+    assert identity(rows()) == identity(rows())
+    assert identity(rows())["head"] == identity(rows()[:5])["head"] != ""
+    assert identity([{"x": object()}])["head"] == ""  # of what has no bytes nothing is said
+
+
+class Lazy:
+    """Opens its file when it is first read, as sources do that loader processes read."""
+
+    def __init__(self) -> None:
+        self.opened = False
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, row: int) -> dict[str, int]:
+        self.opened = True
+        return {"n": row}
+
+
+def test_before_loader_processes_begin_no_row_is_read_here() -> None:
+    source = Lazy()
+    assert identity(source, apart=True) == identity(Lazy())
+    assert not source.opened
+
+
 def test_a_source_with_random_numbers_of_its_own_gives_the_same_bits_on_two_processes(workplace: Workplace) -> None:
     workplace.write("mine.py", TASK)
     config = "{task: mine.py:Mine, global_batch_size: 8, micro_batch_size: 2, steps: 9, optimizer: {name: adam, lr: 1e-2}}"
