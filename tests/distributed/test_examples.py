@@ -15,6 +15,7 @@ from ranks import Ranks
 
 import samestep
 from conftest import ROOT, Workplace
+from samestep.metric_rows import timeless
 from samestep.task_loading import load_task
 
 EXAMPLES = ROOT / "examples"
@@ -62,7 +63,7 @@ class Place:
 
     def rows(self, run: str) -> list[dict[str, Any]]:
         rows = map(json.loads, (self.path / "runs" / run / "metrics.jsonl").read_text().splitlines())
-        return [{key: value for key, value in row.items() if key != "time"} for row in rows]
+        return [timeless(row) for row in rows]
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ def mine(workplace: Workplace) -> Workplace:
         ("range(64)", "range(9)", ["drop_last=true"], "drop_last: 9 rows are less than one global batch of 16"),
         ('batch["x"]).square', 'batch["y"]).square', [], "task: the batch has no column 'y'; data() gives x"),
         (".square().sum()", ".square()", [], "task: loss returned a tensor of shape (8, 1); write the SUM of the losses, a scalar tensor, and what to divide by"),
-        (', len(batch["x"])', "", [], "task: loss returned Tensor; write return loss_sum, weight"),
+        (', len(batch["x"])', "", [], "task: loss returned a tensor of shape (); write return loss_sum, weight"),
         ("torch.nn.Linear(self.width, 1)", "torch.nn.Identity()", [], "task: the model has no trainable parameter; return a torch.nn.Module with some from model()"),
         ("import datasets, torch", "import dataset_of_mine", [], "task: mine.py imports dataset_of_mine, which is not installed here"),
         ("return torch", "return) torch", [], "task: mine.py line 14: unmatched ')'"),

@@ -352,7 +352,7 @@ def test_once_a_late_mistake_is_mended_the_run_goes_on_as_if_it_had_never_been(
         ("rows", 'data: "train" on rank 0 has 64 rows and on rank 1 has 56'),
         ("model", "task: model() returned NoneType; return a torch.nn.Module"),
         ("weights", "task: model() made another 0.weight on rank 1 than on rank 0"),
-        ("mistake", "task: loss returned Tensor; write return loss_sum, weight"),
+        ("mistake", "task: loss returned a tensor of shape (); write return loss_sum, weight"),
     ],
 )
 def test_what_only_one_rank_does_is_refused_on_all(cases: Cases, what: str, line: str) -> None:
