@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
     from pydantic_core import ErrorDetails
 
-UNSEEN = "~"  # begins what a place in a config is called by pydantic alone, the kind of an alternative say
+UNSEEN = "\0"  # begins what a place in a config is called by pydantic alone; no YAML has such a key
 _LIBRARIES = ("site-packages", "dist-packages", "<frozen ", os.path.dirname(__file__) + os.sep, os.path.dirname(os.__file__))
 _LONGEST_VALUE = 80
 _KEYS_SHOWN = 3

@@ -149,7 +149,8 @@ from samestep import Task
 
 class Right(Task):
     def data(self, split):
-        return datasets.Dataset.from_dict({"x": [[float(i)] for i in range(64)]})
+        first = 0 if split == "train" else 64
+        return datasets.Dataset.from_dict({"x": [[float(i)] for i in range(first, first + 64)]})
     def model(self):
         return torch.nn.Linear(1, 1)
     def loss(self, model, batch):

@@ -39,7 +39,7 @@ def test_the_example_trains_and_learns(mine: Workplace) -> None:
 
 
 def test_the_lines_on_diff_replay_and_audit_work(mine: Workplace) -> None:
-    for line in block("bash", "samestep verify configs/seed.yaml").splitlines():
+    for line in block("bash", "samestep verify configs/stdlib.yaml").splitlines():
         words = line.partition("#")[0].replace("configs/", f"{ROOT}/configs/").split()
         done = mine.samestep(*words[1:])
         assert done.code == (1 if words[1] == "diff" else 0), done.err

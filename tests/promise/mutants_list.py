@@ -47,10 +47,10 @@ _RATES = [
     Mutant(
         "base-rate",
         "optim.py",
-        "        factor = self._rate(step)\n",
+        "        factor = self._rate(step)  #",
         "        if not self._counted:\n"
         '            self._base = [float(group["lr"]) for group in self.inner.param_groups]\n'
-        "        factor = self._rate(step)\n",
+        "        factor = self._rate(step)  #",
         (f"{CASES}::test_a_resumed_run_has_the_unbroken_runs_rate_at_every_step",),
     ),
     Mutant(

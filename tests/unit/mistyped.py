@@ -24,7 +24,7 @@ from mistyped_list import FILES, GOOD, KEYS, LINES
 from samestep import cli
 from samestep.commands import verify
 
-CONFIG_COMMANDS = ("train", "plan", "check", "verify", "submit")
+CONFIG_COMMANDS = ("train", "launch", "check", "verify", "submit")
 RUN_COMMANDS = ("evaluate", "export", "logs", "replay", "status", "diff")
 WORDS = "=.:/ \t\n-_#&*!|>'\"%@`{}[],?~“”é\0\u200b0123456789abcdefnos"
 

@@ -167,8 +167,8 @@ _OTHERS: list[tuple[list[str], str]] = [
     (["train", "good.yaml", "--run", ""], "--run: found ''; write a name without a slash"),
     (["train", "good.yaml", "--run", "x" * 300], "found a name of 300 bytes; write one of at most 200"),
     (["train", "good.yaml", "--run"], "option '--run' requires an argument"),
-    (["plan", "good.yaml", "--processes", "99"], "processes: found 99, and a step has 4 leaves to share"),
-    (["plan", "good.yaml", "--processes", "1e3"], "'1e3' is not a valid integer"),
+    (["launch", "good.yaml", "--processes", "99"], "processes: found 99, and a step has 4 leaves to share"),
+    (["launch", "good.yaml", "--processes", "1e3"], "'1e3' is not a valid integer"),
     (["verify", "good.yaml", "--processes", "1,,2"], "found '1,,2'; write numbers with commas between them, 1,2,4"),
     (["verify", "good.yaml", "--processes", "99"], "a step has 4 leaves to share: write numbers from 1 to 4"),
     (["verify", "good.yaml", "--steps", "0"], "verify: invalid value for '--steps'"),
@@ -204,7 +204,6 @@ _OTHERS: list[tuple[list[str], str]] = [
     (["new", "good"], "good.yaml: it is there already; write another name"),
     (["new", "/dev/null/x"], "PATH: '/dev/null/x.py' can't be written"),
     (["new"], "new: missing argument 'PATH'"),
-    (["outcome", "x", "1", "x"], "outcome: invalid value for 'LAUNCHER_CODE'"),
     (["job", "good.yaml"], "job: found no SLURM job around this process"),
 ]
 LINES: list[tuple[list[str], str]] = [

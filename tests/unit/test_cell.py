@@ -128,7 +128,7 @@ def test_a_class_within_a_function_is_refused(cells: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"steps": 0}, "steps: found 0; write greater than 0"),
+        ({"steps": 0}, "steps: found 0; write a number greater than 0"),
         ({"steps": 1, "sede": 1}, "sede: unknown key; did you mean seed?"),
         ({"steps": 1, "run": "a/b"}, "--run: found 'a/b'; write a name without a slash"),
     ],

@@ -57,4 +57,4 @@ def test_an_evaluation_on_the_rows_that_train_is_told(own: bool) -> None:
     facts: dict[str, Any] = {split: identity(read_split(Made(own=own), 0, split)) for split in ("train", "eval")}
     notes = notes_on_data(facts, facts)
     assert len(notes) == (0 if own else 1)
-    assert own or notes[0].startswith('WARNING: "eval" begins with the rows that "train" begins with.')
+    assert own or notes[0].startswith('note: "eval" begins with the rows of "train"')

@@ -90,8 +90,8 @@ def notes_on_data(before: Facts, now: Facts) -> list[str]:
     train, held_out = now["train"], now["eval"]
     if train is not None and held_out is not None and train["head"] == held_out["head"] != "":
         notes.append(
-            'WARNING: "eval" begins with the rows that "train" begins with. data() is called with the same random numbers for '
-            "both, so that train_test_split() parts them: draw rows from a generator of each split's own (docs/data.md)"
+            'note: "eval" begins with the rows of "train"; if they were drawn, draw each split from a generator of its own: '
+            "data() is called with the same random numbers for both, so that train_test_split() parts them (docs/data.md)"
         )
     return notes
 
