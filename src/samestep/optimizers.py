@@ -56,7 +56,9 @@ def build_optimizer(config: Config, task: Task, model: torch.nn.Module) -> torch
     """
     if task.overrides("optimizer"):
         optimizer = task.optimizer(model, config)
-        inner = [key for key, value in vars(optimizer).items() if _holds_optimizers(value)] if _is_one(optimizer) else []
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise UsageError(f"task: optimizer() returned {type(optimizer).__name__}; return a torch.optim.Optimizer")
+        inner = [key for key, value in vars(optimizer).items() if _holds_optimizers(value)]
         if inner and type(optimizer).state_dict is torch.optim.Optimizer.state_dict:
             raise UsageError(
                 f"task: the optimizer holds others in its {inner[0]}, whose state no checkpoint would hold; write one for each "
@@ -124,12 +126,6 @@ def _made(wanted: Optimizer, parameters: list[torch.nn.Parameter], key: str, fus
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
-
-
-def _is_one(optimizer: object) -> bool:
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise UsageError(f"task: optimizer() returned {type(optimizer).__name__}; return a torch.optim.Optimizer")
-    return True
 
 
 def _refuse_what_cannot_be_kept(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> None:

@@ -788,4 +788,37 @@ _CALLS: list[Mutant] = [
     ),
 ]
 
-MUTANTS = [*_SEEN, *_CALLS, *_RATES, *_SUM, *_SEEDS, *_ROWS, *_BUFFERS, *_STATE, *_EVALUATION, *_WATCH]
+_PARTS: list[Mutant] = [
+    Mutant(
+        "parts-as-they-are-typed",
+        "config/schema.py",
+        "in sorted(self.optimizer.items())",
+        "in self.optimizer.items()",
+        (f"{OPTIM}::test_parts_in_another_order_are_the_same_optimizer",),
+    ),
+    Mutant(
+        "rows-that-draw-unseeded-for-the-identity",
+        "batches/loading.py",
+        "        seed_all(number, 0, 0, _LOADING)\n",
+        "",
+        (
+            "tests/unit/test_sources.py::test_before_loader_processes_begin_no_row_is_read_here_and_workers_may_change_on_a_resume",
+        ),
+    ),
+    Mutant(
+        "survivors-save-beyond-a-lost-best",
+        "session/failure.py",
+        "saver.would_meet_again(best)",
+        "False",
+        ("tests/unit/test_failure.py::test_a_survivor_saves_nothing_beyond_a_best_that_never_reached_the_disk",),
+    ),
+    Mutant(
+        "draws-of-another-epoch",
+        "randomness/order.py",
+        "first, second = _round_keys(self.seed, epoch)[:2]",
+        "first, second = _round_keys(self.seed, 0)[:2]",
+        ("tests/unit/test_order.py::test_weighted_rows_come_as_often_as_their_weights_say_and_without_weight_never",),
+    ),
+]
+
+MUTANTS = [*_PARTS, *_SEEN, *_CALLS, *_RATES, *_SUM, *_SEEDS, *_ROWS, *_BUFFERS, *_STATE, *_EVALUATION, *_WATCH]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -110,12 +111,12 @@ class Lazy:
     def __len__(self) -> int:
         return 5
 
-    def __getitem__(self, row: int) -> dict[str, int]:
+    def __getitem__(self, row: int) -> dict[str, Any]:
         self.opened = True
-        return {"n": row}
+        return {"n": row, "noise": [torch.rand(2), np.random.rand(), random.random()]}
 
 
-def test_before_loader_processes_begin_no_row_is_read_here() -> None:
+def test_before_loader_processes_begin_no_row_is_read_here_and_workers_may_change_on_a_resume() -> None:
     source = Lazy()
     assert identity(source, apart=True) == identity(Lazy())
     assert not source.opened

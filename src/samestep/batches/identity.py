@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 import torch
 import xxhash
 
-from samestep.batches.loading import read_apart
-from samestep.batches.rows import read_items
+from samestep.batches.loading import read_some
 
 if TYPE_CHECKING:
     import datasets
@@ -65,7 +64,7 @@ def _of_source(source: Any, apart: bool) -> Identity:
     first = list(range(min(_HEAD_ROWS, len(source))))
     numbers = [*first, *np.unique(np.linspace(len(first), len(source) - 1, _SOURCE_ROWS).astype(int)).tolist()]
     numbers = [number for number in numbers if number < len(source)]
-    rows = read_apart(source, numbers) if apart else read_items(source, numbers)
+    rows = read_some(source, numbers, apart)
     digest, head = xxhash.xxh3_128(), xxhash.xxh3_128()
     for row in rows:
         _add_value(digest, row)

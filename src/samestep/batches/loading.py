@@ -99,10 +99,24 @@ def _use_a_short_folder(worker: int) -> None:
         tempfile.tempdir = "/tmp"
 
 
-def read_apart(source: Any, numbers: list[int]) -> list[Any]:
-    """Rows of a source, read in a process of their own."""
+class _Seeded(Dataset[Any]):
+    """A source's rows, each read with random numbers of its own: the same in whatever process."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+
+    def __getitem__(self, number: int) -> Any:
+        seed_all(number, 0, 0, _LOADING)
+        return self._source[number]
+
+
+def read_some(source: Any, numbers: list[int], apart: bool) -> list[Any]:
+    """Rows of a source, read here, or in a process of their own."""
+    rows = _Seeded(source)
+    if not apart:
+        return [rows[number] for number in numbers]
     loader: DataLoader[Any] = DataLoader(
-        source, sampler=numbers, batch_size=None, num_workers=1, collate_fn=_as_they_are, worker_init_fn=_use_a_short_folder
+        rows, sampler=numbers, batch_size=None, num_workers=1, collate_fn=_as_they_are, worker_init_fn=_use_a_short_folder
     )
     return list(loader)
 

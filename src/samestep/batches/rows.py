@@ -82,7 +82,8 @@ class SourceRows(Rows):
         self._source = source
 
     def _found(self, rows: Integers) -> list[Any]:
-        found = read_items(self._source, rows.tolist())
+        numbers, source = rows.tolist(), self._source
+        found = list(source.__getitems__(numbers)) if hasattr(source, "__getitems__") else [source[n] for n in numbers]
         changes = self._task.overrides("transform") or self._task.overrides("collate")
         if not changes and not isinstance(found[0], Mapping):
             raise UsageError(
@@ -90,9 +91,3 @@ class SourceRows(Rows):
                 "transform(row, rng) that makes one of it (docs/data.md)"
             )
         return found
-
-
-def read_items(source: Any, numbers: list[int]) -> list[Any]:
-    if hasattr(source, "__getitems__"):
-        return list(source.__getitems__(numbers))
-    return [source[number] for number in numbers]

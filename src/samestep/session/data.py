@@ -54,7 +54,10 @@ def read_data(task: Task, config: Config, runtime: Runtime) -> Data:
     )
     if train is None:
         raise UsageError('data: data("train") returned None; return a datasets.Dataset')
-    facts: Facts = {split: _known_by(rows, config) for split, rows in zip(_SPLITS, (train, held_out), strict=True)}
+    facts: Facts = {
+        split: None if rows is None else identity(rows, apart=config.workers > 0)
+        for split, rows in zip(_SPLITS, (train, held_out), strict=True)
+    }
     weights = read_weights(task, config.seed, len(train))
     if weights is not None:
         facts["weights"] = {"checksum": xxhash.xxh3_128_hexdigest(weights.tobytes())}
@@ -66,11 +69,6 @@ def read_data(task: Task, config: Config, runtime: Runtime) -> Data:
         if first.get("weights") != other.get("weights"):
             raise UsageError(f"data: weights() returned others on rank {rank} than on rank 0; {words[-1]}")
     return Data(train, held_out, weights, facts)
-
-
-def _known_by(rows: Any, config: Config) -> Identity | None:
-    seed_all(config.seed, len(_SPLITS), 2, _READING)  # a row may draw numbers
-    return None if rows is None else identity(rows, apart=config.workers > 0)
 
 
 def refuse_other_data(before: Facts, now: Facts) -> None:
