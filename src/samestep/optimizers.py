@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from samestep.config import Config, Optimizer
 from samestep.errors import UsageError, nearest
+from samestep.exact import Shard
 from samestep.task import Task
 
 _FUSED = {"Adam", "AdamW", "SGD"}  # on every device that samestep trains on
@@ -77,6 +79,19 @@ def build_optimizer(config: Config, task: Task, model: torch.nn.Module) -> torch
         if len(made) > 1 and not type(optimizer).__module__.startswith("torch.optim."):
             raise UsageError(f"{key}.name: a part can have torch.optim's own alone; write optimizer(model, config) in the task")
     return made[0] if len(made) == 1 else PartOptimizers(made)
+
+
+def shard_optimizer(optimizer: torch.optim.Optimizer, shards: Mapping[torch.nn.Parameter, Shard]) -> None:
+    """Let an optimizer that was made for whole parameters step this rank's rows of them, with its rows of their state."""
+    states = {shards[parameter]: state for parameter, state in optimizer.state.items()}
+    for group in optimizer.param_groups:
+        group["params"] = [shards[parameter].local for parameter in group["params"]]
+    optimizer.state.clear()
+    for shard, state in states.items():
+        optimizer.state[shard.local] = {
+            key: shard.cut(value).to(shard.local.device, copy=True) if getattr(value, "shape", None) == shard.shape else value
+            for key, value in state.items()
+        }
 
 
 def _shares(keys: list[str], model: torch.nn.Module, trains: set[torch.nn.Parameter]) -> dict[str, list[torch.nn.Parameter]]:

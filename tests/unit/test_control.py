@@ -73,7 +73,7 @@ def test_the_board_says_who_has_written_in_a_few_questions(monkeypatch: pytest.M
 def test_a_step_that_did_not_arrive_leaves_the_running_statistics_as_they_were() -> None:
     torch.manual_seed(0)
     norm = torch.nn.BatchNorm1d(3)
-    statistics = Statistics(norm, micro_batches=2, leaves=2, world_size=1)
+    statistics = Statistics(norm, [range(2)], micro_batches=2, leaves=2)
     for arrived in (True, False):
         before = norm.running_mean.clone()  # type: ignore[union-attr]
         statistics.begin()
@@ -91,7 +91,7 @@ def test_running_statistics_are_averaged_over_the_micro_batches_that_hold_rows()
     norm = torch.nn.BatchNorm1d(3)
     assert norm.running_mean is not None
     assert norm.num_batches_tracked is not None
-    statistics = Statistics(norm, micro_batches=4, leaves=4, world_size=1)
+    statistics = Statistics(norm, [range(4)], micro_batches=4, leaves=4)
     batches = torch.randn(4, 5, 3)
     statistics.begin()
     for index, batch in enumerate(batches):
@@ -111,7 +111,7 @@ def test_statistics_that_no_forward_changes_keep_their_bits() -> None:
     for norm in norms:
         norm.running_mean.uniform_()  # type: ignore[operator]
     before = norms[1].running_mean.clone()  # type: ignore[operator]
-    statistics = Statistics(norms, micro_batches=12, leaves=12, world_size=1)
+    statistics = Statistics(norms, [range(12)], micro_batches=12, leaves=12)
     statistics.begin()
     for index in range(12):
         statistics.begin_micro_batch()

@@ -34,7 +34,7 @@ def test_a_step_equals_one_big_batch_in_float64(
     rows = 4 * micro_batches - (5 if short and micro_batches > 2 else 0)  # one micro-batch short, one empty
 
     ordered = sum_class(model, micro_batches, leaves)
-    exchange = StepExchange(micro_batches, leaves, 4, 1, torch.device("cpu"))
+    exchange = StepExchange([range(micro_batches)], micro_batches, 4, torch.device("cpu"))
     for index in ordered.share:
         real = max(0, min(4, rows - 4 * index))
         chosen = slice(4 * index, 4 * index + real) if real else slice(0, 4)
@@ -88,7 +88,7 @@ def test_a_scalars_gradient_is_divided_the_same_on_every_device() -> None:
 @pytest.mark.parametrize("on_host", [True, False], ids=["as on a CPU", "as on a GPU"])
 def test_a_steps_losses_and_weights_are_summed_in_float64(on_host: bool) -> None:
     loss, many = torch.tensor(1 + 2.0**-40, dtype=torch.float64), 2**24 + 1
-    exchange = StepExchange(2, 2, 0, 1, torch.device("cpu"))
+    exchange = StepExchange([range(2)], 2, 0, torch.device("cpu"))
     exchange._on_host = on_host
     cases: list[tuple[torch.Tensor | float, torch.Tensor | float]]
     cases = [(torch.tensor(many), torch.tensor(1)), (many, 1.0), (torch.tensor(many), 1)]
@@ -146,7 +146,7 @@ def test_buckets_go_out_in_one_order_whichever_is_full_first(monkeypatch: pytest
 
 @pytest.mark.parametrize("on_host", [True, False], ids=["as on a CPU", "as on a GPU"])
 def test_a_losss_own_numbers_are_summed_as_it_is_and_one_without_weight_is_nan(on_host: bool) -> None:
-    exchange = StepExchange(3, 3, 0, 1, torch.device("cpu"))
+    exchange = StepExchange([range(3)], 3, 0, torch.device("cpu"))
     exchange._on_host = on_host
     for value, counts in ((1.0, True), (2.0, True), (float("nan"), False)):  # the last has no rows of its own
         numbers = {"half": (torch.tensor(value), 4), "none": (torch.tensor(0.0), 0)}
@@ -157,7 +157,7 @@ def test_a_losss_own_numbers_are_summed_as_it_is_and_one_without_weight_is_nan(o
 
 
 def test_other_numbers_in_another_micro_batch_and_names_that_are_taken_are_refused() -> None:
-    exchange = StepExchange(2, 2, 0, 1, torch.device("cpu"))
+    exchange = StepExchange([range(2)], 2, 0, torch.device("cpu"))
     exchange.add(torch.tensor(1.0), 2, {"a": (torch.tensor(1.0), 1), "c": (torch.tensor(3.0), 1)}, True)
     exchange.add(torch.tensor(1.0), 2, {"c": (torch.tensor(3.0), 1), "a": (torch.tensor(1.0), 1)}, True)
     assert exchange.total([], lambda: 0).numbers == {"a": 1.0, "c": 3.0}  # in whatever order they come
@@ -165,4 +165,4 @@ def test_other_numbers_in_another_micro_batch_and_names_that_are_taken_are_refus
         exchange.add(torch.tensor(1.0), 2, {"b": (torch.tensor(1.0), 1)}, True)
     for name in ("lr", "eval_loss", "rows_per_s"):
         with pytest.raises(UsageError, match=f"'{name}' as the name of a number, which is taken"):
-            StepExchange(2, 2, 0, 1, torch.device("cpu")).add(torch.tensor(1.0), 2, {name: (torch.tensor(1.0), 1)}, True)
+            StepExchange([range(2)], 2, 0, torch.device("cpu")).add(torch.tensor(1.0), 2, {name: (torch.tensor(1.0), 1)}, True)

@@ -11,7 +11,7 @@ from samestep.batches import Plan
 from samestep.checks.recompute import Recompute
 from samestep.device_kind import beside_a_difference
 from samestep.errors import TrainingError
-from samestep.exact import OrderedSum, cuts, fingerprint, gather
+from samestep.exact import OrderedSum, fingerprint, gather
 
 
 class NoAudit:
@@ -34,9 +34,7 @@ class Auditor(NoAudit):
     ) -> None:
         self._every, self._plan, self._recompute = every, plan, recompute
         self._gradients, self._peers = gradients, peers
-        world_size = gradients.world_size
-        share = cuts(gradients.num_leaves, world_size)
-        self._index = share[(rank + 1) % world_size] * gradients.leaf_size
+        self._index = gradients.shares[(rank + 1) % gradients.world_size][0]
         self._recomputed: torch.Tensor | None = None
 
     def begin(self, step: int) -> None:

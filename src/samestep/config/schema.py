@@ -146,6 +146,8 @@ class Config(_Strict):
     reduce: Literal["exact", "fast"] = "exact"
     leaves: PositiveInt | None = None
     compile: bool = False
+    shard: bool = False
+    recompute: bool = False
     device: Literal["auto", "cpu"] = "auto"
     threads: PositiveInt = 1
     processes: PositiveInt | None = None

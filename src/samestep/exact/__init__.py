@@ -2,16 +2,21 @@
 
 from samestep.exact.gradients import FastSum, OrderedSum, check_world_size, everyone
 from samestep.exact.scalars import Scalar, as_float, is_finite, ratio
+from samestep.exact.sharded import Shard, ShardedModel
+from samestep.exact.sharded_sum import ShardedSum
 from samestep.exact.statistics import Statistics
 from samestep.exact.step_totals import StepExchange, Totals
 from samestep.exact.totals import fingerprint, gather, in_order, ordered_total, padded
-from samestep.exact.tree import Block, Sum, blocks_of, cuts, tree_sum
+from samestep.exact.tree import Block, Sum, blocks_of, contiguous, cuts, dealt, tree_sum
 
 __all__ = [
     "Block",
     "FastSum",
     "OrderedSum",
     "Scalar",
+    "Shard",
+    "ShardedModel",
+    "ShardedSum",
     "Statistics",
     "StepExchange",
     "Sum",
@@ -19,7 +24,9 @@ __all__ = [
     "as_float",
     "blocks_of",
     "check_world_size",
+    "contiguous",
     "cuts",
+    "dealt",
     "everyone",
     "fingerprint",
     "gather",

@@ -15,7 +15,7 @@ from samestep.exact.buckets import Bucket, BucketExchange, Grads, as_real
 from samestep.exact.route import Route
 from samestep.exact.totals import fingerprint
 from samestep.exact.transfer import AllReduce, transfer
-from samestep.exact.tree import Block, Sum, cuts
+from samestep.exact.tree import Block, Sum, contiguous
 
 
 def _add(left: Grads, right: Grads) -> Grads:
@@ -32,7 +32,7 @@ def _add(left: Grads, right: Grads) -> Grads:
     return [a if a is not None else b for a, b in zip(left, right, strict=True)]
 
 
-def _refuse_reentrant(loss: torch.Tensor) -> None:
+def refuse_reentrant(loss: torch.Tensor) -> None:
     """Raise UsageError if a backward within the backward would come, which fires a parameter's hooks more than once."""
     seen: set[Any] = set()
     left = [loss.grad_fn]
@@ -93,8 +93,8 @@ class OrderedSum:
         rank = dist.get_rank(group) if group is not None else 0
         self.world_size = dist.get_world_size(group) if group is not None else 1
         check_world_size(self.world_size, self.num_leaves)
-        share = cuts(self.num_leaves, self.world_size)
-        self.share = range(share[rank] * self.leaf_size, share[rank + 1] * self.leaf_size)
+        self.shares = contiguous(self.num_leaves, self.leaf_size, self.world_size)
+        self.share = self.shares[rank]
         wanted = None if stepped is None else set(stepped)
         self.parameters = [p for p in model.parameters() if (p.requires_grad if wanted is None else p in wanted)]
         self._others = [p for p in model.parameters() if wanted is not None and p not in wanted]
@@ -104,7 +104,7 @@ class OrderedSum:
         self.watch_first = False  # keep a fingerprint of the share's first micro-batch, for the audit
         self.first_fingerprint = torch.zeros(len(self.parameters), dtype=torch.int64, device=self.parameters[0].device)
         self.loss = self.first_loss = torch.zeros(())  # of the latest micro-batch, and of the first under `watch_first`
-        self._last_leaf = Block(share[rank + 1] - 1, 0)
+        self._last_leaf = Block(self.share[-1] // self.leaf_size, 0)
         self.exchange: BucketExchange | None = None
         if group is not None:
             route = Route(self.num_leaves, rank, self.world_size, group)
@@ -141,7 +141,7 @@ class OrderedSum:
     def connect(self, loss: torch.Tensor, counts: bool = True) -> torch.Tensor:
         """What to call backward on: the loss, or for one that does not count a zero that no parameter hears of."""
         if not self._is_looked_through:
-            _refuse_reentrant(loss)
+            refuse_reentrant(loss)
             self._is_looked_through = True
         self.loss = loss.detach()
         if self._is_last:

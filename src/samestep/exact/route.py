@@ -27,7 +27,7 @@ class Route:
 
     def __post_init__(self) -> None:
         share = cuts(self.num_leaves, self.world_size)
-        self.plan = [blocks_of(start, stop) for start, stop in itertools.pairwise(share)]
+        self.plan = [blocks_of(range(start, stop)) for start, stop in itertools.pairwise(share)]
 
     def buffer(self, index: int, size: int, like: torch.Tensor) -> torch.Tensor:
         """Bucket `index`'s buffer for what arrives: fresh pages cost as much as the sum itself.

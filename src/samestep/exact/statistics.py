@@ -8,14 +8,14 @@ same at every world size, and is an error that names it, unless a step is one mi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
 from samestep.errors import UsageError
 from samestep.exact.totals import as_bits, gather
-from samestep.exact.tree import Block, Sum, blocks_of, cuts
+from samestep.exact.tree import Block, Sum, blocks_of
 
 _INT64 = torch.iinfo(torch.int64)
 
@@ -62,13 +62,16 @@ class Statistics:
     """The persistent buffers of one model over the V micro-batches of a step.
 
     Args:
-        micro_batches, leaves: V and M as in `OrderedSum`: the average follows the same tree.
+        shares: each rank's micro-batches of a step; the average follows the gradients' tree.
+        micro_batches, leaves: V and M as in `OrderedSum`.
     """
 
-    def __init__(self, model: torch.nn.Module, micro_batches: int, leaves: int, world_size: int) -> None:
-        self._leaf_size = micro_batches // leaves
-        share = cuts(leaves, world_size)
-        self._plan = [blocks_of(share[r], share[r + 1]) for r in range(world_size)]
+    def __init__(
+        self, model: torch.nn.Module, shares: Sequence[Sequence[int]], micro_batches: int, leaves: int
+    ) -> None:
+        self._leaf_size, self._num_leaves = micro_batches // leaves, leaves
+        own = [[index // self._leaf_size for index in share[:: self._leaf_size]] for share in shares]
+        self._plan = [blocks_of(leaf for leaf in share if leaf < leaves) for share in own]
         self._averaged: list[_Buffer] = []
         self._counters: list[_Buffer] = []
         self._fixed: list[_Buffer] = []
@@ -161,7 +164,8 @@ class Statistics:
             self._extremes[1] = torch.minimum(self._extremes[1], extremes[1])
         self._leaf = row if self._leaf is None else self._leaf.add_(row)
         if (index + 1) % self._leaf_size == 0:
-            self._sum.push(Block(index // self._leaf_size, 0), self._leaf)
+            if index // self._leaf_size < self._num_leaves:
+                self._sum.push(Block(index // self._leaf_size, 0), self._leaf)
             self._leaf = None
 
     def _prints_now(self) -> torch.Tensor:
@@ -182,9 +186,9 @@ class Statistics:
         changed = torch.zeros_like(self._start, dtype=torch.bool) if self._changed is None else self._changed
         counters, sums, flags = self._everyones(self._extremes, mine, changed)  # the widest first: each part is aligned
         whole: Sum[torch.Tensor] = Sum(torch.Tensor.add_)
-        for blocks, values in zip(self._plan, sums, strict=True):
-            for block, value in zip(blocks, values, strict=False):
-                whole.push(block, value)
+        everyones = [pair for blocks, values in zip(self._plan, sums, strict=True) for pair in zip(blocks, values, strict=False)]
+        for block, value in sorted(everyones, key=lambda pair: pair[0].start):
+            whole.push(block, value)
         self._average = whole.total().div_(counted)
         self._anywhere = flags.any(dim=0)
         self._largest = counters[:, 0].amax(dim=0)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +13,8 @@ from samestep.errors import UsageError
 from samestep.exact.gradients import OrderedSum
 from samestep.exact.route import Companion
 from samestep.exact.scalars import Scalar, as_float, ratio
-from samestep.exact.totals import gather, in_order, padded
-from samestep.exact.tree import cuts, tree_sum
+from samestep.exact.totals import gather, padded
+from samestep.exact.tree import tree_sum
 from samestep.task import Ratio, refuse_taken
 
 
@@ -37,13 +36,18 @@ class StepExchange:
     """Sums a step's losses, weights and numbers in the tree's order, and carries a flag along.
 
     Args:
+        shares: each rank's micro-batches of a step.
+        micro_batches: V; what a share has beyond them counts for nothing.
         num_parameters: trainable ones.
-        micro_batches, leaves: V and M as in `OrderedSum`, which decide who has which micro-batches.
     """
 
-    def __init__(self, micro_batches: int, leaves: int, num_parameters: int, world_size: int, device: torch.device) -> None:
-        self._starts = [cut * (micro_batches // leaves) for cut in cuts(leaves, world_size)]
-        self._most = max(stop - start for start, stop in itertools.pairwise(self._starts))
+    def __init__(
+        self, shares: Sequence[Sequence[int]], micro_batches: int, num_parameters: int, device: torch.device
+    ) -> None:
+        world_size = len(shares)
+        self._most = max(map(len, shares))
+        places = {index: rank * self._most + place for rank, own in enumerate(shares) for place, index in enumerate(own)}
+        self._places = torch.tensor([places[index] for index in range(micro_batches)], device=device)  # in everyone's rows
         self._num_parameters = num_parameters
         self._num_packed = len(_packed([False] * num_parameters, 0))
         self._world_size, self._device = world_size, device
@@ -88,7 +92,7 @@ class StepExchange:
 
     def message(self, used: list[bool], flag: int) -> torch.Tensor:
         """On a CPU, what this rank has to say of a step, as bytes: as many on every rank."""
-        values = padded(torch.tensor(self._rows, dtype=torch.float64), self._starts)
+        values = padded(torch.tensor(self._rows, dtype=torch.float64), self._most)
         return torch.cat([values.reshape(-1).view(torch.uint8), _packed(used, flag)])
 
     def travel_with(self, gradients: OrderedSum, asked: Callable[[], int]) -> None:
@@ -113,12 +117,12 @@ class StepExchange:
             size = self._most * width * torch.float64.itemsize
             values, hosts = message[:, :size].contiguous().view(torch.float64), message[:, size : size + self._num_packed]
         else:  # what hosts know travels between hosts, so that nobody waits for a device
-            values, hosts = gather(padded(self._stacked(), self._starts)), gather(_packed(used, asked()))
+            values, hosts = gather(padded(self._stacked(), self._most)), gather(_packed(used, asked()))
         self._rows.clear()
         flags = hosts.numpy()
         anywhere = np.bitwise_or.reduce(flags[:, 1:], axis=0)
         used = np.unpackbits(anywhere, count=self._num_parameters).astype(bool).tolist()
-        return self._totals(in_order(values.view(self._world_size, -1, width), self._starts), used, int(flags[:, 0].max()))
+        return self._totals(values.view(-1, width)[self._places], used, int(flags[:, 0].max()))
 
     def _alone(self, used: list[bool], flag: int) -> Totals:
         if self._on_host and len(self._rows) == 1 and not self._names:

@@ -29,9 +29,8 @@ def gather(local: torch.Tensor) -> torch.Tensor:
     return everyone
 
 
-def padded(local: torch.Tensor, starts: list[int]) -> torch.Tensor:
-    """A rank's share of rows, with zero rows up to the largest share; rank r's is rows starts[r] to starts[r + 1]."""
-    most = max(stop - start for start, stop in itertools.pairwise(starts))
+def padded(local: torch.Tensor, most: int) -> torch.Tensor:
+    """A rank's share of rows, with zero rows up to the largest share's number."""
     if len(local) == most:
         return local
     return torch.cat([local, local.new_zeros(most - len(local), *local.shape[1:])])
@@ -48,7 +47,8 @@ def in_order(gathered: torch.Tensor, starts: list[int]) -> torch.Tensor:
 def ordered_total(local: torch.Tensor, num_rows: int) -> torch.Tensor:
     """The tree's sum over `num_rows` rows, of which each rank passes its contiguous share (see `tree.cuts`)."""
     starts = cuts(num_rows, dist.get_world_size() if dist.is_initialized() else 1)
-    return tree_sum(in_order(gather(padded(local, starts)), starts))
+    most = max(stop - start for start, stop in itertools.pairwise(starts))
+    return tree_sum(in_order(gather(padded(local, most)), starts))
 
 
 def fingerprint(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:

@@ -7,7 +7,8 @@ depends on the number of leaves alone. A rank that holds leaves a to b can sum t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -25,6 +26,22 @@ class Block(NamedTuple):
 def cuts(num_leaves: int, world_size: int) -> list[int]:
     """Where each rank's contiguous share of the leaves begins; world_size + 1 numbers, the last being num_leaves."""
     return [rank * num_leaves // world_size for rank in range(world_size + 1)]
+
+
+def contiguous(num_leaves: int, leaf_size: int, world_size: int) -> list[range]:
+    """Each rank's micro-batches of a step, where each has neighbouring leaves; a leaf is `leaf_size` micro-batches."""
+    starts = [cut * leaf_size for cut in cuts(num_leaves, world_size)]
+    return [range(start, stop) for start, stop in itertools.pairwise(starts)]
+
+
+def dealt(num_leaves: int, leaf_size: int, world_size: int) -> list[list[int]]:
+    """Each rank's micro-batches of a step, where leaves are dealt like cards: in each round the ranks have neighbouring ones.
+
+    All have equally many; those beyond the last leaf count for nothing.
+    """
+    rounds = -(-num_leaves // world_size)
+    leaves = [range(rank, rounds * world_size, world_size) for rank in range(world_size)]
+    return [[leaf * leaf_size + place for leaf in own for place in range(leaf_size)] for own in leaves]
 
 
 class Sum(Generic[T]):
@@ -54,10 +71,10 @@ class Sum(Generic[T]):
         return total
 
 
-def blocks_of(start: int, stop: int) -> list[Block]:
-    """The tree's own blocks that make up leaves start to stop, left to right."""
+def blocks_of(leaves: Iterable[int]) -> list[Block]:
+    """The tree's own blocks that make up some leaves, left to right."""
     counter: Sum[None] = Sum(lambda left, right: None)
-    for leaf in range(start, stop):
+    for leaf in leaves:
         counter.push(Block(leaf, 0), None)
     return [block for block, _ in counter.blocks]
 

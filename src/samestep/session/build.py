@@ -88,7 +88,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     rows = make_rows(data.train, task, config.seed, float_dtype(model))
     batches = Batches(rows, plan, gradients.share, device, config.seed, first_step, num_steps, config.workers)
     evaluator = None if data.held_out is None else make_evaluator(config, task, accelerator, model, data.held_out)
-    statistics = Statistics(model, config.micro_batches, config.num_leaves, runtime.world_size)
+    statistics = Statistics(model, gradients.shares, config.micro_batches, config.num_leaves)
     recompute = Recompute(config.seed, task, model, accelerator, gradients, statistics, batches)
     purity = Purity(task, model, optimizer.inner, recompute, gradients, first_step)
 
@@ -119,7 +119,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         batches=batches,
         gradients=gradients,
         statistics=statistics,
-        exchange=StepExchange(config.micro_batches, config.num_leaves, len(gradients.parameters), runtime.world_size, device),
+        exchange=StepExchange(gradients.shares, config.micro_batches, len(gradients.parameters), device),
         audit=Auditor(every, plan, recompute, gradients, runtime.rank, plans.peers) if every else NoAudit(),
         purity=purity,
         evaluator=evaluator,

@@ -1,0 +1,129 @@
+"""A model whose parameters are cut into row ranges, one for each rank, by torch's FSDP2 (`fully_shard`).
+
+Zhao et al., "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel", VLDB 2023. FSDP2 gathers a block's parameters
+before its forward and backward; what it makes of the gradients is `sharded_sum`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from samestep.errors import UsageError
+from samestep.exact.totals import as_bits, gather
+
+
+@dataclass(eq=False)
+class Shard:
+    """This rank's rows of one parameter: `first_row` and on of its first dimension, maybe none."""
+
+    names: list[str]  # of the parameter in the model: several where it is tied
+    whole: nn.Parameter  # what FSDP has put in its place, a DTensor
+    local: nn.Parameter  # the rows, in the same memory: what the optimizer steps
+    shape: torch.Size  # of the whole parameter
+    first_row: int
+
+    def cut(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This rank's rows of a tensor that has the whole parameter's shape."""
+        return tensor.narrow(0, self.first_row, len(self.local))
+
+
+class ShardedModel:
+    """One model over all ranks of a group.
+
+    Args:
+        model: whole, the same on every rank, on the host: each block's parameters move to the device on their own.
+        blocks: modules within it that are gathered one at a time; the rest of the model is one more.
+
+    Raises UsageError for what cannot be cut.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Sequence[nn.Module], device: torch.device, group: dist.ProcessGroup) -> None:
+        _refuse_unfit(model, blocks)
+        from torch.distributed.device_mesh import DeviceMesh
+        from torch.distributed.fsdp import fully_shard
+
+        self.model, self.group = model, group
+        self.rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
+        self.blocks: list[nn.Module] = [*blocks, model]
+        own, taken = [], set[nn.Parameter]()
+        for block in self.blocks:
+            own.append({name: parameter for name, parameter in block.named_parameters() if parameter not in taken})
+            taken |= set(own[-1].values())
+        names: dict[nn.Parameter, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            names.setdefault(parameter, []).append(name)
+        shapes = [(sorted(known), parameter.shape) for parameter, known in names.items()]
+        self._originals = list(names)
+        mesh = DeviceMesh(device.type, torch.arange(self.world_size))
+        for block in self.blocks:
+            fully_shard(block, mesh=mesh)
+        self.shards: list[Shard] = []
+        found = dict(model.named_parameters(remove_duplicate=False))
+        for known, shape in shapes:
+            whole = found[known[0]]
+            rows = -(-shape[0] // self.world_size)
+            with torch.no_grad():
+                local = nn.Parameter(whole.to_local(), requires_grad=whole.requires_grad)  # type: ignore[operator]
+            self.shards.append(Shard(known, whole, local, shape, min(self.rank * rows, shape[0])))
+        by_original = dict(zip(names, self.shards, strict=True))
+        self.own = [{name: by_original[parameter] for name, parameter in found.items()} for found in own]  # by block
+
+    def swap(self) -> dict[nn.Parameter, Shard]:
+        """The shard of each parameter that the model had; forgets those parameters, whose memory goes with them."""
+        originals, self._originals = self._originals, []
+        return dict(zip(originals, self.shards, strict=True))
+
+    def whole_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each entry of the model's state_dict by name, sorted, whole and on the host: gathered one at a time by all ranks."""
+        by_name = {name: shard for shard in self.shards for name in shard.names}
+        for name, tensor in sorted(self.model.state_dict().items()):
+            yield name, self.gathered(by_name[name]) if name in by_name else tensor.detach().cpu()
+
+    def gathered(self, shard: Shard) -> torch.Tensor:
+        """A whole parameter, on the host of every rank."""
+        rows = -(-shard.shape[0] // self.world_size)
+        local = shard.local.detach()
+        padded = local.new_zeros(rows, *shard.shape[1:])
+        padded[: len(local)] = local
+        everyone = gather(as_bits(padded)).view(local.dtype)
+        return everyone.view(-1, *shard.shape[1:])[: shard.shape[0]].cpu()
+
+
+def _refuse_unfit(model: nn.Module, blocks: Sequence[nn.Module]) -> None:
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9):
+        raise UsageError(f"shard: found torch {torch.__version__}, and sharding needs 2.9 or newer; leave it out")
+    lines = []
+    owners: dict[nn.Parameter, nn.Module] = {}
+    for block in blocks:
+        for parameter in block.parameters():
+            if owners.setdefault(parameter, block) is not block:
+                lines.append(_tied(model, parameter))
+    inside = {id(module) for block in blocks for module in block.modules()}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False) if id(module) not in inside else ():
+            if parameter in owners:
+                lines.append(_tied(model, parameter))
+    for name, parameter in model.named_parameters():
+        if not parameter.dim():
+            lines.append(f"shard: {name} has no dimension to cut; make it of shape (1,)")
+        elif parameter.is_complex():
+            lines.append(f"shard: {name} is complex, which cannot be cut; keep its real and imaginary part, or leave shard out")
+        elif not parameter.is_contiguous():
+            lines.append(f"shard: {name} does not lie in rows (channels_last?); leave that out, or shard")
+    for block in [*blocks, model]:
+        kinds = {parameter.dtype for parameter in block.parameters() if parameter.requires_grad}
+        if len(kinds) > 1:
+            words = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+            lines.append(f"shard: {type(block).__name__} has parameters of {words}; make them of one kind")
+    if lines:
+        raise UsageError(*dict.fromkeys(lines))
+
+
+def _tied(model: nn.Module, parameter: nn.Parameter) -> str:
+    names = [name for name, other in model.named_parameters(remove_duplicate=False) if other is parameter]
+    return f"shard: {' and '.join(names)} are one parameter of several blocks; tie none across blocks, or leave shard out"

@@ -1,0 +1,205 @@
+"""The ordered sum over a sharded model: each rank adds up its own rows of every leaf's gradient, in the one fixed tree.
+
+Leaves are dealt in rounds: in each, the ranks compute neighbouring ones, and whoever owns rows gets these of all of them and
+pushes them into the tree in order. So at most log2(leaves) + 1 blocks of a shard's size are kept, and a leaf's sum does not
+know which rank computed it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from samestep.errors import UsageError
+from samestep.exact.gradients import OrderedSum, check_world_size, refuse_reentrant
+from samestep.exact.sharded import ShardedModel
+from samestep.exact.totals import as_bits, gather
+from samestep.exact.tree import Block, Sum, dealt
+
+
+class ShardedSum(OrderedSum):
+    """`OrderedSum` for a sharded model: `parameters` are this rank's rows, and so are the gradients that `finish` returns.
+
+    Args:
+        micro_batches, leaves: as in `OrderedSum`.
+        stepped: those of the shards' `local` parameters that the optimizer has.
+    """
+
+    def __init__(self, sharded: ShardedModel, micro_batches: int, leaves: int, stepped: list[nn.Parameter]) -> None:
+        check_world_size(sharded.world_size, leaves)
+        wanted = set(stepped)
+        self._sharded, self._shards = sharded, [shard for shard in sharded.shards if shard.local in wanted]
+        self.parameters = [shard.local for shard in self._shards]
+        self.num_leaves, self.leaf_size, self.world_size = leaves, micro_batches // leaves, sharded.world_size
+        self.shares = dealt(leaves, self.leaf_size, self.world_size)  # type: ignore[assignment]
+        self.share = self.shares[sharded.rank]
+        self.exchange = None
+        self.watch_first = False
+        device = self.parameters[0].device
+        self._prints = [torch.zeros((), dtype=torch.int64, device=device)] * len(self._shards)
+        self.first_fingerprint = torch.stack(self._prints)
+        self.loss = self.first_loss = torch.zeros(())
+        self.meeting: Callable[[], None] = lambda: None
+        self.going_on: Callable[[], None] = lambda: None
+        self._used = [False] * len(self._shards)
+        self._is_looked_through = False
+        self._counts, self._looks = True, False
+        self._stash: dict[int, torch.Tensor] = {}  # by place: what a leaf has before a micro-batch that does not count
+        self._hooked: dict[int, nn.Parameter] = {}
+        self._visited: list[int] = []  # blocks, in the order of a micro-batch's forward
+        self._order = 0
+        self._round = -1  # apart from a step's own
+        self._hook(sharded)
+
+    def _hook(self, sharded: ShardedModel) -> None:
+        """Have the gradients of each block come here in place of torch's reduce-scatter, and see which there are."""
+        from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
+
+        ordered = self
+
+        class Gathering(AllGather):
+            def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+                return torch.empty(*size, dtype=dtype, device=device)
+
+            def __call__(self, output_tensor: Any, input_tensor: Any, group: Any, async_op: bool = False) -> Any:
+                ordered.meeting()
+                work = dist.all_gather_into_tensor(output_tensor, input_tensor, group=group, async_op=async_op)
+                ordered.going_on()
+                return work
+
+        class Folding(ReduceScatter):
+            """Of one block: this rank's rows of the leaves so far, flat, as a partly summed tree."""
+
+            def __init__(self) -> None:
+                self.sum: Sum[torch.Tensor] = Sum(torch.Tensor.add_)
+
+            def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+                return torch.empty(*size, dtype=dtype, device=device)
+
+            def __call__(self, output_tensor: Any, input_tensor: Any, group: Any, op: Any, async_op: bool = False) -> None:
+                arrived = torch.empty_like(input_tensor)
+                ordered.meeting()
+                dist.all_to_all_single(arrived, input_tensor, group=group)
+                ordered.going_on()
+                first = ordered._round * ordered.world_size
+                for leaf, rows in enumerate(arrived.view(ordered.world_size, -1), first):
+                    if leaf < ordered.num_leaves:
+                        self.sum.push(Block(leaf, 0), rows.clone())
+                if first + ordered.world_size >= ordered.num_leaves:
+                    output_tensor.copy_(self.sum.total())
+                else:
+                    output_tensor.zero_()
+
+        self._folds = []
+        for number, block in enumerate(sharded.blocks):
+            fold: Any = Folding()
+            module: Any = block
+            module.set_custom_all_gather(Gathering())
+            module.set_custom_reduce_scatter(fold)
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+            if hasattr(module, "set_reduce_scatter_unused_params"):
+                module.set_reduce_scatter_unused_params(True, recurse=False)
+            block.register_forward_pre_hook(self._make_visit(number))
+            self._folds.append(fold)
+
+    def _make_visit(self, number: int) -> Callable[[nn.Module, Any], None]:
+        """Before a block's forward its whole parameters are there: hear of their gradients."""
+        places = {id(shard): place for place, shard in enumerate(self._shards)}
+        own = {name: places[id(shard)] for name, shard in self._sharded.own[number].items() if id(shard) in places}
+
+        def visit(module: nn.Module, args: Any) -> None:
+            self._visited.append(number)
+            for name, place in own.items():
+                parameter = module.get_parameter(name)
+                if self._hooked.get(place) is not parameter:
+                    self._hooked[place] = parameter
+                    parameter.register_post_accumulate_grad_hook(lambda found, place=place: self._arrived(place, found))
+
+        return visit
+
+    def _arrived(self, place: int, parameter: torch.Tensor) -> None:
+        """A whole gradient of this rank's micro-batch has been added to `parameter.grad`."""
+        if self._looks and parameter.grad is not None:
+            self._prints[place] = as_bits(parameter.grad).sum(dtype=torch.int64)
+        if self._counts:
+            self._used[place] = True
+        else:
+            parameter.grad = self._stash.get(place)
+
+    def begin_micro_batch(self, index: int) -> None:
+        leaf, place = divmod(index, self.leaf_size)
+        self._round = leaf // self.world_size
+        self._sync(place == self.leaf_size - 1)
+        self._visited.clear()
+
+    def _sync(self, wanted: bool) -> None:
+        model: Any = self._sharded.model
+        model.set_requires_gradient_sync(wanted)
+
+    def connect(self, loss: torch.Tensor, counts: bool = True) -> torch.Tensor:
+        """The loss: a backward of one that does not count runs too, for the others wait in it, and its gradients are dropped."""
+        if not self._is_looked_through:
+            refuse_reentrant(loss)
+            self._is_looked_through = True
+        self.loss = loss.detach()
+        self._looks = self.watch_first
+        self._begin(counts)
+        return loss
+
+    def _begin(self, counts: bool) -> None:
+        self._counts, self._stash = counts, {}
+        if not counts:
+            for place, parameter in self._hooked.items():
+                if parameter.grad is not None:
+                    self._stash[place], parameter.grad = parameter.grad, None
+
+    def end_micro_batch(self, index: int) -> None:
+        if self.watch_first and index == self.share[0]:
+            self.first_loss, self.first_fingerprint = self.loss, torch.stack(self._prints)
+        self._looks = False
+        self._order = hash((self._order, *self._visited))
+        if index != self.share[-1]:
+            for shard in self._shards:
+                shard.whole.grad = None
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """A forward and backward inside, on every rank at once, are nobody's: their gradients go nowhere."""
+        order, self._visited = self._visited, []
+        self._sync(False)
+        self._looks = True
+        self._begin(counts=False)
+        try:
+            yield
+        finally:
+            self._looks, self._counts, self._visited = False, True, order
+
+    def finish(self, used: list[bool] | None = None) -> list[torch.Tensor]:
+        """End the step: every used shard's `local.grad` holds its rows of the sum. Returns those gradients."""
+        assert used is not None
+        order, self._order = self._order, 0
+        self.meeting()
+        if len(set(gather(torch.tensor([order])).view(-1).tolist())) > 1:
+            raise UsageError(
+                "shard: the forward went through other blocks on one rank than on another, and they are gathered together; "
+                "have each micro-batch pass through all of them, in one order, or leave shard out"
+            )
+        grads = []
+        for shard, is_used in zip(self._shards, used, strict=True):
+            found: Any = shard.whole.grad
+            shard.whole.grad = None
+            shard.local.grad = found.to_local() if is_used and found is not None else None
+            if shard.local.grad is not None:
+                grads.append(shard.local.grad)
+        self._used = [False] * len(self._shards)
+        return grads
+
+    def clear(self) -> None:
+        for shard in self._shards:
+            shard.whole.grad = shard.local.grad = None
