@@ -19,10 +19,10 @@ from samestep.batches import Batches, MicroBatch, Plan
 from samestep.checkpoint import NullSaver, Saver
 from samestep.checks import NoAudit, NoPurity
 from samestep.config import Config
-from samestep.control import StopFlag, Watchdog, agreed, decided_by_main
+from samestep.control import StopFlag, Watchdog, agreed
 from samestep.errors import Stopped
 from samestep.evaluation import Best, Convergence, Evaluator
-from samestep.exact import OrderedSum, Statistics, StepExchange, is_finite
+from samestep.exact import OrderedSum, ShardedModel, Statistics, StepExchange, is_finite
 from samestep.optim import GatedOptimizer, divide_and_clip
 from samestep.randomness.seeding import seed_all
 from samestep.task import Task, checked_loss
@@ -60,6 +60,7 @@ class Training:
     num_steps: int
     owes_evaluation: bool  # a stop came in the middle of the one that belongs to `first_step`
     data: dict[str, Any]  # by which the rows are known again
+    sharded: ShardedModel | None = None  # the model, where each rank has its rows of it alone
 
     @property
     def finished(self) -> int:
@@ -103,9 +104,9 @@ class Training:
         return converged
 
     def save_for_all(self, step: int, patience_s: float) -> None:
-        """Save on rank 0, and go on everywhere once it is on disk: should rank 0 die, the others still hold the step."""
+        """Save, and go on everywhere once it is on disk."""
         self.watch.saving()
-        decided_by_main(lambda: self.saver.save_now(step, patience_s))
+        self.saver.save_for_all(step, patience_s)
 
     def save_and_stop(self, step: int) -> NoReturn:
         self.save_for_all(step, patience_s=20.0)

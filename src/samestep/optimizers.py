@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from samestep.config import Config, Optimizer
 from samestep.errors import UsageError, nearest
-from samestep.exact import Shard
 from samestep.task import Task
 
 _FUSED = {"Adam", "AdamW", "SGD"}  # on every device that samestep trains on
@@ -25,7 +23,7 @@ class PartOptimizers(torch.optim.Optimizer):
     """
 
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
-        self._parts = parts
+        self.parts = parts
         fused = all(part.defaults.get("fused") for part in parts)
         super().__init__([group for part in parts for group in part.param_groups], {"fused": fused})
         for part in parts:
@@ -35,7 +33,7 @@ class PartOptimizers(torch.optim.Optimizer):
     def _share(self) -> None:
         """Let each part step from this one's groups and state, which a restored checkpoint replaces."""
         groups = iter(self.param_groups)
-        for part in self._parts:
+        for part in self.parts:
             part.param_groups = [next(groups) for _ in part.param_groups]
             part.state = self.state
 
@@ -45,7 +43,7 @@ class PartOptimizers(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         found_inf = getattr(self, "found_inf", None)
-        for part in self._parts:
+        for part in self.parts:
             if found_inf is not None:
                 part.found_inf = found_inf  # type: ignore[attr-defined]
             part.step()
@@ -79,19 +77,6 @@ def build_optimizer(config: Config, task: Task, model: torch.nn.Module) -> torch
         if len(made) > 1 and not type(optimizer).__module__.startswith("torch.optim."):
             raise UsageError(f"{key}.name: a part can have torch.optim's own alone; write optimizer(model, config) in the task")
     return made[0] if len(made) == 1 else PartOptimizers(made)
-
-
-def shard_optimizer(optimizer: torch.optim.Optimizer, shards: Mapping[torch.nn.Parameter, Shard]) -> None:
-    """Let an optimizer that was made for whole parameters step this rank's rows of them, with its rows of their state."""
-    states = {shards[parameter]: state for parameter, state in optimizer.state.items()}
-    for group in optimizer.param_groups:
-        group["params"] = [shards[parameter].local for parameter in group["params"]]
-    optimizer.state.clear()
-    for shard, state in states.items():
-        optimizer.state[shard.local] = {
-            key: shard.cut(value).to(shard.local.device, copy=True) if getattr(value, "shape", None) == shard.shape else value
-            for key, value in state.items()
-        }
 
 
 def _shares(keys: list[str], model: torch.nn.Module, trains: set[torch.nn.Parameter]) -> dict[str, list[torch.nn.Parameter]]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from samestep import Task
@@ -26,8 +24,7 @@ class Drawn(Task):
 def drawn(seed: int) -> list[float]:
     settings: dict[str, Any] = {"task": "drawn:Drawn", "global_batch_size": 1, "micro_batch_size": 1, "steps": 1}
     config = Config.model_validate({**settings, "seed": seed, "optimizer": {"name": "sgd", "lr": 1.0}})
-    accelerator = cast(Accelerator, SimpleNamespace(device=torch.device("cpu"), scaler=None))
-    model, _ = make_model(config, Drawn(), accelerator, None, 1)
+    model, _ = make_model(config, Drawn(), torch.device("cpu"), is_fresh=True)
     return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()]).tolist()
 
 

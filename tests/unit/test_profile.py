@@ -41,7 +41,8 @@ def test_a_profile_has_its_steps_and_changes_no_bit(tmp_path: Path) -> None:
     assert tracker.lines[len(table)] == f"profile {path}.json.gz, {path}.txt"
     shares = [float(line.split()[1].rstrip("%")) for line in table[2:]]
     assert shares == sorted(shares, reverse=True)
-    assert 0 < shares[-1] and sum(shares) <= 100.5
+    assert shares[-1] > 0
+    assert sum(shares) <= 100.5
 
 
 @pytest.mark.parametrize(("first", "start", "steps", "files"), [(0, 1, 2, 2), (5, 4, 5, 2), (9, 4, 5, 0), (0, 11, 9, 2)])

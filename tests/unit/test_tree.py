@@ -53,5 +53,8 @@ def test_the_order_of_the_sum_shows_in_its_bits() -> None:
 @given(num=st.integers(1, 20), world_size=st.integers(1, 20))
 def test_padding_for_the_message_is_no_row(num: int, world_size: int) -> None:
     rows, starts = leaves_of(num, 0), cuts(num, min(num, world_size))
-    shares = [padded(rows[start:stop], max(b - a for a, b in itertools.pairwise(starts))) for start, stop in itertools.pairwise(starts)]
+    shares = [
+        padded(rows[start:stop], max(b - a for a, b in itertools.pairwise(starts)))
+        for start, stop in itertools.pairwise(starts)
+    ]
     assert torch.equal(in_order(torch.stack(shares), starts), rows)

@@ -1,7 +1,9 @@
 """Checkpoints: whole or absent, verified before they are used, and knowing nothing of ranks."""
 
-from samestep.checkpoint.files import Checkpoints, checksum, read, read_chosen, verify
-from samestep.checkpoint.saving import NullSaver, Saver
+from samestep.checkpoint.files import Checkpoints
+from samestep.checkpoint.parts import SharedCheckpoints
+from samestep.checkpoint.reading import checksum, read, read_chosen, verify
+from samestep.checkpoint.saving import NullSaver, Saver, SharedSaver
 from samestep.checkpoint.state import Saved, capture, refuse_unsavable, restore, restore_modes, weights_hash
 
 __all__ = [
@@ -9,6 +11,8 @@ __all__ = [
     "NullSaver",
     "Saved",
     "Saver",
+    "SharedCheckpoints",
+    "SharedSaver",
     "capture",
     "checksum",
     "read",

@@ -6,10 +6,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from samestep.checkpoint.files import Checkpoints
+from samestep.checkpoint.parts import SharedCheckpoints
 from samestep.checkpoint.state import Saved
 from samestep.config import Checkpoint
+from samestep.control import decided_by_main
 from samestep.errors import Overtaken, TrainingError
 
 _RETRY_S = 10.0
@@ -78,8 +81,10 @@ class Saver:
         self.wait()
         if self._overtaken is not None:
             raise self._overtaken
-        if self.newest == step:
-            return
+        if self.newest != step:
+            self._begin(step)
+
+    def _begin(self, step: int) -> None:
         self._is_owed = False
         self._last_try, self._copied_step = time.monotonic(), step
         self._memory = self._capture(step, self._memory)
@@ -100,12 +105,14 @@ class Saver:
             if self._overtaken is not None:
                 raise self._overtaken
             if time.monotonic() > until:
-                raise TrainingError(
-                    f"step {step} could not be saved ({self._refused}); the newest checkpoint is {self._standing()}"
-                )
+                raise self._given_up(step)
             time.sleep(1.0)
             self.save(step)
             self.wait()
+
+    def save_for_all(self, step: int, patience_s: float) -> None:
+        """`save_now` on rank 0; returns everywhere once it is on disk: should rank 0 die, the others still hold the step."""
+        decided_by_main(lambda: self.save_now(step, patience_s))
 
     def wait(self) -> None:
         """Until no save is under way."""
@@ -113,12 +120,17 @@ class Saver:
             self._thread.join()
             self._thread = None
 
+    def _given_up(self, step: int) -> TrainingError:
+        return TrainingError(f"step {step} could not be saved ({self._refused}); the newest checkpoint is {self._standing()}")
+
     def _standing(self) -> str:
         return f"step {self.newest}" if self.newest is not None else "the one before this start, if any"
 
     def _write(self, saved: Saved) -> None:
         begun = time.monotonic()
         try:
+            if saved.arrived is not None:
+                saved.arrived.synchronize()
             self._checkpoints.save(saved)
             took_s = time.monotonic() - begun
             self._on_saved(saved, max(took_s, self.longest_s))
@@ -148,6 +160,50 @@ class Saver:
         self.longest_s = max(self.longest_s, took_s)
 
 
+class SharedSaver(Saver):
+    """Of a sharded run, on each of its ranks: all save together what rank 0 finds due."""
+
+    def __init__(self, settings: Checkpoint, checkpoints: SharedCheckpoints, *args: Any) -> None:
+        super().__init__(settings, checkpoints, *args)
+        self._shared = checkpoints
+
+    def is_due(self, step: int) -> bool:
+        return decided_by_main(lambda: super(SharedSaver, self).is_due(step))
+
+    def save(self, step: int) -> None:
+        self.wait()
+        if not decided_by_main(lambda: self._stands(step)):
+            self._begin(step)
+
+    def _stands(self, step: int) -> bool:
+        if self._overtaken is not None:
+            raise self._overtaken
+        if self.newest != step and self._shared.stands(step):
+            self.newest = step
+        return self.newest == step
+
+    def save_for_all(self, step: int, patience_s: float) -> None:
+        until = time.monotonic() + patience_s
+
+        def is_refused() -> bool:
+            if self._overtaken is not None:
+                raise self._overtaken
+            if self._refused is not None and time.monotonic() > until:
+                raise self._given_up(step)
+            return self._refused is not None
+
+        self.save(step)
+        self.wait()
+        while decided_by_main(is_refused):
+            time.sleep(1.0)
+            self.save(step)
+            self.wait()
+
+    def give_up(self) -> None:
+        """After a fault: wait for no other rank."""
+        self._shared.given_up.set()
+
+
 class NullSaver:
     """Saves nothing: another rank does."""
 
@@ -158,6 +214,7 @@ class NullSaver:
 
     def save(self, step: int) -> None: ...
 
-    def save_now(self, step: int, patience_s: float) -> None: ...
+    def save_for_all(self, step: int, patience_s: float) -> None:
+        decided_by_main(lambda: None)
 
     def wait(self) -> None: ...

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ import torch
 from samestep.checkpoint.tensors import DTYPES
 from samestep.checkpoint.tree import Unsavable, from_tree, to_tree
 from samestep.errors import UsageError
+from samestep.exact import Shard, ShardedModel
+
+Cuts = dict[str, tuple[list[int], int]]  # of tensors that are rows of larger ones: their whole shape, and the first row
 
 
 @dataclass
@@ -22,19 +26,31 @@ class Saved:
     optimizer: dict[str, torch.Tensor]
     values: dict[str, Any]
     arrived: torch.cuda.Event | None = None  # when the copies from a GPU are all there
+    weight_cuts: Cuts = field(default_factory=dict)
+    optimizer_cuts: Cuts = field(default_factory=dict)
+
+    @property
+    def files(self) -> dict[str, tuple[dict[str, torch.Tensor], Cuts]]:
+        """The tensors by their files, and which of them are rows."""
+        return {
+            "weights.safetensors": (self.weights, self.weight_cuts),
+            "optimizer.safetensors": (self.optimizer, self.optimizer_cuts),
+        }
 
     @property
     def num_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in (*self.weights.values(), *self.optimizer.values()))
 
 
-def weights_hash(model: torch.nn.Module) -> str:
+def weights_hash(weights: torch.nn.Module | Iterable[tuple[str, torch.Tensor]]) -> str:
     """SHA-256 over the state_dict sorted by name: name, dtype and shape as text, then the contiguous CPU bytes."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    tensors: Iterable[tuple[str, torch.Tensor]]
+    tensors = sorted(weights.state_dict().items()) if isinstance(weights, torch.nn.Module) else weights
+    for name, tensor in tensors:
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{name}{plain.dtype}{tuple(plain.shape)}".encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -65,10 +81,12 @@ def capture(
     scaler: torch.amp.GradScaler | None,
     values: dict[str, Any],
     into: Saved | None = None,
+    sharded: ShardedModel | None = None,
 ) -> Saved:
     """Copy the state after `step` finished steps to the CPU; tied weights are stored once.
 
     Args:
+        sharded: of the model, where this rank has its rows alone, and `optimizer` steps them.
         into: an earlier copy that is not needed any more, whose memory is used again: fresh pages cost as much as the copy.
     """
     kept_weights, kept_optimizer = (into.weights, into.optimizer) if into else ({}, {})
@@ -76,16 +94,29 @@ def capture(
     weights: dict[str, torch.Tensor] = {}
     ties: dict[str, str] = {}
     owners: dict[object, str] = {}
-    for name, tensor in sorted(model.state_dict().items()):
-        spot = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if tensor.numel() and spot in owners:
+    shards = {name: shard for shard in (sharded.shards if sharded else []) for name in shard.names}
+    weight_cuts: Cuts = {}
+    for name, found_tensor in sorted(model.state_dict().items()):
+        shard = shards.get(name)
+        tensor = found_tensor if shard is None else shard.local
+        spot = shard or (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if (shard or tensor.numel()) and spot in owners:
             ties[name] = owners[spot]
-        else:
-            owners[spot] = name
-            weights[name] = _copied(tensor, kept_weights.get(name))
-            on_gpu = on_gpu or tensor.is_cuda
+            continue
+        owners[spot] = name
+        weights[name] = _copied(tensor, kept_weights.get(name))
+        on_gpu = on_gpu or tensor.is_cuda
+        if shard is not None:
+            weight_cuts[name] = (list(shard.shape), shard.first_row)
     found: dict[str, torch.Tensor] = {}
     tree = to_tree(optimizer.state_dict(), "", found)
+    of_rows = {
+        id(value): (list(shard.shape), shard.first_row)
+        for shard in (sharded.shards if sharded else [])
+        for value in optimizer.state.get(shard.local, {}).values()
+        if getattr(value, "shape", None) == shard.local.shape
+    }
+    optimizer_cuts = {name: of_rows[id(tensor)] for name, tensor in found.items() if id(tensor) in of_rows}
     tensors = {name: _copied(tensor, kept_optimizer.get(name)) for name, tensor in found.items()}
     arrived = torch.cuda.Event() if on_gpu else None
     if arrived is not None:
@@ -103,6 +134,8 @@ def capture(
             "scaler": scaler.state_dict() if scaler else None,
         },
         arrived,
+        weight_cuts,
+        optimizer_cuts,
     )
 
 
@@ -118,17 +151,39 @@ def restore(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
     scaler: torch.amp.GradScaler | None = None,
+    sharded: ShardedModel | None = None,
 ) -> None:
-    """Put a checkpoint's state into a model, and into its optimizer and scaler where given."""
+    """Put a checkpoint's state into a model, and into its optimizer and scaler where given.
+
+    Args:
+        sharded: of the model, where this rank has its rows alone: of the checkpoint too no more than these is read.
+    """
     weights = {**saved.weights, **{name: saved.weights[owner] for name, owner in saved.values["ties"].items()}}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UsageError(f"the checkpoint does not fit the model: {' '.join(str(error).split())}") from None
+    if sharded is not None:
+        _restore_rows(weights, sharded)
+    else:
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UsageError(f"the checkpoint does not fit the model: {' '.join(str(error).split())}") from None
     if optimizer is not None:
-        _restore_optimizer(saved, optimizer)
+        _restore_optimizer(saved, optimizer, {shard.local: shard for shard in sharded.shards} if sharded else {})
     if scaler is not None and saved.values["scaler"]:
         scaler.load_state_dict(saved.values["scaler"])
+
+
+def _restore_rows(weights: dict[str, torch.Tensor], sharded: ShardedModel) -> None:
+    shards = {name: shard for shard in sharded.shards for name in shard.names}
+    now = sharded.model.state_dict()
+    for name in {**now, **weights}:
+        if name not in now or name not in weights or now[name].shape != weights[name].shape:
+            raise UsageError(f"the checkpoint does not fit the model: it has another {name}, or none")
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            if name in shards:
+                shards[name].local.copy_(shards[name].cut(tensor))
+            else:
+                now[name].copy_(tensor)
 
 
 def restore_modes(saved: Saved, model: torch.nn.Module) -> None:
@@ -140,20 +195,29 @@ def restore_modes(saved: Saved, model: torch.nn.Module) -> None:
         module.training = name not in evaluating
 
 
-def _restore_optimizer(saved: Saved, optimizer: torch.optim.Optimizer) -> None:
+def _restore_optimizer(saved: Saved, optimizer: torch.optim.Optimizer, shards: dict[torch.nn.Parameter, Shard]) -> None:
     """Put an optimizer's state back as it was; torch's own way casts it to the parameters' dtype, and breaks up texts."""
     device = optimizer.param_groups[0]["params"][0].device
     counts_there = bool(optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"))
     was_on_gpu = saved.values.get("kind", {}).get("device") == "cuda"
 
+    by_number = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def cut(name: str) -> torch.Tensor:
+        """The tensor, or this rank's rows of it: `state.3.exp_avg` belongs to the third parameter from 0."""
+        whole = saved.optimizer[name]
+        kind, _, rest = name.partition(".")
+        number = rest.partition(".")[0]
+        shard = shards.get(by_number[int(number)]) if kind == "state" and number.isdigit() else None
+        return shard.cut(whole) if shard is not None and whole.shape == shard.shape else whole
+
     def tensor(name: str, on_cpu: bool) -> torch.Tensor:
         # A copy: every tensor that enters a kernel starts its own memory. What lay on the host beside a GPU lies there again.
         stays = on_cpu and (was_on_gpu or (name.endswith(".step") and not counts_there))
-        return saved.optimizer[name].clone() if stays else saved.optimizer[name].to(device, copy=True)
+        return cut(name).clone() if stays else cut(name).to(device, copy=True)
 
     state = from_tree(saved.values["optimizer"], tensor)
     own = type(optimizer).load_state_dict is not torch.optim.Optimizer.load_state_dict
-    by_number = [p for group in optimizer.param_groups for p in group["params"]]
     try:
         optimizer.load_state_dict(state if own else {"state": {}, "param_groups": state["param_groups"]})
     except (ValueError, KeyError) as error:

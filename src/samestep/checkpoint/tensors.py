@@ -23,17 +23,22 @@ _TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what reading the wrong JSON raises
 
 
+def header(shapes: dict[str, tuple[torch.dtype, list[int]]]) -> bytes:
+    """What a file begins with whose tensors, one after the other, are of these dtypes and shapes."""
+    entries: dict[str, Any] = {}
+    offset = 0
+    for name, (dtype, shape) in shapes.items():
+        end = offset + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def pieces(tensors: dict[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
     """What a file of these tensors holds, piece by piece."""
-    header: dict[str, Any] = {}
-    offset = 0
-    for name, tensor in tensors.items():
-        end = offset + tensor.nbytes
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
+    yield header({name: (tensor.dtype, list(tensor.shape)) for name, tensor in tensors.items()})
     for tensor in tensors.values():
         if tensor.numel():
             yield tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -15,6 +15,8 @@ _FREE_ON_RESUME = {
     "audit",
     "profile",
     "converge",
+    "shard",
+    "recompute",
 }
 _PARTS_BITS = {"device", "threads"}
 

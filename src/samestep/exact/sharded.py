@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -68,7 +69,7 @@ class ShardedModel:
             whole = found[known[0]]
             rows = -(-shape[0] // self.world_size)
             with torch.no_grad():
-                local = nn.Parameter(whole.to_local(), requires_grad=whole.requires_grad)  # type: ignore[operator]
+                local = nn.Parameter(_rows(whole), requires_grad=whole.requires_grad)
             self.shards.append(Shard(known, whole, local, shape, min(self.rank * rows, shape[0])))
         by_original = dict(zip(names, self.shards, strict=True))
         self.own = [{name: by_original[parameter] for name, parameter in found.items()} for found in own]  # by block
@@ -92,6 +93,11 @@ class ShardedModel:
         padded[: len(local)] = local
         everyone = gather(as_bits(padded)).view(local.dtype)
         return everyone.view(-1, *shard.shape[1:])[: shard.shape[0]].cpu()
+
+
+def _rows(whole: Any) -> torch.Tensor:
+    rows: torch.Tensor = whole.to_local()
+    return rows
 
 
 def _refuse_unfit(model: nn.Module, blocks: Sequence[nn.Module]) -> None:

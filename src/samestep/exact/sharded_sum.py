@@ -18,7 +18,7 @@ from torch import nn
 from samestep.errors import UsageError
 from samestep.exact.gradients import OrderedSum, check_world_size, refuse_reentrant
 from samestep.exact.sharded import ShardedModel
-from samestep.exact.totals import as_bits, gather
+from samestep.exact.totals import all_gather, as_bits, gather
 from samestep.exact.tree import Block, Sum, dealt
 
 
@@ -68,7 +68,7 @@ class ShardedSum(OrderedSum):
 
             def __call__(self, output_tensor: Any, input_tensor: Any, group: Any, async_op: bool = False) -> Any:
                 ordered.meeting()
-                work = dist.all_gather_into_tensor(output_tensor, input_tensor, group=group, async_op=async_op)
+                work = all_gather(output_tensor, input_tensor, group=group, async_op=async_op)
                 ordered.going_on()
                 return work
 
@@ -143,7 +143,7 @@ class ShardedSum(OrderedSum):
         model.set_requires_gradient_sync(wanted)
 
     def connect(self, loss: torch.Tensor, counts: bool = True) -> torch.Tensor:
-        """The loss: a backward of one that does not count runs too, for the others wait in it, and its gradients are dropped."""
+        """The loss: where it does not count, its backward runs too, for others wait in it, and its gradients are dropped."""
         if not self._is_looked_through:
             refuse_reentrant(loss)
             self._is_looked_through = True
@@ -165,7 +165,7 @@ class ShardedSum(OrderedSum):
         self._looks = False
         self._order = hash((self._order, *self._visited))
         if index != self.share[-1]:
-            for shard in self._shards:
+            for shard in self._sharded.shards:
                 shard.whole.grad = None
 
     @contextlib.contextmanager
@@ -193,13 +193,14 @@ class ShardedSum(OrderedSum):
         grads = []
         for shard, is_used in zip(self._shards, used, strict=True):
             found: Any = shard.whole.grad
-            shard.whole.grad = None
             shard.local.grad = found.to_local() if is_used and found is not None else None
             if shard.local.grad is not None:
                 grads.append(shard.local.grad)
+        for shard in self._sharded.shards:
+            shard.whole.grad = None
         self._used = [False] * len(self._shards)
         return grads
 
     def clear(self) -> None:
-        for shard in self._shards:
+        for shard in self._sharded.shards:
             shard.whole.grad = shard.local.grad = None

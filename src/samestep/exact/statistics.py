@@ -66,9 +66,7 @@ class Statistics:
         micro_batches, leaves: V and M as in `OrderedSum`.
     """
 
-    def __init__(
-        self, model: torch.nn.Module, shares: Sequence[Sequence[int]], micro_batches: int, leaves: int
-    ) -> None:
+    def __init__(self, model: torch.nn.Module, shares: Sequence[Sequence[int]], micro_batches: int, leaves: int) -> None:
         self._leaf_size, self._num_leaves = micro_batches // leaves, leaves
         own = [[index // self._leaf_size for index in share[:: self._leaf_size]] for share in shares]
         self._plan = [blocks_of(leaf for leaf in share if leaf < leaves) for share in own]
@@ -186,7 +184,9 @@ class Statistics:
         changed = torch.zeros_like(self._start, dtype=torch.bool) if self._changed is None else self._changed
         counters, sums, flags = self._everyones(self._extremes, mine, changed)  # the widest first: each part is aligned
         whole: Sum[torch.Tensor] = Sum(torch.Tensor.add_)
-        everyones = [pair for blocks, values in zip(self._plan, sums, strict=True) for pair in zip(blocks, values, strict=False)]
+        everyones = [
+            pair for blocks, values in zip(self._plan, sums, strict=True) for pair in zip(blocks, values, strict=False)
+        ]
         for block, value in sorted(everyones, key=lambda pair: pair[0].start):
             whole.push(block, value)
         self._average = whole.total().div_(counted)

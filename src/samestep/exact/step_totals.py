@@ -41,9 +41,7 @@ class StepExchange:
         num_parameters: trainable ones.
     """
 
-    def __init__(
-        self, shares: Sequence[Sequence[int]], micro_batches: int, num_parameters: int, device: torch.device
-    ) -> None:
+    def __init__(self, shares: Sequence[Sequence[int]], micro_batches: int, num_parameters: int, device: torch.device) -> None:
         world_size = len(shares)
         self._most = max(map(len, shares))
         places = {index: rank * self._most + place for rank, own in enumerate(shares) for place, index in enumerate(own)}

@@ -14,18 +14,19 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from samestep.batches import Batches, Plan, make_rows
 from samestep.checkpoint import NullSaver, Saved
-from samestep.checks import Auditor, NoAudit, Purity, Recompute
+from samestep.checks import Auditor, NoAudit, NoPurity, Purity, Recompute
 from samestep.config import Config
 from samestep.control import StopFlag, Watchdog, agreed
 from samestep.errors import UsageError
 from samestep.evaluation import Best, Convergence, Evaluator, refuse_unknown_metrics
-from samestep.exact import FastSum, OrderedSum, Statistics, StepExchange, everyone
+from samestep.exact import FastSum, OrderedSum, ShardedModel, ShardedSum, Statistics, StepExchange, everyone
 from samestep.loop import Training
 from samestep.optim import GatedOptimizer
 from samestep.randomness.order import Order
 from samestep.runtime import Runtime
 from samestep.session.data import notes_on_data, read_data, refuse_other_data
-from samestep.session.model import make_after_step, make_model, notes_on, refuse_unequal_models
+from samestep.session.model import lay_out, make_after_step, make_model, notes_on, refuse_unequal_models
+from samestep.session.sharding import shard
 from samestep.task import Task
 from samestep.tracking import NullTracker, Pace, Reports, Tracker
 
@@ -82,15 +83,18 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     num_steps = plans.num_steps or all_steps
     first_step = saved.step if saved else 0
 
-    model, optimizer = agreed(lambda: make_model(config, task, accelerator, saved, all_steps))
+    cuts = config.shard and runtime.world_size > 1
+    model, torch_optimizer = agreed(lambda: make_model(config, task, torch.device("cpu") if cuts else device, saved is None))
     refuse_unequal_models(model)
-    gradients = make_sum(config, model, optimizer, plans.watch)
+    sharded = agreed(lambda: shard(config, task, model, torch_optimizer, device)) if cuts else None
+    optimizer = agreed(lambda: lay_out(config, task, accelerator, saved, all_steps, model, torch_optimizer, sharded))
+    gradients = make_sum(config, model, optimizer, plans.watch, sharded)
     rows = make_rows(data.train, task, config.seed, float_dtype(model))
     batches = Batches(rows, plan, gradients.share, device, config.seed, first_step, num_steps, config.workers)
     evaluator = None if data.held_out is None else make_evaluator(config, task, accelerator, model, data.held_out)
     statistics = Statistics(model, gradients.shares, config.micro_batches, config.num_leaves)
     recompute = Recompute(config.seed, task, model, accelerator, gradients, statistics, batches)
-    purity = Purity(task, model, optimizer.inner, recompute, gradients, first_step)
+    purity = NoPurity() if sharded else Purity(task, model, optimizer.inner, recompute, gradients, first_step)
 
     def look_ahead() -> None:
         with purity.evaluation():
@@ -102,7 +106,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     tracker = make_tracker(all_steps)
     for note in [
         *notes_on_data(saved.values["data"] if saved else data.facts, data.facts),
-        *notes_on(model, stepped_by(optimizer)),
+        *notes_on(model, stepped_by(optimizer), sharded),
     ]:
         tracker.line(note)
     run = Training(
@@ -134,6 +138,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         num_steps=num_steps,
         owes_evaluation=values.get("owes_evaluation", False),
         data=data.facts,
+        sharded=sharded,
     )
     run.exchange.travel_with(run.gradients, run.asked_to_stop)
     return run
@@ -146,8 +151,14 @@ def make_plan(config: Config, order: Order) -> Plan:
     return plan
 
 
-def make_sum(config: Config, model: torch.nn.Module, optimizer: GatedOptimizer, watch: Watchdog) -> OrderedSum:
+def make_sum(
+    config: Config, model: torch.nn.Module, optimizer: GatedOptimizer, watch: Watchdog, sharded: ShardedModel | None
+) -> OrderedSum:
     """The gradients' sum over micro-batches and ranks; the watchdog hears when it waits for others."""
+    if sharded is not None:
+        summed = ShardedSum(sharded, config.micro_batches, config.num_leaves, stepped_by(optimizer))
+        summed.meeting, summed.going_on = watch.meeting, lambda: watch.at("computing")
+        return summed
     kind = OrderedSum if config.reduce == "exact" else FastSum
     gradients = kind(model, config.micro_batches, config.leaves, everyone(), stepped_by(optimizer))
     if gradients.exchange is not None:

@@ -15,27 +15,41 @@ from samestep.checks import NoPurity, look
 from samestep.config import Config
 from samestep.control import everyones
 from samestep.errors import UsageError
+from samestep.exact import ShardedModel
 from samestep.optim import GatedOptimizer, leave_dynamo_out
 from samestep.optimizers import build_optimizer
 from samestep.randomness.seeding import seed_all
-from samestep.regional_compile import compile_blocks
+from samestep.regional_compile import compile_blocks, recompute_blocks
 from samestep.run_folder import RunFolder
 from samestep.task import Task
 
 _AFTER_STEP = 4  # sets after_step's random numbers apart from the forward's
 
 
-def make_model(
-    config: Config, task: Task, accelerator: Accelerator, saved: Saved | None, all_steps: int
-) -> tuple[nn.Module, GatedOptimizer]:
-    """The task's model on the device, with its optimizer, as `saved` has them or new. Raises UsageError for what cannot do."""
+def make_model(config: Config, task: Task, device: torch.device, is_fresh: bool) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The task's model on the device, with its optimizer, both new. Raises UsageError for what cannot do."""
     seed_all(config.seed)
     model = task.model()
     _refuse_unfit(model)
-    model.to(accelerator.device)
+    model.to(device)
+    if config.init and is_fresh:
+        _begin_from(config.init, model)
     if not config.compile:
         leave_dynamo_out()
-    torch_optimizer = build_optimizer(config, task, model)
+    return model, build_optimizer(config, task, model)
+
+
+def lay_out(
+    config: Config,
+    task: Task,
+    accelerator: Accelerator,
+    saved: Saved | None,
+    all_steps: int,
+    model: nn.Module,
+    torch_optimizer: torch.optim.Optimizer,
+    sharded: ShardedModel | None,
+) -> GatedOptimizer:
+    """Lay the state of `saved`, if any, over a model and its optimizer, of which this rank may have its rows alone."""
     optimizer = GatedOptimizer(
         torch_optimizer,
         config.schedule,
@@ -46,15 +60,15 @@ def make_model(
         is_ours=not task.overrides("optimizer"),
     )
     if saved is not None:
-        restore(saved, model, torch_optimizer, accelerator.scaler)
+        restore(saved, model, torch_optimizer, accelerator.scaler, sharded)
         if task.overrides("after_step"):
             restore_modes(saved, model)
-    elif config.init:
-        _begin_from(config.init, model)
+    if config.recompute:
+        recompute_blocks(model)
     if config.compile:
         compile_blocks(model)
     refuse_unsavable(model, torch_optimizer)
-    return model, optimizer
+    return optimizer
 
 
 def _refuse_unfit(model: object) -> None:
@@ -95,10 +109,11 @@ def refuse_unequal_models(model: nn.Module) -> None:
                 )
 
 
-def notes_on(model: nn.Module, stepped: list[nn.Parameter]) -> list[str]:
+def notes_on(model: nn.Module, stepped: list[nn.Parameter], sharded: ShardedModel | None) -> list[str]:
     """What is right, and may all the same not be meant."""
     notes = []
     known = {id(parameter) for parameter in stepped}
+    known |= {id(shard.whole) for shard in (sharded.shards if sharded else []) if id(shard.local) in known}
     left = [name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in known]
     if left:
         notes.append(

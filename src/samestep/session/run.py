@@ -9,7 +9,16 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from samestep.checkpoint import Checkpoints, Saved, Saver, capture, read_chosen, weights_hash
+from samestep.checkpoint import (
+    Checkpoints,
+    Saved,
+    Saver,
+    SharedCheckpoints,
+    SharedSaver,
+    capture,
+    read_chosen,
+    weights_hash,
+)
 from samestep.config import Config
 from samestep.control import (
     Board,
@@ -81,15 +90,16 @@ class _Rank:
         self.say(f"resumed from step {self.start.resumed_from}" if self.start.checkpoint else "fresh", f"({self.folder.path})")
         for note in self.start.notes:
             self.say(note)
-        saved = read_chosen(self.start.checkpoint, self.start.checksum) if self.start.checkpoint else None
+        cuts = self.config.shard and self.runtime.world_size > 1
+        saved = read_chosen(self.start.checkpoint, self.start.checksum, mapped=cuts) if self.start.checkpoint else None
         kind = device_kind(self.accelerator.device)
         peers = self.compare_devices(kind, saved)
         self.folder.continue_start(self.start.number)
         board = make_board(self.runtime.store, self.runtime.world_size, self.start.number)
         plans = Plans(self.task, self.accelerator, self.runtime, self.stop, saved, peers, watch=self.make_watchdog(board))
         run = build(self.config, plans, lambda num_steps: self.make_tracker(num_steps, saved, kind))
-        saver = make_saver(run, self.folder, kind)
-        if self.runtime.is_main:
+        saver = make_saver(run, self.folder, kind, self.runtime, self.start.number)
+        if self.runtime.is_main or run.sharded:
             run.saver = saver
         agreed(lambda: _see_the_start(self.folder, self.runtime))
         self.train(run, saver, board)
@@ -164,10 +174,12 @@ class _Rank:
             with profiled(self.config.profile if self.runtime.is_main else None, run, self.folder):
                 finished = train(run)
             run.save_for_all(finished, _PATIENCE_AT_THE_END_S)
+            digest = weights_hash(run.sharded.whole_tensors()) if run.sharded else ""
             if self.runtime.is_main:
-                digest, loss = weights_hash(run.model), run.tracker.last.get("loss")
+                digest, loss = digest or weights_hash(run.model), run.tracker.last.get("loss")
                 self.folder.write_state(status="done", reason="", step=finished, weights=digest, loss=loss)
-                run.tracker.shown(finished, shown(run, self.folder))
+            if self.runtime.is_main or run.sharded:
+                run.tracker.shown(finished, shown(run, self.folder, keeps=self.runtime.is_main))
         except Stopped as stopped:
             reason = f"{stopped}; the same line with --run {shlex.quote(self.folder.name)} goes on"
             if self.runtime.is_main:
@@ -221,7 +233,7 @@ def _try_evaluation(run: Training) -> None:
     run.watch.meeting()
 
 
-def make_saver(run: Training, folder: RunFolder, kind: dict[str, str]) -> Saver:
+def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: Runtime, start: int) -> Saver:
     def best_that_is_kept(step: int) -> int | None:
         """The best by its metric that is on disk; a survivor, which has saved nothing before, asks there."""
         if run.best.step is None or run.best.step == step or checkpoints.has(run.best.step):
@@ -239,7 +251,7 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str]) -> Saver:
             "kind": kind,
             "data": run.data,
         }
-        return capture(step, run.model, run.optimizer.inner, run.optimizer.scaler, values, into)
+        return capture(step, run.model, run.optimizer.inner, run.optimizer.scaler, values, into, run.sharded)
 
     def saved(state: Saved, longest_s: float) -> None:
         rows = [row for row in state.values["rows"] if "loss" in row]
@@ -248,6 +260,14 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str]) -> Saver:
 
     num_bytes = 3 * sum(tensor.nbytes for tensor in run.model.state_dict().values())  # AdamW's, the largest usual
     longest_s = folder.read_state().get("saving_s") or 2.0 + num_bytes / _SAVED_BYTES_PER_S
+    keep = run.config.checkpoint.keep
+    checkpoints: Checkpoints
+    if run.sharded is not None:
+        board = make_board(runtime.store, runtime.world_size, start)
+        checkpoints = shared = SharedCheckpoints(folder, keep, runtime.rank, runtime.world_size, board)
+        if not runtime.is_main:
+            return SharedSaver(run.config.checkpoint, shared, take, lambda *_: None, lambda _: None, longest_s)
+        return SharedSaver(run.config.checkpoint, shared, take, saved, run.tracker.line, longest_s)
     say = run.tracker.line if run.accelerator.is_main_process else print
-    checkpoints = Checkpoints(folder, run.config.checkpoint.keep)
+    checkpoints = Checkpoints(folder, keep)
     return Saver(run.config.checkpoint, checkpoints, take, saved, say, longest_s)

@@ -11,15 +11,18 @@ from samestep.loop import Training
 from samestep.run_folder import RunFolder, write_atomically
 
 
-def shown(run: Training, folder: RunFolder) -> str:
-    """The text, kept beside the run; that is done by now, and whatever goes wrong here is a warning."""
+def shown(run: Training, folder: RunFolder, keeps: bool) -> str:
+    """The text, kept beside the run; that is done by now, and whatever goes wrong here is a warning.
+
+    Of a sharded model every rank asks for it, since no forward is one rank's alone; one of them `keeps` it.
+    """
     model = run.model.eval()
     # Compiled blocks step aside, for here each length would be a new shape.
     eager = torch.compiler.set_stance("force_eager") if run.config.compile else contextlib.nullcontext()
     try:
         with eager:
             text = run.task.show(model)
-        if text:
+        if text and keeps:
             write_atomically(folder.shown, text)
         return text
     except Exception as error:

@@ -1,0 +1,55 @@
+"""A model that is cut over the ranks, with the optimizer that was made for it whole; or a refusal, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from samestep.config import Config
+from samestep.errors import UsageError
+from samestep.exact import Shard, ShardedModel, everyone
+from samestep.optimizers import PartOptimizers
+from samestep.regional_compile import repeated_blocks
+from samestep.task import Task
+
+# Each number of their state and of their step belongs to one number of a parameter, and is the same however that is cut.
+_ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD")
+
+
+def shard(config: Config, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> ShardedModel:
+    """Cut `model`, which is whole and on the host, and let `optimizer` step this rank's rows. Raises UsageError."""
+    refuse_unshardable(task, optimizer)
+    group = everyone()
+    assert group is not None
+    sharded = ShardedModel(model, repeated_blocks(model), device, group)
+    shard_optimizer(optimizer, sharded.swap())
+    return sharded
+
+
+def refuse_unshardable(task: Task, optimizer: torch.optim.Optimizer) -> None:
+    lines = []
+    if task.overrides("after_step"):
+        lines.append("shard: the task has an after_step, which changes whole parameters; leave one of them out")
+    kinds = [type(part).__name__ for part in (optimizer.parts if isinstance(optimizer, PartOptimizers) else [optimizer])]
+    for kind in dict.fromkeys(kinds):
+        if kind not in _ELEMENTWISE or not type(optimizer).__module__.startswith(("torch.optim.", "samestep.")):
+            lines.append(
+                f"shard: {kind} may need whole parameters to step; write one of {', '.join(map(str.lower, _ELEMENTWISE))}"
+            )
+    if lines:
+        raise UsageError(*lines)
+
+
+def shard_optimizer(optimizer: torch.optim.Optimizer, shards: Mapping[nn.Parameter, Shard]) -> None:
+    """Let an optimizer that was made for whole parameters step this rank's rows of them, with its rows of their state."""
+    states = {shards[parameter]: state for parameter, state in optimizer.state.items() if isinstance(parameter, nn.Parameter)}
+    for group in optimizer.param_groups:
+        group["params"] = [shards[parameter].local for parameter in group["params"]]
+    optimizer.state.clear()
+    for shard, state in states.items():
+        optimizer.state[shard.local] = {
+            key: shard.cut(value).to(shard.local.device, copy=True) if getattr(value, "shape", None) == shard.shape else value
+            for key, value in state.items()
+        }
