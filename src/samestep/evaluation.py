@@ -27,13 +27,15 @@ class Evaluator:
 
     Args:
         batches: only the first so many micro-batches; None for all.
+        is_sharded: no rank runs a forward alone, so that each runs as many.
     """
 
     def __init__(
-        self, task: Task, rows: Rows, micro_batch_size: int, batches: int | None, accelerator: Accelerator, seed: int
-    ) -> None:
+        self, task: Task, rows: Rows, micro_batch_size: int, batches: int | None, accelerator: Accelerator, seed: int,
+        is_sharded: bool = False,
+    ) -> None:  # fmt: skip
         self._task, self._rows, self._size = task, rows, micro_batch_size
-        self._accelerator, self._seed = accelerator, seed
+        self._accelerator, self._seed, self._is_sharded = accelerator, seed, is_sharded
         whole = -(-rows.num_rows // micro_batch_size)
         self._num_batches = min(whole, batches) if batches else whole
         share = cuts(self._num_batches, accelerator.num_processes)
@@ -58,6 +60,8 @@ class Evaluator:
                 watch.at("evaluating")
                 if turn < len(self._share):
                     measured.append(self._measure(model, self._share[turn]))
+                elif self._is_sharded:
+                    self._measure(model, 0)
         watch.meeting()
         names = sorted({name for found in everyones(sorted({name for found in measured for name in found})) for name in found})
         nothing = torch.zeros(2, dtype=torch.float64, device=self._accelerator.device)
@@ -100,6 +104,8 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
+        if reshard := getattr(model, "reshard", None):  # of a sharded one a forward without a backward leaves some gathered
+            reshard()
         for module, training in modes:
             module.training = training
 

@@ -114,6 +114,9 @@ class Saver:
         """`save_now` on rank 0; returns everywhere once it is on disk: should rank 0 die, the others still hold the step."""
         decided_by_main(lambda: self.save_now(step, patience_s))
 
+    def give_up(self) -> None:
+        """After a fault: wait for no other rank."""
+
     def wait(self) -> None:
         """Until no save is under way."""
         if self._thread is not None:
@@ -200,7 +203,6 @@ class SharedSaver(Saver):
             self.wait()
 
     def give_up(self) -> None:
-        """After a fault: wait for no other rank."""
         self._shared.given_up.set()
 
 

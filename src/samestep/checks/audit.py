@@ -43,12 +43,13 @@ class Auditor(NoAudit):
         self._gradients.watch_first = due
         if not due:
             return
-        if not self._plan.num_rows(step, self._index):  # counts for nothing, and its owner has nothing to show for it
+        counts = self._plan.num_rows(step, self._index) > 0
+        if counts or self._gradients.is_sharded:
+            loss = self._recompute.backward(step, self._index)
+            self._recomputed = self._message(loss, self._gradients.prints())
+            self._gradients.clear()
+        if not counts:  # its owner has nothing to show for it
             self._recomputed = torch.zeros_like(self._message(torch.zeros(()), self._gradients.first_fingerprint))
-            return
-        loss = self._recompute.backward(step, self._index)
-        self._recomputed = self._message(loss, fingerprint([parameter.grad for parameter in self._gradients.parameters]))
-        self._gradients.clear()
 
     @staticmethod
     def _message(loss: torch.Tensor, prints: torch.Tensor) -> torch.Tensor:

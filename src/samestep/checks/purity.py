@@ -19,8 +19,9 @@ from samestep.checks import attributes
 from samestep.checks.held import Held, Judge
 from samestep.checks.recompute import Recompute
 from samestep.checks.stepper import Stepper
+from samestep.control import everyones
 from samestep.errors import UsageError
-from samestep.exact import OrderedSum, fingerprint
+from samestep.exact import OrderedSum, ShardedModel, fingerprint
 from samestep.task import Task
 
 Spot = tuple[str, dict[str, Any], str]
@@ -52,6 +53,7 @@ class Purity(NoPurity):
 
     Args:
         first_step: of this start, from 0.
+        sharded: of the model, where no rank runs a forward alone: what is found on one is looked into on all.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class Purity(NoPurity):
         recompute: Recompute,
         gradients: OrderedSum,
         first_step: int,
+        sharded: ShardedModel | None = None,
     ) -> None:
         self._task, self._model, self._recompute = task, model, recompute
         self._gradients, self._first_step = gradients, first_step
-        self._names = [name for name, _ in model.named_parameters()]
-        self._parameters = list(model.parameters())
+        self._is_sharded = sharded is not None
+        mine = [(shard.names[0], shard.local) for shard in sharded.shards] if sharded else list(model.named_parameters())
+        self._names, self._parameters = [name for name, _ in mine], [parameter for _, parameter in mine]
         self._own = frozenset(id(module) for module in model.modules())
         self._spots_at_start = self._spots()
         self._at_start = self._copies({name: names[key] for name, names, key in self._spots_at_start})
@@ -180,6 +184,8 @@ class Purity(NoPurity):
         """
         looks = self._look()
         changed = [name for name in {**self._looks_at_start, **looks} if self._looks_at_start.get(name) != looks.get(name)]
+        if self._is_sharded:
+            changed = sorted({name for names in everyones(changed) for name in names})
         if not changed:
             return
         spots = {name: (names, key) for name, names, key in [*self._spots_at_start, *self._spots()]}
@@ -201,10 +207,12 @@ class Purity(NoPurity):
             depends = not torch.equal(first[:1], fingerprint([self._gradients.loss]))
             with contextlib.suppress(Exception):  # one that its next call would raise is raised there
                 depends |= not torch.equal(first, recomputed(real))
-            if not depends or not torch.equal(recomputed(fresh), first):
+            if not self._anywhere(depends) or self._anywhere(not torch.equal(recomputed(fresh), first)):
                 return  # in the latter case it is no attribute's doing: samestep verify tells
             # The last one is it if none of the others is: a count of calls is not asked for what it would do at the next.
-            others = (name for name in changed[:-1] if not torch.equal(recomputed({**fresh, name: real[name]}), first))
+            others = (
+                name for name in changed[:-1] if self._anywhere(not torch.equal(recomputed({**fresh, name: real[name]}), first))
+            )
             one = next(others, changed[-1])
         finally:
             _put(places, real)
@@ -212,6 +220,9 @@ class Purity(NoPurity):
             f"task: the loss depends on {one}, which the forward changes: after a resume, or on another number of processes, "
             "it would be another loss; change it in after_step, and keep it in a buffer (docs/tasks.md)"
         )
+
+    def _anywhere(self, flag: bool) -> bool:
+        return any(everyones(flag)) if self._is_sharded else flag
 
     @staticmethod
     def _copies(values: dict[str, Any]) -> dict[str, Any]:

@@ -70,6 +70,7 @@ class OrderedSum:
     Raises UsageError if the world size is larger than M.
     """
 
+    is_sharded = False  # whether no rank runs a forward alone
     _send = staticmethod(transfer)
 
     def __init__(
@@ -125,7 +126,7 @@ class OrderedSum:
     def end_micro_batch(self, index: int) -> None:
         if self.watch_first and index == self.share[0]:
             self.first_loss = self.loss
-            self.first_fingerprint = fingerprint([parameter.grad for parameter in self.parameters])
+            self.first_fingerprint = self.prints()
         if self._is_last and self.exchange is not None:
             self.exchange.drain()
             self._is_last = False
@@ -151,6 +152,14 @@ class OrderedSum:
 
     def backward(self, loss: torch.Tensor) -> None:
         self.connect(loss).backward()
+
+    def prints(self) -> torch.Tensor:
+        """A fingerprint of each parameter's gradient, as the backward of one micro-batch has left it."""
+        return fingerprint([parameter.grad for parameter in self.parameters])
+
+    def fingerprints(self, grads: list[torch.Tensor]) -> torch.Tensor:
+        """A fingerprint of each of the gradients that `finish` has returned."""
+        return fingerprint(grads)
 
     def _grads(self) -> Grads:
         return [None if p.grad is None else as_real(p.grad) for p in self.parameters]

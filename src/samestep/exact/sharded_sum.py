@@ -18,7 +18,7 @@ from torch import nn
 from samestep.errors import UsageError
 from samestep.exact.gradients import OrderedSum, check_world_size, refuse_reentrant
 from samestep.exact.sharded import ShardedModel
-from samestep.exact.totals import all_gather, as_bits, gather
+from samestep.exact.totals import all_gather, as_bits, fingerprint, gather
 from samestep.exact.tree import Block, Sum, dealt
 
 
@@ -29,6 +29,8 @@ class ShardedSum(OrderedSum):
         micro_batches, leaves: as in `OrderedSum`.
         stepped: those of the shards' `local` parameters that the optimizer has.
     """
+
+    is_sharded = True
 
     def __init__(self, sharded: ShardedModel, micro_batches: int, leaves: int, stepped: list[nn.Parameter]) -> None:
         check_world_size(sharded.world_size, leaves)
@@ -148,12 +150,13 @@ class ShardedSum(OrderedSum):
             refuse_reentrant(loss)
             self._is_looked_through = True
         self.loss = loss.detach()
-        self._looks = self.watch_first
-        self._begin(counts)
+        self._begin(counts, looks=self.watch_first and counts)
         return loss
 
-    def _begin(self, counts: bool) -> None:
-        self._counts, self._stash = counts, {}
+    def _begin(self, counts: bool, looks: bool) -> None:
+        self._counts, self._looks, self._stash = counts, looks, {}
+        if self.watch_first or looks:
+            self._prints = [torch.zeros_like(self._prints[0])] * len(self._shards)
         if not counts:
             for place, parameter in self._hooked.items():
                 if parameter.grad is not None:
@@ -161,7 +164,7 @@ class ShardedSum(OrderedSum):
 
     def end_micro_batch(self, index: int) -> None:
         if self.watch_first and index == self.share[0]:
-            self.first_loss, self.first_fingerprint = self.loss, torch.stack(self._prints)
+            self.first_loss, self.first_fingerprint = self.loss, self.prints()
         self._looks = False
         self._order = hash((self._order, *self._visited))
         if index != self.share[-1]:
@@ -173,8 +176,7 @@ class ShardedSum(OrderedSum):
         """A forward and backward inside, on every rank at once, are nobody's: their gradients go nowhere."""
         order, self._visited = self._visited, []
         self._sync(False)
-        self._looks = True
-        self._begin(counts=False)
+        self._begin(counts=False, looks=True)
         try:
             yield
         finally:
@@ -200,6 +202,12 @@ class ShardedSum(OrderedSum):
             shard.whole.grad = None
         self._used = [False] * len(self._shards)
         return grads
+
+    def fingerprints(self, grads: list[torch.Tensor]) -> torch.Tensor:
+        return gather(fingerprint(grads)).sum(dim=0)
+
+    def prints(self) -> torch.Tensor:
+        return torch.stack(self._prints)
 
     def clear(self) -> None:
         for shard in self._sharded.shards:

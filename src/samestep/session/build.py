@@ -14,7 +14,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from samestep.batches import Batches, Plan, make_rows
 from samestep.checkpoint import NullSaver, Saved
-from samestep.checks import Auditor, NoAudit, NoPurity, Purity, Recompute
+from samestep.checks import Auditor, NoAudit, Purity, Recompute
 from samestep.config import Config
 from samestep.control import StopFlag, Watchdog, agreed
 from samestep.errors import UsageError
@@ -91,10 +91,12 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     gradients = make_sum(config, model, optimizer, plans.watch, sharded)
     rows = make_rows(data.train, task, config.seed, float_dtype(model))
     batches = Batches(rows, plan, gradients.share, device, config.seed, first_step, num_steps, config.workers)
-    evaluator = None if data.held_out is None else make_evaluator(config, task, accelerator, model, data.held_out)
+    evaluator = (
+        None if data.held_out is None else make_evaluator(config, task, accelerator, model, data.held_out, sharded is not None)
+    )
     statistics = Statistics(model, gradients.shares, config.micro_batches, config.num_leaves)
     recompute = Recompute(config.seed, task, model, accelerator, gradients, statistics, batches)
-    purity = NoPurity() if sharded else Purity(task, model, optimizer.inner, recompute, gradients, first_step)
+    purity = Purity(task, model, optimizer.inner, recompute, gradients, first_step, sharded)
 
     def look_ahead() -> None:
         with purity.evaluation():
@@ -129,7 +131,9 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         evaluator=evaluator,
         convergence=Convergence(config.converge, values.get("best"), values.get("waited", 0)),
         best=Best(config.checkpoint.best, values.get("best_metric"), values.get("best_step")),
-        reports=Reports(tracker, config, plan, num_steps, Pace(task.unit, plans.watch, device, first_step)),
+        reports=Reports(
+            tracker, config, plan, num_steps, Pace(task.unit, plans.watch, device, first_step), gradients.fingerprints
+        ),
         tracker=tracker,
         stop=plans.stop,
         saver=NullSaver(),
@@ -171,9 +175,11 @@ def stepped_by(optimizer: GatedOptimizer) -> list[torch.nn.Parameter]:
     return [parameter for group in optimizer.inner.param_groups for parameter in group["params"]]
 
 
-def make_evaluator(config: Config, task: Task, accelerator: Accelerator, model: torch.nn.Module, rows: Any) -> Evaluator:
+def make_evaluator(
+    config: Config, task: Task, accelerator: Accelerator, model: torch.nn.Module, rows: Any, is_sharded: bool = False
+) -> Evaluator:
     held_out = make_rows(rows, task, config.seed, float_dtype(model))
-    return Evaluator(task, held_out, config.micro_batch_size, config.evaluate.batches, accelerator, config.seed)
+    return Evaluator(task, held_out, config.micro_batch_size, config.evaluate.batches, accelerator, config.seed, is_sharded)
 
 
 def float_dtype(model: torch.nn.Module) -> torch.dtype:

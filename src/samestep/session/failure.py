@@ -114,6 +114,13 @@ def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtim
     finished = run.finished
     if finished == run.first_step:
         return False
+    if run.sharded is not None:
+        saver.give_up()
+        print(
+            f"step {finished} is not saved: each rank has but its rows of it (shard). An earlier save stands, if any",
+            flush=True,
+        )
+        return True
     if not run.purity.roll_back():
         print(
             f"step {finished} is not saved: its parameters were changed after it. An earlier save, if any, stands", flush=True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,13 +33,22 @@ class Reports:
 
     Args:
         plan: for the epoch of a row, the line at an epoch's end, and the rows of a step that counts none.
+        fingerprints: of gradients, of which this rank may have its rows alone.
         pace: what the steps take, which a row has beside their numbers.
     """
 
-    def __init__(self, tracker: Tracker | NullTracker, config: Config, plan: Plan, num_steps: int, pace: Pace) -> None:
+    def __init__(
+        self,
+        tracker: Tracker | NullTracker,
+        config: Config,
+        plan: Plan,
+        num_steps: int,
+        pace: Pace,
+        fingerprints: Callable[[list[torch.Tensor]], torch.Tensor] = fingerprint,
+    ) -> None:
         self._tracker, self._every, self._fingerprint = tracker, config.track.every, config.track.fingerprint
         self._epochs, self._steps_per_epoch, self._num_steps = config.epochs, plan.steps_per_epoch, num_steps
-        self._plan, self.pace = plan, pace
+        self._plan, self.pace, self._fingerprints = plan, pace, fingerprints
         self._skips_overflows = config.precision == "fp16"
         self._posted: list[_Posted] = []
         self._epoch_loss = self._epoch_weight = 0.0
@@ -51,7 +61,7 @@ class Reports:
         """
         if self.pace.is_paused:
             self.pace.go_on()
-        prints = fingerprint(grads) if self._fingerprint and self._is_tracked(step + 1) else None
+        prints = self._fingerprints(grads) if self._fingerprint and self._is_tracked(step + 1) else None
         values, names = [total.loss, total.weight, norm, *total.numbers.values()], list(total.numbers)
         if not isinstance(total.loss, torch.Tensor):
             self._read(_Posted(step, rate, [float(value) for value in values], names, prints, None))
