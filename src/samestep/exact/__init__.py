@@ -1,6 +1,7 @@
 """The ordered sum: the same bits at every world size. `OrderedSum` serves anyone's own loop; the tree needs no DDP."""
 
 from samestep.exact.gradients import FastSum, OrderedSum, check_world_size, everyone
+from samestep.exact.norm import total_norm
 from samestep.exact.scalars import Scalar, as_float, is_finite, ratio
 from samestep.exact.statistics import Statistics
 from samestep.exact.step_totals import StepExchange, Totals
@@ -28,5 +29,6 @@ __all__ = [
     "ordered_total",
     "padded",
     "ratio",
+    "total_norm",
     "tree_sum",
 ]
