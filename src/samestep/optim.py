@@ -11,7 +11,7 @@ import torch
 
 from samestep.config import Schedule
 from samestep.control import decided_by_main
-from samestep.exact import Scalar, as_float, is_finite, ratio
+from samestep.exact import Scalar, as_float, is_finite, ratio, total_norm
 from samestep.fused_adam import FusedAdam
 from samestep.randomness.seeding import seed_all
 from samestep.schedules import make_rate
@@ -42,15 +42,16 @@ def _plain_step(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
     return lambda: step(optimizer)
 
 
-def divide_and_clip(grads: list[torch.Tensor], weight: Scalar, clip: float | None) -> Scalar:
+def divide_and_clip(
+    grads: list[torch.Tensor], weight: Scalar, clip: float | None, reduce: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> Scalar:
     """Divide the summed gradients by the step's weight, and clip them by their norm; on a GPU all of it stays there.
 
-    Returns the norm before clipping. It is summed in a fixed order: over each gradient, then over the norms.
+    Returns the norm before clipping, as `exact.total_norm` defines it; `reduce` is as there.
     """
     if not grads:
         return weight * 0
-    summed: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-    norm = ratio(summed if isinstance(weight, torch.Tensor) else summed.item(), weight)
+    norm = ratio(total_norm(grads, reduce), weight)
     divisor = weight
     if clip is not None:
         over = norm / clip

@@ -110,10 +110,17 @@ _RATES = [
         (f"{OPTIM}::test_adam_sorted_once_is_torchs_own_to_the_bit",),
     ),
     Mutant(
+        "norms-squares-added-with-rounding",
+        "exact/norm.py",
+        "_UPPER_HALF = -(1 << 27)",
+        "_UPPER_HALF = -1",
+        ("tests/unit/test_norm.py::test_any_cut_into_rows_and_any_order_gives_the_same_norm",),
+    ),
+    Mutant(
         "clip-before-division",
         "optim.py",
-        "norm = ratio(summed if isinstance(weight, torch.Tensor) else summed.item(), weight)",
-        "norm = summed if isinstance(weight, torch.Tensor) else summed.item()",
+        "norm = ratio(total_norm(grads, reduce), weight)",
+        "norm = total_norm(grads, reduce)",
         (f"{GRADIENTS}::test_clipping_scales_by_the_norm_of_the_divided_gradient",),
     ),
 ]

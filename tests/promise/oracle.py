@@ -165,6 +165,17 @@ def _in_order(parts: list[Tensors]) -> Tensors:
     return functools.reduce(lambda left, right: {name: left[name] + right[name] for name in left}, parts) if parts else {}
 
 
+def norm_of_rows(grads: list[torch.Tensor]) -> float:
+    """Row by row, each norm squared in float64, all of them added at once."""
+    squares = []
+    for grad in grads:
+        wide = grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
+        for row in wide.unbind() if grad.dim() else [wide]:
+            norm = torch.linalg.vector_norm(torch.view_as_real(row) if row.is_complex() else row.reshape(-1)).item()
+            squares.append(norm * norm)
+    return math.sqrt(math.fsum(squares))
+
+
 def make_optimizer(config: dict[str, Any], task: Task, model: nn.Module, parsed: Any) -> torch.optim.Optimizer:
     if task.overrides("optimizer"):
         return task.optimizer(model, parsed)
@@ -290,8 +301,7 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
             p.grad = sums[p] if p in sums and p in stepped else None
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         loss_value = total / weight_sum if weight_sum else math.nan
-        norms = torch.stack([torch.linalg.vector_norm(grad) for grad in grads]) if grads else torch.zeros(1)
-        norm = torch.linalg.vector_norm(norms) / weight
+        norm = norm_of_rows(grads) / weight
         if not math.isfinite(loss_value + float(norm)):
             raise Diverged(f"step {step + 1}")
         clip = config.get("clip")

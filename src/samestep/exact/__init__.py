@@ -1,6 +1,7 @@
 """The ordered sum: the same bits at every world size. `OrderedSum` serves anyone's own loop; the tree needs no DDP."""
 
 from samestep.exact.gradients import FastSum, OrderedSum, check_world_size, everyone
+from samestep.exact.norm import total_norm
 from samestep.exact.scalars import Scalar, as_float, is_finite, ratio
 from samestep.exact.sharded import Shard, ShardedModel
 from samestep.exact.sharded_sum import ShardedSum
@@ -35,5 +36,6 @@ __all__ = [
     "ordered_total",
     "padded",
     "ratio",
+    "total_norm",
     "tree_sum",
 ]

@@ -1,0 +1,131 @@
+"""The norm of a step's gradients, which no cut of them into ranges of rows can change.
+
+A row is a slice of a gradient along its first dimension; each number of a vector is one. Its norm is taken by a kernel that
+never looks at the rows beside it. Their squares are added without any rounding, so that no order matters:
+
+    norm = √ Σ (norm of a row)²     over all rows of all gradients, the squares in float64, their sum rounded once
+
+Where there are many rows, or each rank has some, a square goes into the bin of its exponent, as two halves: all that is in one
+are multiples of one power of two, whose sum is exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+
+from samestep.exact.buckets import as_real
+from samestep.exact.scalars import Scalar
+
+_FEW_ROWS = 1024  # up to here adding them one by one costs less than bins do
+_MOST_ROWS, _MOST_NUMBERS = 2**20, 2**24  # taken at once, which bounds the memory
+_SPLIT = 32768  # numbers from which torch splits a single row among threads in some releases
+_NUM_BINS = 2048  # one for each exponent of a float64
+_UPPER_HALF = -(1 << 27)  # sign, exponent and the first 25 bits of a fraction of 52
+
+
+def total_norm(grads: list[torch.Tensor], reduce: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Scalar:
+    """The norm of all gradients; inf or NaN where one is not finite, or a square is beyond float64.
+
+    Args:
+        grads: at least one, all on one device.
+        reduce: sums `row_bins` over the ranks, each of which has some of the rows. By default all rows are here.
+    """
+    if reduce is None and not grads[0].is_cuda and sum(len(grad) if grad.dim() else 1 for grad in grads) <= _FEW_ROWS:
+        return _root([norm * norm for norms in _row_norms(grads) for norm in norms.tolist()])
+    bins = row_bins(grads)
+    return norm_of(bins if reduce is None else reduce(bins))
+
+
+def row_bins(grads: list[torch.Tensor]) -> torch.Tensor:
+    """The squares of these gradients' row norms by their exponents, float64 of shape (2, 2048): upper halves, and lower.
+
+    A sum of such bins is exact in whatever order it is taken, with up to 2^26 rows of like norms.
+    """
+    bins = torch.zeros(2, _NUM_BINS, dtype=torch.float64, device=grads[0].device)
+    taken: list[torch.Tensor] = []
+    num_rows = 0
+    for norms in _row_norms(grads):
+        taken.append(norms)
+        num_rows += len(norms)
+        if num_rows >= _MOST_ROWS:
+            _add(bins, taken)
+            taken, num_rows = [], 0
+    if taken:
+        _add(bins, taken)
+    return bins
+
+
+def norm_of(bins: torch.Tensor) -> Scalar:
+    """The root of all that is in the bins. On a GPU they are summed there, in a fixed order, and nobody waits."""
+    if bins.is_cuda:
+        upper = bins[0].sum()
+        return torch.where(upper.isfinite(), upper + bins[1].sum(), upper).sqrt()  # an infinity's lower half is NaN
+    norm = _root(bins[bins != 0].tolist())
+    return _root(bins[0].tolist()) if math.isnan(norm) else norm
+
+
+def _root(squares: list[float]) -> float:
+    try:
+        return math.sqrt(math.fsum(squares))
+    except OverflowError:  # of finite numbers, whose sum is not
+        return math.inf
+
+
+def _row_norms(grads: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The norms of some rows at a time, up to their signs."""
+    waiting: dict[tuple[int, torch.dtype], list[torch.Tensor]] = {}
+    for rows in _rows(grads):
+        if rows.shape[1] == 1:
+            yield rows.view(-1)
+        elif not rows.is_cuda:
+            yield _by_kernel(rows)
+        else:  # many in one kernel
+            alike = waiting.setdefault((rows.shape[1], rows.dtype), [])
+            alike.append(rows)
+            if sum(some.numel() for some in alike) >= _MOST_NUMBERS:
+                yield _by_halves(alike)
+                alike.clear()
+    for alike in waiting.values():
+        if alike:
+            yield _by_halves(alike)
+
+
+def _rows(grads: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Some rows at a time, of shape (rows, numbers), in the gradient's own dtype, or of 16 bits in float32."""
+    for grad in grads:
+        if not grad.numel():
+            continue
+        rows = as_real(grad).reshape(grad.shape[0] if grad.dim() else 1, -1).contiguous()
+        most = max(1, min(_MOST_ROWS, _MOST_NUMBERS // rows.shape[1]))
+        for some in rows.split(most) if rows.shape[0] > most else (rows,):
+            yield some.float() if some.dtype in (torch.float16, torch.bfloat16) else some
+
+
+def _by_kernel(rows: torch.Tensor) -> torch.Tensor:
+    """The CPU's own norm, which gives a row the same bits beside any others; one alone may be split among threads."""
+    is_split = rows.shape[0] == 1 and rows.shape[1] >= _SPLIT
+    norms: torch.Tensor = torch.linalg.vector_norm(rows.expand(2, -1) if is_split else rows, dim=1)
+    return norms[:1] if is_split else norms
+
+
+def _by_halves(alike: list[torch.Tensor]) -> torch.Tensor:
+    """For GPUs, whose kernels take a row in a way that depends on how many there are: its halves are added, and theirs."""
+    squares = torch.cat(alike).square_()
+    width = squares.shape[1]
+    while width > 1:
+        half = width // 2
+        squares[:, :half].add_(squares[:, width - half : width])
+        width -= half
+    return squares[:, 0].sqrt()
+
+
+def _add(bins: torch.Tensor, norms: list[torch.Tensor]) -> None:
+    squares = torch.cat(norms).to(torch.float64).square_()
+    bits = squares.view(torch.int64)
+    exponents = (bits >> 52) & (_NUM_BINS - 1)
+    upper = (bits & _UPPER_HALF).view(torch.float64)
+    bins[0].index_add_(0, exponents, upper)
+    bins[1].index_add_(0, exponents, squares - upper)
