@@ -140,7 +140,7 @@ def train(run: Training) -> int:
         run.audit.compare(step)
         grads = run.gradients.finish(total.used)
         run.optimizer.unscale()
-        norm = divide_and_clip(grads, total.weight, run.config.clip)
+        norm = divide_and_clip(grads, total.weight, run.config.clip, run.gradients.over_ranks)
         run.statistics.finish(arrived=is_finite(total.loss))
         rate = run.optimizer.step(step, total.loss, norm)
         run.after_step(step)

@@ -37,7 +37,7 @@ class Recompute:
         return loss.detach()
 
     def prints(self, step: int, index: int) -> torch.Tensor:
-        """Fingerprints of the loss and of each trainable parameter's gradient, left nowhere; of a sharded model, of the loss."""
+        """Fingerprints of the loss, and, unless sharded, of each trainable parameter's gradient, which is left nowhere."""
         parameters = [] if self._gradients.is_sharded else [p for p in self._model.parameters() if p.requires_grad]
         with self._forward(step, index) as loss:
             grads = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad and parameters else ()

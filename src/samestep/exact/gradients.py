@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -71,6 +71,7 @@ class OrderedSum:
     """
 
     is_sharded = False  # whether no rank runs a forward alone
+    over_ranks: Callable[[torch.Tensor], torch.Tensor] | None = None  # sums what each rank has of the gradients' norm
     _send = staticmethod(transfer)
 
     def __init__(

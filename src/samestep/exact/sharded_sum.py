@@ -204,7 +204,13 @@ class ShardedSum(OrderedSum):
         return grads
 
     def fingerprints(self, grads: list[torch.Tensor]) -> torch.Tensor:
-        return gather(fingerprint(grads)).sum(dim=0)
+        return self.over_ranks(fingerprint(grads))
+
+    def over_ranks(self, parts: torch.Tensor) -> torch.Tensor:
+        """Sum integers, or floats that stand for some, over the ranks: in any order to the same."""
+        self.meeting()
+        dist.all_reduce(parts, group=self._sharded.group)
+        return parts
 
     def prints(self) -> torch.Tensor:
         return torch.stack(self._prints)
