@@ -3,7 +3,7 @@
 from samestep.exact.gradients import FastSum, OrderedSum, check_world_size, everyone
 from samestep.exact.norm import total_norm
 from samestep.exact.scalars import Scalar, as_float, is_finite, ratio
-from samestep.exact.sharded import Shard, ShardedModel
+from samestep.exact.sharded import Shard, ShardedModel, refuse_uncuttable
 from samestep.exact.sharded_sum import ShardedSum
 from samestep.exact.statistics import Statistics
 from samestep.exact.step_totals import StepExchange, Totals
@@ -36,6 +36,7 @@ __all__ = [
     "ordered_total",
     "padded",
     "ratio",
+    "refuse_uncuttable",
     "total_norm",
     "tree_sum",
 ]

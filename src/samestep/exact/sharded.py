@@ -39,12 +39,9 @@ class ShardedModel:
     Args:
         model: whole, the same on every rank, on the host: each block's parameters move to the device on their own.
         blocks: modules within it that are gathered one at a time; the rest of the model is one more.
-
-    Raises UsageError for what cannot be cut.
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[nn.Module], device: torch.device, group: dist.ProcessGroup) -> None:
-        _refuse_unfit(model, blocks)
         from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.fsdp import fully_shard
 
@@ -100,7 +97,8 @@ def _rows(whole: Any) -> torch.Tensor:
     return rows
 
 
-def _refuse_unfit(model: nn.Module, blocks: Sequence[nn.Module]) -> None:
+def refuse_uncuttable(model: nn.Module, blocks: Sequence[nn.Module]) -> None:
+    """Raise UsageError for a model that cannot be cut, by the names of what stands in the way."""
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9):
         raise UsageError(f"shard: found torch {torch.__version__}, and sharding needs 2.9 or newer; leave it out")
     lines = []

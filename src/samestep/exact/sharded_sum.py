@@ -43,6 +43,7 @@ class ShardedSum(OrderedSum):
         self.exchange = None
         self.watch_first = False
         device = self.parameters[0].device
+        self.is_on_host = device.type == "cpu"
         self._prints = [torch.zeros((), dtype=torch.int64, device=device)] * len(self._shards)
         self.first_fingerprint = torch.stack(self._prints)
         self.loss = self.first_loss = torch.zeros(())
@@ -65,11 +66,16 @@ class ShardedSum(OrderedSum):
         ordered = self
 
         class Gathering(AllGather):
+            def __init__(self, number: int) -> None:
+                self.number = number
+
             def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
                 return torch.empty(*size, dtype=dtype, device=device)
 
             def __call__(self, output_tensor: Any, input_tensor: Any, group: Any, async_op: bool = False) -> Any:
                 ordered.meeting()
+                if ordered.is_on_host:  # on a GPU nobody waits: there `finish` looks
+                    ordered.refuse_other_blocks(self.number)
                 work = all_gather(output_tensor, input_tensor, group=group, async_op=async_op)
                 ordered.going_on()
                 return work
@@ -101,7 +107,7 @@ class ShardedSum(OrderedSum):
         for number, block in enumerate(sharded.blocks):
             fold: Any = Folding()
             module: Any = block
-            module.set_custom_all_gather(Gathering())
+            module.set_custom_all_gather(Gathering(number))
             module.set_custom_reduce_scatter(fold)
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
@@ -187,11 +193,7 @@ class ShardedSum(OrderedSum):
         assert used is not None
         order, self._order = self._order, 0
         self.meeting()
-        if len(set(gather(torch.tensor([order])).view(-1).tolist())) > 1:
-            raise UsageError(
-                "shard: the forward went through other blocks on one rank than on another, and they are gathered together; "
-                "have each micro-batch pass through all of them, in one order, or leave shard out"
-            )
+        self.refuse_other_blocks(order)
         grads = []
         for shard, is_used in zip(self._shards, used, strict=True):
             found: Any = shard.whole.grad
@@ -202,6 +204,14 @@ class ShardedSum(OrderedSum):
             shard.whole.grad = None
         self._used = [False] * len(self._shards)
         return grads
+
+    def refuse_other_blocks(self, mark: int) -> None:
+        """Raise UsageError on every rank unless all have come here with the same mark of where they are in the forward."""
+        if len(set(gather(torch.tensor([mark])).view(-1).tolist())) > 1:
+            raise UsageError(
+                "shard: the forward went through other blocks on one rank than on another, and they are gathered together; "
+                "have each micro-batch pass through all of them, in one order, or leave shard out"
+            )
 
     def fingerprints(self, grads: list[torch.Tensor]) -> torch.Tensor:
         return self.over_ranks(fingerprint(grads))

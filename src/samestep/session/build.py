@@ -26,7 +26,7 @@ from samestep.randomness.order import Order
 from samestep.runtime import Runtime
 from samestep.session.data import notes_on_data, read_data, refuse_other_data
 from samestep.session.model import lay_out, make_after_step, make_model, notes_on, refuse_unequal_models
-from samestep.session.sharding import shard
+from samestep.session.sharding import refuse_unshardable, shard
 from samestep.task import Task
 from samestep.tracking import NullTracker, Pace, Reports, Tracker
 
@@ -86,7 +86,9 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     cuts = config.shard and runtime.world_size > 1
     model, torch_optimizer = agreed(lambda: make_model(config, task, torch.device("cpu") if cuts else device, saved is None))
     refuse_unequal_models(model)
-    sharded = agreed(lambda: shard(config, task, model, torch_optimizer, device)) if cuts else None
+    if config.shard:
+        agreed(lambda: refuse_unshardable(task, model, torch_optimizer))
+    sharded = shard(model, torch_optimizer, device) if cuts else None
     optimizer = agreed(lambda: lay_out(config, task, accelerator, saved, all_steps, model, torch_optimizer, sharded))
     gradients = make_sum(config, model, optimizer, plans.watch, sharded)
     rows = make_rows(data.train, task, config.seed, float_dtype(model))

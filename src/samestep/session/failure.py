@@ -86,6 +86,11 @@ def mistake_behind(error: Exception, config: Config) -> UsageError | None:
         )
     if (words := next((words for part, words in _IN_OTHERS_WORDS.items() if part in str(error)), None)) is not None:
         return UsageError(f"task: {words}{place_in_user_code(error)} (docs/tasks.md)")
+    if "got mixed torch.Tensor and DTensor" in str(error):
+        return UsageError(
+            f"shard: the loss reaches past model(…){place_in_user_code(error)}, to parameters of which each rank has its rows "
+            "alone; call the model itself, or leave shard out"
+        )
     if isinstance(error, AttributeError) and isinstance(error.obj, Columns):
         return UsageError(f"task: the batch is a dict; write batch[{error.name!r}]{place_in_user_code(error)}")
     if isinstance(error, ValueError) and (field := re.search(r'^"(\w+)" object has no field "(\w+)"', str(error))):

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from samestep.config import Config
 from samestep.errors import UsageError
-from samestep.exact import Shard, ShardedModel, everyone
+from samestep.exact import Shard, ShardedModel, everyone, refuse_uncuttable
 from samestep.optimizers import PartOptimizers
 from samestep.regional_compile import repeated_blocks
 from samestep.task import Task
+
+_M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 1 << 22  # mallopt(3)
 
 # Each number of their state and of their step belongs to one number of a parameter, and is the same however that is cut.
 _ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD")
 
 
-def shard(config: Config, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> ShardedModel:
-    """Cut `model`, which is whole and on the host, and let `optimizer` step this rank's rows. Raises UsageError."""
-    refuse_unshardable(task, optimizer)
+def shard(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> ShardedModel:
+    """Cut `model`, which is whole and on the host, and let `optimizer` step this rank's rows."""
+    if device.type == "cpu":
+        _give_memory_back()
     group = everyone()
     assert group is not None
     sharded = ShardedModel(model, repeated_blocks(model), device, group)
@@ -28,7 +32,14 @@ def shard(config: Config, task: Task, model: nn.Module, optimizer: torch.optim.O
     return sharded
 
 
-def refuse_unshardable(task: Task, optimizer: torch.optim.Optimizer) -> None:
+def _give_memory_back() -> None:
+    """Have large tensors return to the system when they go: glibc would keep ever larger ones, twice a model's size in all."""
+    with contextlib.suppress(OSError, AttributeError):  # of another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+
+
+def refuse_unshardable(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raise UsageError for what could not be sharded, at whatever size, so that one process tells."""
     lines = []
     if task.overrides("after_step"):
         lines.append("shard: the task has an after_step, which changes whole parameters; leave one of them out")
@@ -40,6 +51,7 @@ def refuse_unshardable(task: Task, optimizer: torch.optim.Optimizer) -> None:
             )
     if lines:
         raise UsageError(*lines)
+    refuse_uncuttable(model, repeated_blocks(model))
 
 
 def shard_optimizer(optimizer: torch.optim.Optimizer, shards: Mapping[nn.Parameter, Shard]) -> None:

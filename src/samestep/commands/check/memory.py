@@ -14,27 +14,38 @@ from samestep.batches import Batches
 from samestep.checks import Recompute
 from samestep.loop import Training
 from samestep.preflight import Line, room, shown_bytes
+from samestep.regional_compile import repeated_blocks
 from samestep.task import Batch
 
 _ROWS_MEASURED = (2, 4)  # by which the memory of any number of rows is reckoned
 _FILLED = 0.9  # of what is free: allocators leave gaps
 
 
-def needs(run: Training, activations: float, leaves: int | None = None) -> dict[str, float]:
+def needs(run: Training, activations: float, here: int, leaves: int | None = None) -> dict[str, float]:
     """The bytes that a process needs, by what for.
 
     Args:
         activations: of one micro-batch.
+        here: the processes that a sharded model is cut over.
         leaves: of the exact sum; by default the config's.
     """
     gradients = sum(p.nbytes for p in run.model.parameters() if p.requires_grad)
     copies = int(math.log2(leaves or run.config.num_leaves)) if run.config.reduce == "exact" else 0  # of the sum, at most
-    return {
+    parts = {
         "parameters": sum(tensor.nbytes for tensor in run.model.state_dict().values()),
         "gradients": gradients * (1 + copies),
         "optimizer": _optimizer_bytes(run),
-        "activations": activations,
     }
+    if run.config.shard and here > 1:
+        parts = {name: number // here for name, number in parts.items()} | {"gathered": _gathered_bytes(run.model)}
+    return {**parts, "activations": activations}
+
+
+def _gathered_bytes(model: torch.nn.Module) -> int:
+    """Of a sharded model: what is outside its blocks, and the largest block and its gradients, as sent and as gathered."""
+    blocks = [sum(p.nbytes for p in block.parameters()) for block in repeated_blocks(model)]
+    rest = sum(p.nbytes for p in model.parameters()) - sum(blocks)
+    return 2 * rest + 4 * max(blocks, default=0)
 
 
 def activation_bytes(run: Training, compute: Callable[[], torch.Tensor]) -> tuple[int, torch.Tensor]:
@@ -101,7 +112,7 @@ def fitting(run: Training, here: int, most: int) -> Line:
 
     def total(size: int) -> float:
         leaves = config.leaves or whole // size
-        return sum(needs(run, fixed + each * size, leaves).values())
+        return sum(needs(run, fixed + each * size, most, leaves).values())
 
     fits = [size for size in sizes if total(size) <= _FILLED * there]
     while fits and run.accelerator.device.type == "cuda" and not _can_be_computed(run, fits[-1]):

@@ -68,7 +68,7 @@ def look(config: Config, runtime: Runtime, here: int, fit: int) -> list[Line]:
 
 def _try(run: Training, lines: list[Line], here: int) -> None:
     seconds, activations = _trial(run, lines)
-    parts = needs(run, activations)
+    parts = needs(run, activations, here)
     lines += [_doubled(run), memory(run, parts, here), disk(run, parts["optimizer"]), _time(run, seconds, here)]
     if run.evaluator is not None:
         with run.purity.evaluation():

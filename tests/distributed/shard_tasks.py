@@ -1,0 +1,98 @@
+"""Models whose blocks are gathered one at a time, for `test_sharding.py`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from samestep import Task
+
+Batch = dict[str, torch.Tensor]
+_calls = 0
+
+
+class _Chain(nn.Module):
+    """Odd widths, BatchNorm, dropout, a tied weight, one of a single number, a frozen part, one never and one now and then used."""
+
+    def __init__(self, skips: bool) -> None:
+        super().__init__()
+        self.inward = nn.Linear(5, 21)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(21, 13), nn.BatchNorm1d(13), nn.ReLU(), nn.Dropout(0.1), nn.Linear(13, 21))
+            for _ in range(3)
+        )
+        self.once, self.again = nn.Linear(21, 21, bias=False), nn.Linear(21, 21, bias=False)
+        self.again.weight = self.once.weight
+        self.outward = nn.Linear(21, 3, bias=False)
+        self.scale, self.frozen = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(7), requires_grad=False)
+        self.sometimes, self.never = nn.Linear(21, 21), nn.Linear(3, 3)
+        self.skips = skips
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.inward(x)
+        for number, block in enumerate(self.blocks):
+            if not (self.skips and number == 1 and x.mean() > 0):
+                hidden = hidden + block(hidden)
+        hidden = self.again(torch.tanh(self.once(hidden)))
+        if x.mean() > 0:
+            hidden = hidden + self.sometimes(hidden)
+        out: torch.Tensor = self.outward(hidden) * self.scale
+        return out
+
+
+class Chain(Task):
+    skips: bool = False
+
+    def model(self) -> nn.Module:
+        return _Chain(self.skips)
+
+    def data(self, split: str) -> datasets.Dataset | None:
+        size = 50 if split == "train" else 23
+        g = torch.Generator().manual_seed(size)
+        x, y = torch.randn(size, 5, generator=g), torch.randint(0, 3, (size,), generator=g)
+        return datasets.Dataset.from_dict({"x": x.tolist(), "y": y.tolist()})
+
+    def loss(self, model: nn.Module, batch: Batch) -> Any:
+        global _calls
+        _calls += 1
+        if str(_calls) == os.environ.get("DIES_AT") and os.environ.get("RANK", "0") == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        loss = F.cross_entropy(model(batch["x"]), batch["y"], reduction="sum")
+        return loss, len(batch["y"]), {"half": (loss.detach() / 2, len(batch["y"]))}
+
+
+class Pretrained(Task):
+    """A Hugging Face model, made from its config."""
+
+    def model(self) -> nn.Module:
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        config = GPT2Config(vocab_size=97, n_positions=16, n_embd=30, n_layer=3, n_head=3)
+        model: nn.Module = GPT2LMHeadModel(config)
+        return model
+
+    def data(self, split: str) -> datasets.Dataset | None:
+        tokens = torch.randint(0, 97, (40, 16), generator=torch.Generator().manual_seed(5))
+        return datasets.Dataset.from_dict({"tokens": tokens.tolist()}) if split == "train" else None
+
+    def loss(self, model: nn.Module, batch: Batch) -> Any:
+        scores = model(input_ids=batch["tokens"]).logits[:, :-1]
+        targets = batch["tokens"][:, 1:]
+        return F.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="sum"), targets.numel()
+
+
+class Changing(Chain):
+    def after_step(self, model: nn.Module, step: int) -> None: ...
+
+
+class Around(Chain):
+    """Goes past the model's own forward."""
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        return model.outward(torch.zeros(2, 21)).sum() + model(batch["x"]).sum(), 1
