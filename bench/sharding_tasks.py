@@ -25,7 +25,8 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.down(nn.functional.gelu(self.up(x)))
+        y: torch.Tensor = self.down(nn.functional.gelu(self.up(x)))
+        return x + y
 
 
 class Tower(nn.Module):

@@ -18,7 +18,7 @@ _calls = 0
 
 
 class _Chain(nn.Module):
-    """Odd widths, BatchNorm, dropout, a tied weight, one of a single number, a frozen part, one never and one now and then used."""
+    """Odd widths, BatchNorm, dropout, a tied weight, one of a single number, a frozen part, one never or seldom used."""
 
     def __init__(self, skips: bool) -> None:
         super().__init__()

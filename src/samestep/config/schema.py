@@ -184,6 +184,8 @@ class Config(_Strict):
             raise ValueError(
                 f"checkpoint.best: found {self.checkpoint.best!r}; write METRIC, of which less is better, or METRIC:max"
             )
+        if self.shard and self.reduce == "fast":
+            raise ValueError("reduce: found fast under shard, whose sum has one order at no cost; leave one of the two out")
         if self.leaves is not None and self.micro_batches % self.leaves:
             fits = [str(n) for n in range(1, self.micro_batches + 1) if self.micro_batches % n == 0]
             raise ValueError(f"leaves: found {self.leaves}; write a divisor of {self.micro_batches}: {', '.join(fits)}")
