@@ -60,7 +60,7 @@ class Training:
     num_steps: int
     owes_evaluation: bool  # a stop came in the middle of the one that belongs to `first_step`
     data: dict[str, Any]  # by which the rows are known again
-    sharded: ShardedModel | None = None  # the model, where each rank has its rows of it alone
+    sharded: ShardedModel | None = None  # the model, where no process has all of it
 
     @property
     def finished(self) -> int:
@@ -140,7 +140,7 @@ def train(run: Training) -> int:
         run.audit.compare(step)
         grads = run.gradients.finish(total.used)
         run.optimizer.unscale()
-        norm = divide_and_clip(grads, total.weight, run.config.clip, run.gradients.over_ranks)
+        norm = divide_and_clip(grads, total.weight, run.config.clip, run.gradients.combine)
         run.statistics.finish(arrived=is_finite(total.loss))
         rate = run.optimizer.step(step, total.loss, norm)
         run.after_step(step)

@@ -460,7 +460,7 @@ _STATE = [
     Mutant(
         "ties-lost",
         "checkpoint/state.py",
-        "        if tensor.numel() and spot in owners:\n",
+        "        if (shard or tensor.numel()) and spot in owners:\n",
         "        if False:\n",
         (f"{SAVING}::test_what_was_saved_goes_on_to_the_same_bits",),
     ),

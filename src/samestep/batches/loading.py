@@ -54,8 +54,9 @@ class Plan:
     def num_rows(self, step: int, index: int) -> int:
         """How many rows of micro-batch `index` of a step count."""
         left = self.order.num_rows - self._position(step, index)
-        is_spare = index * self.micro_batch_size >= self.global_batch_size
-        return 0 if is_spare else max(0, min(self.micro_batch_size, left))
+        if index * self.micro_batch_size >= self.global_batch_size:  # computed for the others that wait, and counts for nothing
+            return 0
+        return max(0, min(self.micro_batch_size, left))
 
     def counted(self, step: int) -> int:
         """How many of a step's micro-batches hold rows that count."""
@@ -63,9 +64,10 @@ class Plan:
         return -(-min(left, self.global_batch_size) // self.micro_batch_size)
 
     def rows(self, step: int, index: int) -> Integers:
-        epoch, start, count = self.epoch(step), self._position(step, index), self.num_rows(step, index)
-        if count:
-            return self.order.rows(epoch, start, start + count)
+        epoch, start = self.epoch(step), self._position(step, index)
+        stop = min(start + self.micro_batch_size, self.order.num_rows)
+        if start < stop and index * self.micro_batch_size < self.global_batch_size:
+            return self.order.rows(epoch, start, stop)
         return self.order.rows(epoch, 0, min(self.micro_batch_size, self.order.num_rows))
 
     def _position(self, step: int, index: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from samestep.errors import UsageError
 from samestep.exact.buckets import Bucket, BucketExchange, Grads, as_real
+from samestep.exact.reentrant import refuse_reentrant
 from samestep.exact.route import Route
 from samestep.exact.totals import fingerprint
 from samestep.exact.transfer import AllReduce, transfer
@@ -30,20 +30,6 @@ def _add(left: Grads, right: Grads) -> Grads:
     if alone:
         torch._foreach_add_(alone, 0.0)  # turns -0 into 0, as adding a zero leaf does
     return [a if a is not None else b for a, b in zip(left, right, strict=True)]
-
-
-def refuse_reentrant(loss: torch.Tensor) -> None:
-    """Raise UsageError if a backward within the backward would come, which fires a parameter's hooks more than once."""
-    seen: set[Any] = set()
-    left = [loss.grad_fn]
-    while left:
-        node = left.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "CheckpointFunctionBackward":
-            raise UsageError("task: found activation checkpointing with use_reentrant=True; write use_reentrant=False")
-        seen.add(node)
-        left += [following for following, _ in node.next_functions]
 
 
 class OrderedSum:
@@ -71,7 +57,7 @@ class OrderedSum:
     """
 
     is_sharded = False  # whether no rank runs a forward alone
-    over_ranks: Callable[[torch.Tensor], torch.Tensor] | None = None  # sums what each rank has of the gradients' norm
+    combine: Callable[[torch.Tensor], torch.Tensor] | None = None  # sums what each rank has of the gradients' norm
     _send = staticmethod(transfer)
 
     def __init__(

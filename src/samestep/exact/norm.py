@@ -33,8 +33,8 @@ def total_norm(grads: list[torch.Tensor], reduce: Callable[[torch.Tensor], torch
         grads: at least one, all on one device.
         reduce: sums `row_bins` over the ranks, each of which has some of the rows. By default all rows are here.
     """
-    if reduce is None and not grads[0].is_cuda and sum(len(grad) if grad.dim() else 1 for grad in grads) <= _FEW_ROWS:
-        return _root([norm * norm for norms in _row_norms(grads) for norm in norms.tolist()])
+    if reduce is None and not grads[0].is_cuda and sum([len(grad) if grad.dim() else 1 for grad in grads]) <= _FEW_ROWS:
+        return _root([norm * norm for grad in grads for norm in _norms_of(grad)])
     bins = row_bins(grads)
     return norm_of(bins if reduce is None else reduce(bins))
 
@@ -72,6 +72,22 @@ def _root(squares: list[float]) -> float:
         return math.sqrt(math.fsum(squares))
     except OverflowError:  # of finite numbers, whose sum is not
         return math.inf
+
+
+def _norms_of(grad: torch.Tensor) -> list[float]:
+    """The norms of a gradient's few rows, on a CPU."""
+    if not grad.numel():
+        return []
+    rows = _as_rows(grad)
+    found: list[float] = (rows.view(-1) if rows.shape[1] == 1 else _by_kernel(rows)).tolist()
+    return found
+
+
+def _as_rows(grad: torch.Tensor) -> torch.Tensor:
+    """Of shape (rows, numbers), in the gradient's own dtype, or of 16 bits in float32."""
+    real = torch.view_as_real(grad) if grad.is_complex() else grad
+    rows = real.reshape(grad.shape[0] if grad.dim() else 1, -1).contiguous()
+    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
 
 
 def _row_norms(grads: list[torch.Tensor]) -> Iterator[torch.Tensor]:

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import nn
 
 from samestep.errors import UsageError
-from samestep.exact.gradients import OrderedSum, check_world_size, refuse_reentrant
+from samestep.exact.gradients import OrderedSum, check_world_size
+from samestep.exact.reentrant import refuse_reentrant
 from samestep.exact.sharded import ShardedModel
 from samestep.exact.totals import all_gather, as_bits, fingerprint, gather
 from samestep.exact.tree import Block, Sum, dealt
@@ -214,9 +215,9 @@ class ShardedSum(OrderedSum):
             )
 
     def fingerprints(self, grads: list[torch.Tensor]) -> torch.Tensor:
-        return self.over_ranks(fingerprint(grads))
+        return self.combine(fingerprint(grads))
 
-    def over_ranks(self, parts: torch.Tensor) -> torch.Tensor:
+    def combine(self, parts: torch.Tensor) -> torch.Tensor:
         """Sum integers, or floats that stand for some, over the ranks: in any order to the same."""
         self.meeting()
         dist.all_reduce(parts, group=self._sharded.group)

@@ -3,7 +3,8 @@
 from samestep.session.build import Plans, build, make_accelerator, make_evaluator
 from samestep.session.data import read_split
 from samestep.session.failure import in_user_code, mistake_behind, record_failure
-from samestep.session.run import make_saver, run_training
+from samestep.session.run import run_training
+from samestep.session.saving import make_saver
 
 __all__ = [
     "Plans",
