@@ -1,8 +1,8 @@
 """The fused steps of Adam, AdamW and SGD, in which no cut of a parameter into pieces changes a bit.
 
-torch's kernels for CPUs go through a tensor in vectors, and what is behind the last whole one is rounded in another way. Where that
-is depends on how a tensor was cut. So here they see memory of whole cache lines alone: those are whole vectors, and there the
-kernels split a tensor among threads. What does not fill its last line is stepped in a buffer that is filled up with zeros.
+torch's kernels for CPUs go through a tensor in vectors, and what is behind the last whole one is rounded in another way. Where
+that is depends on how a tensor was cut. So here they see memory of whole cache lines alone: those are whole vectors, and there
+the kernels split a tensor among threads. What does not fill its last line is stepped in a buffer that is filled up with zeros.
 """
 
 from __future__ import annotations
@@ -127,9 +127,9 @@ class _Set:
         group = self._group
         if self._is_sgd:
             torch._fused_sgd_(
-                self._stepped, grads, self._moments[0] if self._moments else [], weight_decay=group["weight_decay"], momentum=group["momentum"],
-                lr=group["lr"], dampening=0.0, nesterov=group["nesterov"], maximize=group["maximize"], is_first_step=False,
-                grad_scale=None, found_inf=found_inf,
+                self._stepped, grads, self._moments[0] if self._moments else [], weight_decay=group["weight_decay"],
+                momentum=group["momentum"], lr=group["lr"], dampening=0.0, nesterov=group["nesterov"],
+                maximize=group["maximize"], is_first_step=False, grad_scale=None, found_inf=found_inf,
             )  # fmt: skip
             return
         torch._foreach_add_(self._counted, 1)

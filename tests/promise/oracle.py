@@ -213,13 +213,13 @@ def one_optimizer(wanted: dict[str, Any], parameters: list[nn.Parameter], model:
 
 
 class InWholeVectors:
-    """A fused optimizer over copies that zeros fill up to a multiple of 64 bytes: the kernel rounds what is behind otherwise."""
+    """A fused optimizer over copies that zeros fill up to a multiple of 64 bytes; behind that its kernel rounds otherwise."""
 
     def __init__(self, kind: Callable[..., torch.optim.Optimizer], parameters: list[nn.Parameter], arguments: Any) -> None:
         self.copies = [nn.Parameter(self.filled_up(parameter.detach())) for parameter in parameters]
         self.inner = kind(self.copies, **arguments)
         self.param_groups = [{**group, "params": parameters} for group in self.inner.param_groups]
-        if arguments.get("momentum"):  # torch's own fails if a first gradient comes later than another's
+        if arguments.get("momentum"):  # torch's own fails where a first gradient comes later than others
             for copy in self.copies:
                 self.inner.state[copy]["momentum_buffer"] = torch.zeros_like(copy)
 
@@ -321,7 +321,7 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
             p.grad = sums[p] if p in sums and p in stepped else None
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         loss_value = total / weight_sum if weight_sum else math.nan
-        norm = norm_of_rows(grads) / weight
+        norm = torch.tensor(norm_of_rows(grads), dtype=torch.float64) / weight  # a float over a tensor is times its reciprocal
         if not math.isfinite(loss_value + float(norm)):
             raise Diverged(f"step {step + 1}")
         clip = config.get("clip")

@@ -137,7 +137,7 @@ def test_a_fused_step_is_torchs_own_on_tensors_that_zeros_fill_up(name: str) -> 
             one.grad = None if is_left_out else grad
             other.grad = None if is_left_out else full(grad)
         for each in (optimizer, reference):
-            each.found_inf = torch.tensor(float(number == 6))  # type: ignore[attr-defined]  # as a GPU says that none counts
+            each.found_inf = torch.tensor(float(number == 6))  # as a GPU says that none counts
         step()
         reference.step()
         for one, other in zip(mine, theirs, strict=True):

@@ -98,7 +98,7 @@ def _row_norms(grads: list[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 
 def _rows(grads: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Some rows at a time, of shape (rows, numbers), or (rows) of one number; in their own dtype, those of 16 bits in float32."""
+    """Some rows at a time, of shape (rows, numbers), or (rows) of one number each; of 16 bits in float32."""
     for grad in grads:
         if not grad.numel():
             continue
