@@ -12,7 +12,7 @@ import torch
 from samestep.config import Schedule
 from samestep.control import decided_by_main
 from samestep.exact import Scalar, as_float, is_finite, ratio, total_norm
-from samestep.fused_adam import FusedAdam
+from samestep.fused_step import FusedStep
 from samestep.randomness.seeding import seed_all
 from samestep.schedules import make_rate
 
@@ -85,8 +85,8 @@ class GatedOptimizer:
         self._base = [float(group["lr"]) for group in optimizer.param_groups]
         self._seed = None if type(optimizer).__module__.startswith("torch.optim.") else seed
         self._plain_step = _plain_step(optimizer) if scaler is None else optimizer.step
-        if is_ours and scaler is None and FusedAdam.fits(optimizer):
-            self._plain_step = FusedAdam(optimizer, self._plain_step)
+        if is_ours and scaler is None and FusedStep.fits(optimizer):
+            self._plain_step = FusedStep(optimizer)
         self.device: torch.device = optimizer.param_groups[0]["params"][0].device
         self.counts: torch.Tensor | bool = True  # whether the last step did
         self._counted: torch.Tensor | int = 0

@@ -10,6 +10,7 @@ import torch
 
 from samestep.config import Config, Optimizer
 from samestep.errors import UsageError, nearest
+from samestep.fused_step import FusedStep
 from samestep.task import Task
 
 _FUSED = {"Adam", "AdamW", "SGD"}  # on every device that samestep trains on
@@ -24,6 +25,7 @@ class PartOptimizers(torch.optim.Optimizer):
 
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
         self.parts = parts
+        self._steps = [FusedStep(part) if FusedStep.fits(part) else part.step for part in parts]
         fused = all(part.defaults.get("fused") for part in parts)
         super().__init__([group for part in parts for group in part.param_groups], {"fused": fused})
         for part in parts:
@@ -43,10 +45,11 @@ class PartOptimizers(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         found_inf = getattr(self, "found_inf", None)
-        for part in self.parts:
+        for part, step in zip(self.parts, self._steps, strict=True):
             if found_inf is not None:
                 part.found_inf = found_inf  # type: ignore[attr-defined]
-            part.step()
+            with torch.no_grad():
+                step()
 
 
 def build_optimizer(config: Config, task: Task, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -108,7 +111,10 @@ def _shares(keys: list[str], model: torch.nn.Module, trains: set[torch.nn.Parame
 
 def _takes_fused(wanted: Optimizer, parameters: list[torch.nn.Parameter]) -> bool:
     fits = _optimizer_class(wanted.name, "optimizer").__name__ in _FUSED and all(p.is_floating_point() for p in parameters)
-    return fits and not wanted.arguments.get("dampening") and not {"fused", "foreach", "differentiable"} & set(wanted.arguments)
+    is_plain = not wanted.arguments.get("dampening") and not {"fused", "foreach", "differentiable"} & set(wanted.arguments)
+    # On a CPU `FusedStep` lacks it, and torch's own kernel gives other bits where a tensor is cut.
+    is_served = not wanted.arguments.get("amsgrad") or all(p.is_cuda for p in parameters)
+    return fits and is_plain and is_served
 
 
 def _made(wanted: Optimizer, parameters: list[torch.nn.Parameter], key: str, fused: bool) -> torch.optim.Optimizer:

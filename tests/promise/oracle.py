@@ -181,7 +181,8 @@ def make_optimizer(config: dict[str, Any], task: Task, model: nn.Module, parsed:
         return task.optimizer(model, parsed)
     if "name" not in config["optimizer"]:
         return Several(config["optimizer"], model, task.overrides("after_step"))  # type: ignore[return-value]
-    return one_optimizer(config["optimizer"], [p for p in model.parameters() if p.requires_grad], model, True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return one_optimizer(config["optimizer"], trained, model, True)  # type: ignore[no-any-return]
 
 
 class Several:
@@ -191,7 +192,7 @@ class Several:
         stepped = {name: [*model.get_submodule(name).parameters()] for name in wanted}
         trains = {k: [p for p in ps if p.requires_grad or (may_thaw and p.is_floating_point())] for k, ps in stepped.items()}
         kernels = all(one["name"] in ("adam", "adamw", "sgd") for one in wanted.values())
-        plain = not any({"foreach", "dampening"} & set(one) for one in wanted.values())
+        plain = not any({"foreach", "dampening", "amsgrad"} & set(one) for one in wanted.values())
         plain = plain and not any(p.is_complex() for ps in trains.values() for p in ps)
         self.each = [one_optimizer(one, trains[name], model, kernels and plain) for name, one in wanted.items()]
         self.param_groups = [group for one in self.each for group in one.param_groups]
@@ -201,22 +202,41 @@ class Several:
             one.step()
 
 
-def one_optimizer(
-    wanted: dict[str, Any], parameters: list[nn.Parameter], model: nn.Module, may_fuse: bool
-) -> torch.optim.Optimizer:
+def one_optimizer(wanted: dict[str, Any], parameters: list[nn.Parameter], model: nn.Module, may_fuse: bool) -> Any:
     arguments = dict(wanted)
     name = arguments.pop("name")
     kind = next(value for key, value in vars(torch.optim).items() if key.lower() == name.lower())
     has_kernel = may_fuse and kind.__name__ in ("Adam", "AdamW", "SGD") and not any(p.is_complex() for p in model.parameters())
-    if (
-        has_kernel and "foreach" not in arguments and not arguments.get("dampening")
-    ):  # one for a whole step, unless the user asks for another
-        arguments.setdefault("fused", True)
-    made = kind(parameters, **arguments)
-    if arguments.get("fused") and arguments.get("momentum"):  # torch's own fails if a first gradient comes later than another's
-        for parameter in made.param_groups[0]["params"]:
-            made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return made  # type: ignore[no-any-return]
+    if has_kernel and not any(arguments.get(key) is not None for key in ("foreach", "dampening", "amsgrad")):
+        arguments.setdefault("fused", True)  # one for a whole step, unless the user asks for another
+    return InWholeVectors(kind, parameters, arguments) if arguments.get("fused") else kind(parameters, **arguments)
+
+
+class InWholeVectors:
+    """A fused optimizer over copies that zeros fill up to a multiple of 64 bytes; behind that its kernel rounds otherwise."""
+
+    def __init__(self, kind: Callable[..., torch.optim.Optimizer], parameters: list[nn.Parameter], arguments: Any) -> None:
+        self.copies = [nn.Parameter(self.filled_up(parameter.detach())) for parameter in parameters]
+        self.inner = kind(self.copies, **arguments)
+        self.param_groups = [{**group, "params": parameters} for group in self.inner.param_groups]
+        if arguments.get("momentum"):  # torch's own fails where a first gradient comes later than others
+            for copy in self.copies:
+                self.inner.state[copy]["momentum_buffer"] = torch.zeros_like(copy)
+
+    @staticmethod
+    def filled_up(tensor: torch.Tensor) -> torch.Tensor:
+        return nn.functional.pad(tensor.reshape(-1), (0, -tensor.numel() % (64 // tensor.element_size())))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        [group], [inner] = self.param_groups, self.inner.param_groups
+        inner["lr"] = group["lr"]
+        for parameter, copy in zip(group["params"], self.copies, strict=True):
+            copy.copy_(self.filled_up(parameter))
+            copy.grad = None if parameter.grad is None else self.filled_up(parameter.grad)
+        self.inner.step()
+        for parameter, copy in zip(group["params"], self.copies, strict=True):
+            parameter.copy_(copy[: parameter.numel()].view(parameter.shape))
 
 
 def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[dict[str, Any]]:
@@ -301,7 +321,7 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
             p.grad = sums[p] if p in sums and p in stepped else None
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         loss_value = total / weight_sum if weight_sum else math.nan
-        norm = norm_of_rows(grads) / weight
+        norm = torch.tensor(norm_of_rows(grads), dtype=torch.float64) / weight  # a float over a tensor is times its reciprocal
         if not math.isfinite(loss_value + float(norm)):
             raise Diverged(f"step {step + 1}")
         clip = config.get("clip")

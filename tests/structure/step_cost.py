@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from samestep.config import load_config
 from samestep.control import StopFlag, leave_together
+from samestep.exact import norm
 from samestep.loop import Training, train
 from samestep.runtime import read_runtime
 from samestep.session import Plans, build, make_accelerator
@@ -60,6 +61,7 @@ def go_on(training: Training, steps: int) -> None:
 
 def stay_on_the_device(training: Training) -> None:
     training.exchange._on_host = False
+    norm._on_host = lambda tensor: False
     training.optimizer._on_device = True
     training.reports.post = lambda *numbers: None  # type: ignore[method-assign]  # they are read a step later
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from samestep.exact import norm
+from samestep.exact import Scalar, norm
 from samestep.exact.norm import norm_of, row_bins, total_norm
 from samestep.optim import divide_and_clip
 
@@ -60,6 +61,13 @@ def cut(grads: list[torch.Tensor], ways: int) -> list[list[torch.Tensor]]:
     return ranks
 
 
+def by_ranks(grads: list[torch.Tensor], ways: int, rng: random.Random) -> Scalar:
+    """What the ranks come to, whose bins arrive in any order."""
+    ranks = [row_bins(mine) for mine in cut(grads, ways)]
+    rng.shuffle(ranks)
+    return total_norm(grads[:1], lambda bins: sum(ranks, torch.zeros_like(bins)))
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(rng=st.randoms(use_true_random=False), ways=st.integers(2, 9))
 def test_any_cut_into_rows_and_any_order_gives_the_same_norm(threads: None, rng: random.Random, ways: int) -> None:
@@ -67,9 +75,17 @@ def test_any_cut_into_rows_and_any_order_gives_the_same_norm(threads: None, rng:
     whole = total_norm(grads)
     assert whole == plain(grads)
     assert whole == norm_of(row_bins(grads))
-    ranks = [row_bins(mine) for mine in cut(grads, ways)]
-    rng.shuffle(ranks)
-    assert whole == total_norm(grads[:1], lambda bins: sum(ranks, torch.zeros_like(bins)))
+    assert whole == by_ranks(grads, ways, rng)
+
+
+@given(rng=st.randoms(use_true_random=False), ways=st.integers(2, 9))
+def test_as_a_gpu_takes_it_no_cut_changes_it_either(rng: random.Random, ways: int) -> None:
+    grads = some_grads(rng)
+    with mock.patch.object(norm, "_on_host", return_value=False):
+        whole = total_norm(grads)
+        assert isinstance(whole, torch.Tensor)
+        assert whole == by_ranks(grads, ways, rng)
+    assert whole.item() == pytest.approx(plain(grads), rel=1e-6)
 
 
 @given(rows=st.integers(1, 9), width=st.integers(2, 70), seed=st.integers(0, 100))

@@ -33,8 +33,8 @@ def total_norm(grads: list[torch.Tensor], reduce: Callable[[torch.Tensor], torch
         grads: at least one, all on one device.
         reduce: sums `row_bins` over the ranks, each of which has some of the rows. By default all rows are here.
     """
-    if reduce is None and not grads[0].is_cuda and sum([len(grad) if grad.dim() else 1 for grad in grads]) <= _FEW_ROWS:
-        return _root([norm * norm for grad in grads for norm in _norms_of(grad)])
+    if reduce is None and _on_host(grads[0]) and sum(len(grad) if grad.dim() else 1 for grad in grads) <= _FEW_ROWS:
+        return _root([norm * norm for norms in _row_norms(grads) for norm in norms.tolist()])
     bins = row_bins(grads)
     return norm_of(bins if reduce is None else reduce(bins))
 
@@ -60,11 +60,15 @@ def row_bins(grads: list[torch.Tensor]) -> torch.Tensor:
 
 def norm_of(bins: torch.Tensor) -> Scalar:
     """The root of all that is in the bins. On a GPU they are summed there, in a fixed order, and nobody waits."""
-    if bins.is_cuda:
+    if not _on_host(bins):
         upper = bins[0].sum()
         return torch.where(upper.isfinite(), upper + bins[1].sum(), upper).sqrt()  # an infinity's lower half is NaN
     norm = _root(bins[bins != 0].tolist())
     return _root(bins[0].tolist()) if math.isnan(norm) else norm
+
+
+def _on_host(tensor: torch.Tensor) -> bool:
+    return not tensor.is_cuda
 
 
 def _root(squares: list[float]) -> float:
@@ -74,29 +78,13 @@ def _root(squares: list[float]) -> float:
         return math.inf
 
 
-def _norms_of(grad: torch.Tensor) -> list[float]:
-    """The norms of a gradient's few rows, on a CPU."""
-    if not grad.numel():
-        return []
-    rows = _as_rows(grad)
-    found: list[float] = (rows.view(-1) if rows.shape[1] == 1 else _by_kernel(rows)).tolist()
-    return found
-
-
-def _as_rows(grad: torch.Tensor) -> torch.Tensor:
-    """Of shape (rows, numbers), in the gradient's own dtype, or of 16 bits in float32."""
-    real = torch.view_as_real(grad) if grad.is_complex() else grad
-    rows = real.reshape(grad.shape[0] if grad.dim() else 1, -1).contiguous()
-    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-
-
 def _row_norms(grads: list[torch.Tensor]) -> Iterator[torch.Tensor]:
     """The norms of some rows at a time, up to their signs."""
     waiting: dict[tuple[int, torch.dtype], list[torch.Tensor]] = {}
     for rows in _rows(grads):
-        if rows.shape[1] == 1:
-            yield rows.view(-1)
-        elif not rows.is_cuda:
+        if rows.dim() == 1:
+            yield rows
+        elif _on_host(rows):
             yield _by_kernel(rows)
         else:  # many in one kernel
             alike = waiting.setdefault((rows.shape[1], rows.dtype), [])
@@ -110,12 +98,14 @@ def _row_norms(grads: list[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 
 def _rows(grads: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Some rows at a time, of shape (rows, numbers), in the gradient's own dtype, or of 16 bits in float32."""
+    """Some rows at a time, of shape (rows, numbers), or (rows) of one number each; of 16 bits in float32."""
     for grad in grads:
         if not grad.numel():
             continue
-        rows = as_real(grad).reshape(grad.shape[0] if grad.dim() else 1, -1).contiguous()
-        most = max(1, min(_MOST_ROWS, _MOST_NUMBERS // rows.shape[1]))
+        real = as_real(grad if grad.dim() else grad.reshape(1))
+        width = real.numel() // real.shape[0]
+        rows = real.flatten() if width == 1 else real.flatten(1).contiguous()
+        most = max(1, min(_MOST_ROWS, _MOST_NUMBERS // width))
         for some in rows.split(most) if rows.shape[0] > most else (rows,):
             yield some.float() if some.dtype in (torch.float16, torch.bfloat16) else some
 
