@@ -83,7 +83,7 @@ def test_a_run_goes_on_sharded_or_not_as_if_nothing_had_been(workplace: Workplac
     ("config", "words"),
     [
         (CHAIN.replace(":Chain", ":Changing"), "shard: the task has an after_step, which changes whole parameters"),
-        (CHAIN.replace("adamw", "asgd").replace("weight_decay", "lambd"), "shard: ASGD may need whole parameters to step"),
+        (CHAIN.replace("adamw", "adafactor"), "shard: Adafactor may need whole parameters to step"),
         (CHAIN.replace(":Chain", ":Chain\nwith: {skips: true}"), "shard: the forward went through other blocks on one rank"),
         (CHAIN.replace(":Chain", ":Around"), "shard: the loss reaches past model(…)"),
     ],

@@ -22,6 +22,7 @@ from samestep.exact.scalars import Scalar
 _FEW_ROWS = 1024  # up to here adding them one by one costs less than bins do
 _MOST_ROWS, _MOST_NUMBERS = 2**20, 2**24  # taken at once, which bounds the memory
 _SPLIT = 32768  # numbers from which torch splits a single row among threads in some releases
+_OF_16_BITS = (torch.float16, torch.bfloat16)
 _NUM_BINS = 2048  # one for each exponent of a float64
 _UPPER_HALF = -(1 << 27)  # sign, exponent and the first 25 bits of a fraction of 52
 
@@ -33,8 +34,8 @@ def total_norm(grads: list[torch.Tensor], reduce: Callable[[torch.Tensor], torch
         grads: at least one, all on one device.
         reduce: sums `row_bins` over the ranks, each of which has some of the rows. By default all rows are here.
     """
-    if reduce is None and _on_host(grads[0]) and sum(len(grad) if grad.dim() else 1 for grad in grads) <= _FEW_ROWS:
-        return _root([norm * norm for norms in _row_norms(grads) for norm in norms.tolist()])
+    if reduce is None and _on_host(grads[0]) and sum([len(grad) if grad.dim() else 1 for grad in grads]) <= _FEW_ROWS:
+        return _root([norm * norm for grad in grads for norm in _norms_of(grad)])
     bins = row_bins(grads)
     return norm_of(bins if reduce is None else reduce(bins))
 
@@ -102,12 +103,26 @@ def _rows(grads: list[torch.Tensor]) -> Iterator[torch.Tensor]:
     for grad in grads:
         if not grad.numel():
             continue
-        real = as_real(grad if grad.dim() else grad.reshape(1))
-        width = real.numel() // real.shape[0]
-        rows = real.flatten() if width == 1 else real.flatten(1).contiguous()
-        most = max(1, min(_MOST_ROWS, _MOST_NUMBERS // width))
+        rows = _as_rows(grad)
+        most = max(1, min(_MOST_ROWS, _MOST_NUMBERS * rows.shape[0] // rows.numel()))
         for some in rows.split(most) if rows.shape[0] > most else (rows,):
-            yield some.float() if some.dtype in (torch.float16, torch.bfloat16) else some
+            yield some.float() if some.dtype in _OF_16_BITS else some
+
+
+def _as_rows(grad: torch.Tensor) -> torch.Tensor:
+    real = as_real(grad if grad.dim() else grad.reshape(1))
+    return real.flatten() if real.numel() == real.shape[0] else real.flatten(1).contiguous()
+
+
+def _norms_of(grad: torch.Tensor) -> list[float]:
+    """The same for one gradient of few rows on a CPU, at less cost."""
+    if not grad.numel():
+        return []
+    rows = _as_rows(grad)
+    if rows.dtype in _OF_16_BITS:
+        rows = rows.float()
+    norms: list[float] = (rows if rows.dim() == 1 else _by_kernel(rows)).tolist()
+    return norms
 
 
 def _by_kernel(rows: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 
 from samestep.errors import UsageError
 from samestep.exact import Shard, ShardedModel, everyone, refuse_uncuttable
+from samestep.fused_step import FusedStep
 from samestep.optimizers import PartOptimizers
 from samestep.regional_compile import repeated_blocks
 from samestep.task import Task
@@ -18,7 +19,8 @@ from samestep.task import Task
 _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 1 << 22  # mallopt(3)
 
 # Each number of their state and of their step belongs to one number of a parameter, and is the same however that is cut.
-_ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD")
+_ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
+_OF_16_BITS = ("Adadelta", "Adam", "AdamW")  # whose kernels round parameters of 16 bits the same in every place
 
 
 def shard(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> ShardedModel:
@@ -43,15 +45,27 @@ def refuse_unshardable(task: Task, model: nn.Module, optimizer: torch.optim.Opti
     lines = []
     if task.overrides("after_step"):
         lines.append("shard: the task has an after_step, which changes whole parameters; leave one of them out")
-    kinds = [type(part).__name__ for part in (optimizer.parts if isinstance(optimizer, PartOptimizers) else [optimizer])]
-    for kind in dict.fromkeys(kinds):
-        if kind not in _ELEMENTWISE or not type(optimizer).__module__.startswith(("torch.optim.", "samestep.")):
-            lines.append(
-                f"shard: {kind} may need whole parameters to step; write one of {', '.join(map(str.lower, _ELEMENTWISE))}"
-            )
+    for part in optimizer.parts if isinstance(optimizer, PartOptimizers) else [optimizer]:
+        lines += _against(part, is_ours=not task.overrides("optimizer"))
     if lines:
-        raise UsageError(*lines)
+        raise UsageError(*dict.fromkeys(lines))
     refuse_uncuttable(model, repeated_blocks(model))
+
+
+def _against(optimizer: torch.optim.Optimizer, is_ours: bool) -> list[str]:
+    """Why cutting its parameters would change a bit of this optimizer's step."""
+    kind = type(optimizer).__name__
+    if kind not in _ELEMENTWISE or not type(optimizer).__module__.startswith("torch.optim."):
+        words = ", ".join(map(str.lower, _ELEMENTWISE))
+        return [f"shard: {kind} may need whole parameters to step; write one of {words}"]
+    is_fused = any(group.get("fused") for group in optimizer.param_groups)
+    if is_fused and kind != "Adagrad" and not (is_ours and FusedStep.fits(optimizer)):
+        return [f"shard: torch's fused kernel of {kind} rounds the end of a tensor in another way; leave fused out"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    fits = kind in _OF_16_BITS or (kind == "SGD" and is_fused)
+    if not fits and any(parameter.element_size() == 2 for parameter in parameters):
+        return [f"shard: {kind} rounds parameters of 16 bits by their place; write adamw, or precision: bf16 over float32"]
+    return []
 
 
 def shard_optimizer(optimizer: torch.optim.Optimizer, shards: Mapping[nn.Parameter, Shard]) -> None:
