@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -96,3 +98,46 @@ class Around(Chain):
 
     def loss(self, model: Any, batch: Batch) -> Any:
         return model.outward(torch.zeros(2, 21)).sum() + model(batch["x"]).sum(), 1
+
+
+class _Layer(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.down(F.gelu(self.up(x)))
+        return x + y
+
+
+class _Tower(nn.Module):
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_Layer(width) for _ in range(layers))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Limited(Task):
+    """A process may have no more memory than `limit` times the parameters, on top of what it had before there was a model."""
+
+    layers: int = 20
+    limit: float = 3.5
+
+    def model(self) -> nn.Module:
+        width = 512
+        status = Path("/proc/self/status").read_text().splitlines()
+        there = 1024 * int(next(line for line in status if line.startswith("VmData:")).split()[1])
+        most = there + int(self.limit * 4 * self.layers * 8 * width * width)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        return _Tower(width, self.layers)
+
+    def data(self, split: str) -> datasets.Dataset | None:
+        x = torch.randn(16, 512, generator=torch.Generator().manual_seed(0))
+        return datasets.Dataset.from_dict({"x": x.tolist()}) if split == "train" else None
+
+    def loss(self, model: nn.Module, batch: Batch) -> Any:
+        return (model(batch["x"]) - batch["x"].flip(1)).square().sum(), len(batch["x"])

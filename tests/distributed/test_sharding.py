@@ -95,6 +95,21 @@ def test_what_cannot_be_sharded_is_refused_in_a_line(workplace: Workplace, confi
     assert words in done.err + done.out, done.err[-3000:]
 
 
+@pytest.mark.timeout(300)
+def test_a_training_state_larger_than_a_process_may_have_trains_sharded(workplace: Workplace) -> None:
+    """Parameters, gradients and moments are four times the parameters; a process may have 3.5 times."""
+    workplace.write(
+        "case.yaml",
+        f"task: {HERE}/shard_tasks.py:Limited\nglobal_batch_size: 4\nmicro_batch_size: 1\nsteps: 2\ndevice: cpu\n"
+        "optimizer: {name: adamw, lr: 1e-4}\ntrack: {wandb: 'off'}\n",
+    )
+    whole = workplace.train("case.yaml", "--run", "whole", processes=4, timeout=250)
+    assert whole.code != 0
+    assert "can't allocate memory" in whole.err + whole.out
+    done = workplace.train("case.yaml", "--run", "cut", "shard=true", processes=4, timeout=250)
+    assert done.code == 0, done.err[-3000:]
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", CASES)
