@@ -5,6 +5,7 @@ All sizes for each case: `bash tests/run.sh -m long tests/distributed/test_shard
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,15 @@ def test_what_cannot_be_sharded_is_refused_in_a_line(workplace: Workplace, confi
     done = workplace.train("case.yaml", "shard=true", processes=2, timeout=150)
     assert done.code != 0
     assert words in done.err + done.out, done.err[-3000:]
+
+
+def test_the_sharded_sum_forced_in_one_process_equals_the_local_fold(workplace: Workplace) -> None:
+    """As tests/gpu has it over NCCL."""
+    script = str(HERE.parent / "gpu/forced_shards.py")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1")
+    done = workplace.command(sys.executable, *launcher, script, "cpu:gloo")
+    assert done.code == 0, done.err
+    assert done.out == "the same\n"
 
 
 @pytest.mark.timeout(300)

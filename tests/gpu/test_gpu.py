@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,6 +55,30 @@ def test_the_hook_forced_on_one_gpu_equals_the_local_fold(workplace: Workplace, 
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1", script, str(gathered)
     )
     assert done.code == 0, done.err
+
+
+def test_the_sharded_sum_forced_on_one_gpu_equals_the_local_fold(workplace: Workplace) -> None:
+    workplace.env.pop("CUDA_VISIBLE_DEVICES")
+    script = str(Path(__file__).parent / "forced_shards.py")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1")
+    done = workplace.command(sys.executable, *launcher, script, "cuda:nccl")
+    assert done.code == 0, done.err
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices here")
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_a_sharded_run_on_two_gpus_has_the_bits_of_one(workplace: Workplace, precision: str) -> None:
+    workplace.env.pop("CUDA_VISIBLE_DEVICES")
+    workplace.write(
+        "case.yaml",
+        "task: text\nwith: {context: 64, width: 128, layers: 2, heads: 4, dropout: 0.1, shown: 0}\nglobal_batch_size: 32\n"
+        f"micro_batch_size: 4\nsteps: 20\nclip: 1.0\nprecision: '{precision}'\noptimizer: {{name: adamw, lr: 3e-3}}\n"
+        "evaluate: {batches: 4}\ntrack: {every: 5, wandb: 'off'}\n",
+    )
+    one = workplace.train("case.yaml", "--run", "one")
+    two = workplace.train("case.yaml", "--run", "two", "shard=true", processes=2)
+    assert one.code == two.code == 0, one.err + two.err
+    assert one.weights == two.weights
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
