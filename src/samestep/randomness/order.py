@@ -27,6 +27,11 @@ def _mix_array(values: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
+def mixed(numbers: Integers, key: int) -> NDArray[np.uint64]:
+    """Each number as well-mixed bits; different numbers stay different."""
+    return _mix_array(_mix_array(numbers.astype(np.uint64), key), mix(key))
+
+
 @functools.lru_cache(maxsize=8)
 def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(mix(seed, epoch, number) for number in range(_ROUNDS))
