@@ -25,8 +25,8 @@ def _differences(before: Identity, now: Identity, name: str, had: str, has: str)
     if (old := before.get("files")) and (new := now.get("files")) and len(old) == len(new):
         for one, other in zip(old, new, strict=True):
             if one[:2] != other[:2]:
-                what = "other rows" if one[0] == other[0] else "other rows, or the files another order"
-                return [f"{name}: the file {other[0]} {has} {what} than {had} {one[0]}"]
+                words = f"the file {one[0]} with the checksum {one[1]} and {has} {other[0]} with {other[1]}"
+                return [f"{name} {had} {words}"]
     found = []
     if before["rows"] != now["rows"]:
         found.append(f"{name} {had} {before['rows']} rows and {has} {now['rows']}")

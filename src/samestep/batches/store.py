@@ -200,7 +200,8 @@ def _status(error: BaseException) -> int | None:
         answer = getattr(one, "response", None)
         if isinstance(answer, dict):  # botocore's
             answer = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        for found in (getattr(one, "status", None), getattr(answer, "status_code", answer), getattr(one, "code", None)):
+        own = getattr(one, "code" if type(one).__module__.startswith(("gcsfs", "google")) else "status", None)
+        for found in (own, getattr(answer, "status_code", answer)):
             if isinstance(found, int) and 400 <= found < 600:
                 return found
     return None
