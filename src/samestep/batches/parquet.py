@@ -20,7 +20,7 @@ import torch
 from samestep.batches.arrow import Column
 from samestep.batches.footers import decode, digest, fetch, read_footers
 from samestep.batches.parquet_rows import ParquetRows
-from samestep.batches.row_groups import USED, GroupFiles, OpenGroups
+from samestep.batches.row_groups import USED, GroupFiles, OpenGroups, locked
 from samestep.batches.source import Source
 from samestep.batches.store import File, Store
 from samestep.errors import TrainingError, UsageError
@@ -70,8 +70,10 @@ class Parquet(Source):
         if window is not None and window < 1:
             raise UsageError(f"data: samestep.Parquet: window: found {window}; write how many row groups to shuffle at a time")
         limit, folder = _bytes(cache), _cache()
+        names = [os.path.expanduser(os.fspath(place)) for place in places]
+        self._telling, self._teller = ExitStack(), folder / "telling" / f"{platform.node()}-{digest(*names)}.lock"
         self._store = Store(storage_options or {}, self._may_tell)
-        files = self._store.find([os.path.expanduser(os.fspath(place)) for place in places])
+        files = self._store.find(names)
         self._footers = found = read_footers(self._store, files, None if columns is None else list(columns), folder / "footers")
         self._names = found.schema.names
         self._window = min(
@@ -91,7 +93,6 @@ class Parquet(Source):
         self._limit, self._kept = limit, kept
         self._order: BlockOrder | None = None
         self._open: tuple[int, OpenGroups] | None = None
-        self._telling = ExitStack()
         self._files.touch()
         _clear_unused(here, self._folder)
 
@@ -174,7 +175,7 @@ class Parquet(Source):
 
     def _may_tell(self) -> bool:
         """One process of a machine, for as long as it lives."""
-        return self._telling.enter_context(self._files.lock("telling", wait=False)) if hasattr(self, "_files") else True
+        return self._telling.enter_context(locked(self._teller, wait=False))
 
 
 def _value(scalar: pa.Scalar) -> Any:

@@ -22,6 +22,25 @@ _LOCKS = 64
 _LAST_WORDS_S = 10.0  # for a thread that decodes as the process ends
 
 
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock of this machine's processes; False if another has it and we don't wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        got = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            got = False
+        except OSError:
+            pass  # a file system without locks: some work may be done twice
+        try:
+            yield got
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)  # said, not left to close: a process forked meanwhile has the file too
+
+
 class GroupFiles:
     """
     Args:
@@ -38,36 +57,18 @@ class GroupFiles:
         while True:
             if (table := _mapped(path)) is not None:
                 return table
-            with self.lock(f"{group % _LOCKS}"):
+            with locked(self._folder / f"{group % _LOCKS}.lock"):
                 if not path.exists():
                     return self._made(group, threading.Event())
 
     def prepare(self, group: int, ended: threading.Event) -> None:
         """Have a row group on disk before it is asked for, unless another process is about it."""
-        with self.lock(f"{group % _LOCKS}", wait=False) as is_mine:
+        with locked(self._folder / f"{group % _LOCKS}.lock", wait=False) as is_mine:
             if is_mine:
                 try:
                     os.utime(self._path(group))  # so that nothing makes room of it
                 except FileNotFoundError:
                     self._made(group, ended)
-
-    @contextlib.contextmanager
-    def lock(self, name: str, wait: bool = True) -> Iterator[bool]:
-        """Hold a lock of this machine's processes; False if another has it and we don't wait."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f"{name}.lock").open("wb") as file:
-            got = True
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                got = False
-            except OSError:
-                pass  # a file system without locks: some work may be done twice
-            try:
-                yield got
-            finally:
-                with contextlib.suppress(OSError):
-                    fcntl.flock(file, fcntl.LOCK_UN)  # said, not left to close: a process forked meanwhile has the file too
 
     def touch(self) -> None:
         """Say that the folder is in use."""
@@ -80,7 +81,7 @@ class GroupFiles:
     def _made(self, group: int, ended: threading.Event) -> pa.Table:
         table, path = self._decode(group, ended), self._path(group)
         try:
-            with self.lock("room"):
+            with locked(self._folder / "room.lock"):
                 if not self._make_room(table.nbytes):
                     return table
                 half = path.with_suffix(".half")

@@ -50,7 +50,6 @@ class Store:
 
     def __init__(self, options: dict[str, Any], may_tell: Callable[[], bool]) -> None:
         self._options, self._may_tell = options, may_tell
-        self._has_told = False
 
     def find(self, places: Sequence[str]) -> list[File]:
         """The files of paths, folders, globs and URLs, in the order of the places, and by name within one."""
@@ -126,10 +125,8 @@ class Store:
                 return found
 
     def _tell(self, line: str) -> None:
-        if not self._has_told:
-            self._has_told = True
-            if self._may_tell():
-                print(f"samestep: {line}", file=sys.stderr, flush=True)
+        if store_wait.is_first_told() and self._may_tell():
+            print(f"samestep: {line}", file=sys.stderr, flush=True)
 
     def _open(self, url: str) -> tuple[Any, str]:
         """fsspec's file system and the path in it; fsspec keeps one for each process and thread."""
