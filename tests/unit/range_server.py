@@ -37,11 +37,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not path.is_file():
             self._say(404, {"Content-Length": "0"})
             return
-        stat, content = path.stat(), path.read_bytes() if body else b""
+        stat, content = path.stat(), b""
         headers = {"ETag": f'"{stat.st_mtime_ns}"', "Accept-Ranges": "bytes", "Content-Length": str(stat.st_size)}
         if asked and body:
             start, _, last = asked.partition("-")
-            content = content[int(start) : int(last) + 1]
+            with path.open("rb") as file:
+                file.seek(int(start))
+                content = file.read(int(last) + 1 - int(start))
             if fault == "short":
                 content = content[: len(content) // 2]
             headers |= {"Content-Range": f"bytes {asked}/{stat.st_size}", "Content-Length": str(len(content))}
@@ -50,7 +52,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content[: len(content) // 2])
             self.close_connection = True
         elif body:
-            self.wfile.write(content)
+            self.wfile.write(content if asked else path.read_bytes())
 
     def _say(self, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)
