@@ -13,16 +13,13 @@ class StoreWait:
         self._until = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("d")
 
     def expect(self, within_s: float) -> None:
-        """An attempt has failed or brought a part; the next is over within so many seconds."""
-        self._until[0] = time.monotonic() + within_s
+        """An attempt has failed, or brought a part; the next is over within so many seconds."""
+        self._until[0] = max(self._until[0], time.monotonic() + within_s)
 
     def is_first_told(self) -> bool:
         """Whether this rank is about to speak of it for the first time."""
         is_first, self._until[1] = not self._until[1], 1.0
         return is_first
-
-    def over(self) -> None:
-        self._until[0] = 0.0
 
     @property
     def is_on(self) -> bool:

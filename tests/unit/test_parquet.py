@@ -18,7 +18,7 @@ import torch
 from range_server import RangeServer
 
 from samestep import Parquet
-from samestep.batches import differences, doubt, identity, make_rows, order_of, store
+from samestep.batches import Batches, Plan, differences, doubt, identity, make_rows, order_of, store
 from samestep.control import NoBoard, Watchdog
 from samestep.errors import TrainingError, UsageError
 from samestep.session import read_split
@@ -206,16 +206,16 @@ def test_a_store_in_trouble_is_asked_again_and_named_once(folder: Path, fault: s
     assert said[0].startswith("samestep: data: http://127.0.0.1:")
     assert words[fault] in said[0]
     assert said[0].endswith("it is asked again, for up to 900 s")
-    assert not store_wait.is_on
+    assert store_wait.is_on
 
 
 def test_a_store_is_asked_again_as_late_as_it_wishes(folder: Path) -> None:
     with RangeServer(folder) as server:
-        source = Parquet(f"{server.url}/0.parquet")
+        source = Parquet(f"{server.url}/2.parquet")
         server.retry_after = "1"
         server.faults.append("429")
         began = time.monotonic()
-        assert source[0]["n"] == 0
+        assert source[0]["n"] == 37  # in the file's only row group, which nobody reads ahead
         assert time.monotonic() - began >= 1
 
 
@@ -330,7 +330,6 @@ def test_the_watchdog_waits_for_whoever_asks_a_store_again(tmp_path: Path, wante
     assert watch._shown_phase == ("reading data, and the store has to be asked again" if wanted else "reading data")
     watch.at("computing")
     assert watch._shown_phase == "computing"
-    store_wait.over()
 
 
 class Streamed(Task):
@@ -362,3 +361,22 @@ def test_a_stream_of_parquet_files_is_told_what_to_write_instead(folder: Path) -
     for found, words in cases:
         with pytest.raises(UsageError, match=re.escape(words)):
             read_split(Streamed(stream=found), 0, "train")
+
+
+def test_what_a_loader_process_refuses_is_one_line_too(folder: Path) -> None:
+    source = Parquet(folder / "2.parquet")
+    rows, plan = make_rows(source, Plain(), 0, torch.float32), Plan(order_of(source, 0), 10, 5, False)
+    batches = Batches(rows, plan, [0, 1], torch.device("cpu"), 0, 0, 5, workers=1)
+    write(folder / "2.parquet", 50, 38)
+    with pytest.raises(UsageError, match=r"^data: .*2.parquet has changed since the start [^\n]*$"):
+        next(batches.step(0))
+    batches.close()
+
+
+def test_a_folder_that_cannot_be_written_is_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, content: bytes) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("samestep.batches.footers.write_atomically", refuse)
+    with pytest.raises(UsageError, match=r"Permission denied\), .*; set HF_DATASETS_CACHE to a folder that can be written"):
+        Parquet(folder / "0.parquet")

@@ -64,17 +64,24 @@ class Parquet(Source):
         window: int | None = None,
         storage_options: dict[str, Any] | None = None,
     ) -> None:
-        places = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        places = [os.path.expanduser(os.fspath(place)) for place in given]
         if not places:
             raise UsageError("data: samestep.Parquet found no path; write one, a folder, a glob or a URL")
         if window is not None and window < 1:
             raise UsageError(f"data: samestep.Parquet: window: found {window}; write how many row groups to shuffle at a time")
         limit, folder = _bytes(cache), _cache()
-        names = [os.path.expanduser(os.fspath(place)) for place in places]
-        self._telling, self._teller = ExitStack(), folder / "telling" / f"{platform.node()}-{digest(*names)}.lock"
+        self._telling, self._teller = ExitStack(), folder / "telling" / f"{platform.node()}-{digest(*places)}.lock"
         self._store = Store(storage_options or {}, self._may_tell)
-        files = self._store.find(names)
-        self._footers = found = read_footers(self._store, files, None if columns is None else list(columns), folder / "footers")
+        files = self._store.find(places)
+        names = [columns] if isinstance(columns, str) else None if columns is None else list(columns)
+        try:
+            self._footers = found = read_footers(self._store, files, names, folder / "footers")
+        except PermissionError as error:
+            words = f"found no way to write to {folder} ({error.strerror}), where footers and row groups are kept"
+            raise UsageError(
+                f"data: samestep.Parquet: {words}; set HF_DATASETS_CACHE to a folder that can be written"
+            ) from None
         self._names = found.schema.names
         self._window = min(
             len(found.rows), window or int(np.clip(_WINDOW_BYTES // max(1, int(found.size.mean())), _FEWEST, _MOST))

@@ -172,8 +172,8 @@ class OpenGroups:
         groups = np.searchsorted(self._starts, rows, side="right") - 1
         begins = self._begins[groups]
         if (begins < 0).any():
-            self._open(np.unique(groups).tolist())
             self.ahead.want([group for group in upcoming(int(groups.max())) if group not in self._tables])
+            self._open(np.unique(groups).tolist())
             begins = self._begins[groups]
         places: Integers = begins + rows - self._starts[groups]
         return places

@@ -58,6 +58,8 @@ class Store:
 
     def many(self, work: Callable[[Any], T], things: Sequence[Any]) -> list[T]:
         """Do the same for many things, some at a time."""
+        if len(things) == 1:
+            return [work(things[0])]
         with concurrent.futures.ThreadPoolExecutor(_AT_A_TIME) as pool:
             return list(pool.map(work, things))
 
@@ -97,10 +99,11 @@ class Store:
         Raises TrainingError when patience is at an end, and UsageError at once for what will not change by waiting.
         """
         patience_s = PATIENCE_S if patience_s is None else patience_s
-        began, wait_s, ended = time.monotonic(), _FIRST_WAIT_S, ended or threading.Event()
+        failed_at: float | None = None  # first
+        wait_s, ended = _FIRST_WAIT_S, ended or threading.Event()
         while True:
             try:
-                found = attempt()
+                return attempt()
             except SamestepError:
                 raise
             except Exception as error:
@@ -110,7 +113,8 @@ class Store:
                     if isinstance(error, _FINAL_ERRORS) or status:
                         raise UsageError(f"data: {name} {words}; write a path or a URL that can be read from here") from error
                     raise
-                if time.monotonic() - began > patience_s:
+                failed_at = failed_at or time.monotonic()
+                if time.monotonic() - failed_at > patience_s:
                     raise TrainingError(
                         f"data: {name} {words}, and has for {patience_s:.0f} s; the same line goes on once it can be read"
                     ) from error
@@ -120,9 +124,6 @@ class Store:
                 if ended.wait(pause_s):
                     raise
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
-            else:
-                store_wait.over()
-                return found
 
     def _tell(self, line: str) -> None:
         if store_wait.is_first_told() and self._may_tell():
