@@ -25,7 +25,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def _answer(self, body: bool) -> None:
-        path = self.server.folder / self.path.lstrip("/")
+        path = self.server.folder / self.path.lstrip("/").partition("?")[0]
         asked = self.headers.get("Range", "").removeprefix("bytes=")
         self.server.requests.append((self.command, path.name, asked))
         fault = self.server.next_fault() if asked else ""

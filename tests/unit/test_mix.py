@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from built_here import Noting, built
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +23,7 @@ from samestep import Mix, Parquet, Tokens
 from samestep.batches import Plan, differences, doubt, identity, make_rows, order_of
 from samestep.errors import UsageError
 from samestep.task import Task
+from samestep.tasks.regression import Regression
 
 
 class Plain(Task):
@@ -64,6 +67,17 @@ def test_each_source_has_its_share_and_gives_all_its_rows_before_any_again(
         assert (abs(seen - np.arange(1, len(found) + 1) * weight / total) <= 1 + len(parts) / 2).all()
         ends = np.arange(total, len(found) + 1, total)
         assert (seen[ends - 1] == ends // total * (weight * total // total)).all()
+
+
+def test_what_a_mixture_gives_is_what_counting_gives() -> None:
+    weights, counts = [5, 1, 3], [0, 0, 0]
+    mixture = Mix([(range(100), weight) for weight in weights])
+    for number in range(40):
+        source = min(range(3), key=lambda one: (Fraction(2 * counts[one] + 1, weights[one]), one))
+        owners, before = mixture.counts(np.array([number]))
+        assert (int(owners[0]), int(before[0])) == (source, counts[source])
+        assert mixture.numbers(source, before).tolist() == [number]
+        counts[source] += 1
 
 
 def test_epochs_of_a_source_have_orders_of_their_own_and_entering_anywhere_gives_the_same() -> None:
@@ -164,6 +178,19 @@ def test_what_is_no_mixture_is_one_line(tmp_path: Path) -> None:
             make()
         assert len(refused.value.lines) == 1
         assert str(refused.value).startswith("data: samestep.Mix: ")
+
+
+class Weighted(Regression):
+    def data(self, split: str) -> Any:
+        return Mix([(super().data("train"), 1)]) if split == "train" else None
+
+    def weights(self, split: str) -> Any:
+        return np.ones(100)
+
+
+def test_weights_go_with_no_order_of_a_sources_own() -> None:
+    with pytest.raises(UsageError, match=r"found weights\(\), and rows of samestep.Mix, which has an order of its own; write"):
+        built(Noting(), task=Weighted())
 
 
 def test_the_source_that_changed_is_named() -> None:

@@ -287,6 +287,20 @@ def test_the_file_with_other_rows_is_named_at_the_next_start_and_a_copy_is_none(
     assert differences(before, identity(Parquet(folder)), "train")[0].startswith('data: "train" had 110 rows and has 115')
 
 
+def test_a_signature_in_an_address_is_no_part_of_the_data_and_is_never_printed(folder: Path, tmp_path: Path) -> None:
+    with RangeServer(folder) as server:
+        one, other = (Parquet([str(folder / "0.parquet"), f"{server.url}/2.parquet?key={key}"]) for key in ("secret", "other"))
+        assert one[40]["n"] == other[40]["n"] == 40
+        assert one._folder == other._folder
+        found = identity(one)
+        assert differences(found, identity(other), "train") == []
+        assert doubt(found, identity(other), "train") is None
+        assert "secret" not in str(found)
+        with pytest.raises(UsageError) as refused:
+            Parquet(f"{server.url}/gone.parquet?key=secret")
+        assert "secret" not in str(refused.value)
+
+
 def test_of_very_many_files_runs_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("samestep.batches.parquet._LISTED", 3)
     for number in range(7):

@@ -180,8 +180,9 @@ def test_two_gigabytes_behind_a_cache_of_200_mb(tmp_path: Path, ranks: Ranks) ->
         sizes = {"one": [1], "two": [2], "three": [3], "killed": [2, 3, 1]}
         for run, each in sizes.items():
             for number, size in enumerate(each):
+                # of which rank the row is: a step's first micro-batch is rank 0's, the third of six rank 1's of three
                 is_last, before, began = number == len(each) - 1, len(server.requests), time.monotonic()
-                fuse = {} if is_last else {"FUSE": f"{number}:{place.seen()[350_000 * (number + 1)]}"}
+                fuse = {} if is_last else {"FUSE": f"{number}:{place.seen()[351_000 * (number + 1) + 1000 * number]}"}
                 codes = place.start(run, size, *words, **fuse, **({"SEEN": "seen.txt"} if run == "one" else {}))
                 assert set(codes) == {0} if is_last else -9 in codes
                 row = json.loads((tmp_path / "runs" / run / "metrics.jsonl").read_text().splitlines()[-2])

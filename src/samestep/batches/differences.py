@@ -24,7 +24,7 @@ def differences(
 def _differences(before: Identity, now: Identity, name: str, had: str, has: str) -> list[str]:
     if (old := before.get("files")) and (new := now.get("files")) and len(old) == len(new):
         for one, other in zip(old, new, strict=True):
-            if one[:2] != other[:2]:
+            if one[1] != other[1]:
                 words = f"the file {one[0]} with the checksum {one[1]} and {has} {other[0]} with {other[1]}"
                 return [f"{name} {had} {words}"]
     found = []
@@ -57,7 +57,7 @@ def _doubt(before: Identity, now: Identity, name: str) -> str | None:
     if before["whole"] and now["whole"]:
         return None
     for one, other in zip(before.get("files", ()), now.get("files", ()), strict=False):
-        if one != other:
+        if one[2] != other[2]:
             return (
                 f"data: {name}: the file {other[0]} has the size and the footer that it had, but another time of change or "
                 "ETag; if other rows changed, start a new run"

@@ -60,12 +60,12 @@ def read_footers(store: Store, files: list[File], columns: list[str] | None, fol
     Raises UsageError for a file that is none of Parquet's, or has other columns than the first.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = digest(*((file.url, file.size, file.version) for file in files), *(columns or ["*"]))
+    name = digest(*((file.name, file.size, file.version) for file in files), *(columns or ["*"]))
     known, tails = folder / f"{name}.npz", folder / f"{name}.footers"
     if not known.exists():
 
         def tail_of(file: File) -> bytes:
-            return store.patiently(lambda: _tail(store, file), file.url, START_PATIENCE_S)
+            return store.patiently(lambda: _tail(store, file), file.name, START_PATIENCE_S)
 
         found = store.many(tail_of, files)
         buffer = io.BytesIO()
@@ -81,10 +81,10 @@ def read_footers(store: Store, files: list[File], columns: list[str] | None, fol
 def _tail(store: Store, file: File) -> bytes:
     tail = store.read(file, max(0, file.size - _TAIL_BYTES), file.size)
     if len(tail) < 12 or tail[-4:] != _MAGIC:
-        raise UsageError(f"data: {file.url} is no Parquet file; leave it out of the paths")
+        raise UsageError(f"data: {file.name} is no Parquet file; leave it out of the paths")
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if length + 4 > file.size:
-        raise UsageError(f"data: {file.url} is no whole Parquet file; write it anew, or leave it out of the paths")
+        raise UsageError(f"data: {file.name} is no whole Parquet file; write it anew, or leave it out of the paths")
     return tail[-length:] if length <= len(tail) else store.read(file, file.size - length, file.size)
 
 
@@ -92,7 +92,7 @@ def metadata(tail: bytes, file: File) -> pq.FileMetaData:
     try:
         return pq.read_metadata(pa.BufferReader(_MAGIC + tail))
     except pa.ArrowException as error:
-        raise UsageError(f"data: {file.url} is no whole Parquet file ({error}); write it anew, or leave it out") from None
+        raise UsageError(f"data: {file.name} is no whole Parquet file ({error}); write it anew, or leave it out") from None
 
 
 def fetch(store: Store, file: File, tail: bytes, number: int, columns: list[str]) -> Pieces:
@@ -127,7 +127,7 @@ def _summary(files: list[File], tails: list[bytes], columns: list[str] | None) -
             if group.num_rows:
                 groups.append((place, number, group.num_rows, _size(group, schema.names)))
     if first is None:
-        raise UsageError(f"data: {files[0].url}{' and the others' if len(files) > 1 else ''} have no rows; write other paths")
+        raise UsageError(f"data: {files[0].name}{' and the others' if len(files) > 1 else ''} have no rows; write other paths")
     file_of, number_of, rows, size = np.array(groups, np.int64).T
     schema = np.frombuffer(first[1].serialize(), np.uint8)
     arrays = {"file_of": file_of, "number_of": number_of, "rows": rows, "size": size, "schema": schema}
@@ -136,7 +136,7 @@ def _summary(files: list[File], tails: list[bytes], columns: list[str] | None) -
 
 def _chosen(schema: pa.Schema, columns: list[str] | None, file: File) -> pa.Schema:
     if missing := [name for name in columns or () if name not in schema.names]:
-        raise UsageError(f"data: {file.url} has no column {missing[0]}; it has {', '.join(schema.names)}")
+        raise UsageError(f"data: {file.name} has no column {missing[0]}; it has {', '.join(schema.names)}")
     fields = [schema.field(name) for name in columns or schema.names]
     return pa.schema([pa.field(field.name, field.type) for field in fields])
 
@@ -146,12 +146,12 @@ def _refuse_other_columns(first: File, schema: pa.Schema, file: File, other: pa.
     if only_some:
         has, lacks = (first, file) if only_some[0] in schema.names else (file, first)
         common = [name for name in schema.names if name in other.names]
-        raise UsageError(f"data: {has.url} has a column {only_some[0]}, and {lacks.url} has none; write columns={common}")
+        raise UsageError(f"data: {has.name} has a column {only_some[0]}, and {lacks.name} has none; write columns={common}")
     for name in schema.names:
         if schema.field(name).type != other.field(name).type:
             one, two = schema.field(name).type, other.field(name).type
-            raise UsageError(f"data: column {name} is {one} in {first.url}, and {two} in {file.url}; write it alike in all, or "
-                             "leave it out of columns")  # fmt: skip
+            raise UsageError(f"data: column {name} is {one} in {first.name}, and {two} in {file.name}; write it alike in all, "
+                             "or leave it out of columns")  # fmt: skip
 
 
 def _leaves(group: Any, columns: list[str]) -> list[Any]:

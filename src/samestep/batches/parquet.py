@@ -94,7 +94,7 @@ class Parquet(Source):
             wanted = f'write cache="{_words(needed * 5 // 4)}", or a smaller window'
             raise UsageError(f"data: samestep.Parquet: cache: {words}; {wanted}")
         here = folder / f"rows-{platform.node()}"
-        marks = [(file.url, file.version) for file in files]
+        marks = [(file.name, file.version) for file in files]
         self._folder = here / digest(*marks, *self._names, found.rows.tobytes())
         self._files = GroupFiles(self._folder, limit, self._decode)
         self._limit, self._kept = limit, kept
@@ -176,9 +176,9 @@ class Parquet(Source):
                 words = f"row group {number} cannot be decoded: {error}"
                 if failures < _DECODED_AGAIN:  # maybe what came is not what lies there
                     raise OSError(words) from error
-                raise TrainingError(f"data: {file.url}: {words}") from error
+                raise TrainingError(f"data: {file.name}: {words}") from error
 
-        return self._store.patiently(attempt, file.url, ended=ended)
+        return self._store.patiently(attempt, file.name, ended=ended)
 
     def _may_tell(self) -> bool:
         """One process of a machine, for as long as it lives."""
@@ -202,10 +202,9 @@ def _value(scalar: pa.Scalar) -> Any:
 def _listed(files: list[File], marks: list[str]) -> list[list[str]]:
     """A name, what tells the file again, and when it was changed; of many files, runs of them."""
     size = -(-len(files) // _LISTED)
-    root = (
-        os.path.commonpath([os.path.dirname(file.url) for file in files]) if len(files) > 1 else os.path.dirname(files[0].url)
-    )
-    names = [os.path.relpath(file.url, root) if "://" not in file.url else file.url for file in files]
+    local = [file.name for file in files if "://" not in file.name]
+    root = os.path.commonpath([os.path.dirname(name) for name in local]) if local else ""
+    names = [os.path.relpath(file.name, root) if "://" not in file.name else file.name for file in files]
     return [
         [
             names[first] if size == 1 else f"{names[first]} to {names[min(first + size, len(files)) - 1]}",

@@ -39,6 +39,11 @@ class File:
     size: int
     version: str
 
+    @property
+    def name(self) -> str:
+        """The address without what follows a question mark: a signature that changes, and is nobody's business."""
+        return self.url.partition("?")[0] if "://" in self.url else self.url
+
 
 class Store:
     """What fsspec opens: local paths, `https://`, `s3://`, `gs://`, `hf://` and the rest.
@@ -53,7 +58,9 @@ class Store:
 
     def find(self, places: Sequence[str]) -> list[File]:
         """The files of paths, folders, globs and URLs, in the order of the places, and by name within one."""
-        each = self.many(lambda place: self.patiently(lambda: self._found(place), place, START_PATIENCE_S), places)
+        each = self.many(
+            lambda place: self.patiently(lambda: self._found(place), File(place, 0, "").name, START_PATIENCE_S), places
+        )
         return [file for found in each for file in found]
 
     def many(self, work: Callable[[Any], T], things: Sequence[Any]) -> list[T]:
@@ -86,10 +93,12 @@ class Store:
         except FileNotFoundError as error:
             if _is_transient(error):
                 raise
-            raise UsageError(f"data: {file.url} has vanished since the start; put it back, and the same line goes on") from None
+            raise UsageError(
+                f"data: {file.name} has vanished since the start; put it back, and the same line goes on"
+            ) from None
         if now != file:
             words = f"{file.size} bytes, {file.version or 'no version'}, then; {now.size}, {now.version or 'none'}, now"
-            raise UsageError(f"data: {file.url} has changed since the start ({words}); put it back, or start a new run")
+            raise UsageError(f"data: {file.name} has changed since the start ({words}); put it back, or start a new run")
 
     def patiently(
         self, attempt: Callable[[], T], name: str, patience_s: float | None = None, ended: threading.Event | None = None
