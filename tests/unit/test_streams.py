@@ -175,7 +175,7 @@ def test_two_gigabytes_behind_a_cache_of_200_mb(tmp_path: Path, ranks: Ranks) ->
     with RangeServer(tmp_path / "store", share=0.05) as server:
         place = Place(tmp_path, ranks, server, 8, cache="200MB", window=None, width=512)
         words = ("global_batch_size=3000", "micro_batch_size=500", "evaluate={every: 100, batches: 2}", "checkpoint.every=50")
-        looking = threading.Thread(target=look)
+        looking = threading.Thread(target=look, daemon=True)
         looking.start()
         sizes = {"one": [1], "two": [2], "three": [3], "killed": [2, 3, 1]}
         for run, each in sizes.items():
