@@ -840,8 +840,8 @@ _STREAMS = [
     Mutant(
         "rows-of-a-window-in-their-own-order",
         "randomness/blocks.py",
-        "        rows = order.rows(epoch, start, stop)\n",
-        "        rows = np.arange(start, stop)\n",
+        "places = super()._at(positions, epoch)",
+        "places = positions",
         (f"{_BLOCKS}::test_epochs_and_seeds_differ_in_blocks_and_within_windows",),
     ),
     Mutant(

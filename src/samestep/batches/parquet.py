@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from samestep.batches.arrow import Column
+from samestep.batches.arrow import Array
 from samestep.batches.footers import decode, digest, fetch, read_footers
 from samestep.batches.parquet_rows import ParquetRows
 from samestep.batches.row_groups import USED, GroupFiles, OpenGroups, locked
@@ -117,11 +117,11 @@ class Parquet(Source):
         opened = self._opened()
         return [{name: _value(opened.value(name, row)) for name in self._names} for row in rows]
 
-    def columns(self, rows: Integers) -> tuple[dict[str, Column | None], Integers]:
-        """Columns of numbers of one shape, None for another, and where in them the given rows stand."""
+    def columns(self, rows: Integers) -> tuple[dict[str, list[Array] | None], list[int], list[int]]:
+        """Columns of numbers of one shape in parts, None for another; in which part each of the rows is, and where in that."""
         opened = self._opened()
-        places = opened.places(rows, self._upcoming)
-        return opened.columns, places
+        parts, places = opened.places(rows, self._upcoming)
+        return opened.columns, parts, places
 
     def as_rows(self, task: Task, seed: int, float_dtype: torch.dtype) -> ParquetRows:
         return ParquetRows(self, task, seed, float_dtype)

@@ -24,11 +24,13 @@ class ParquetRows(SourceRows):
     def read(self, rows: Integers, epoch: int) -> Batch:
         if self.may_draw:
             return super().read(rows, epoch)
-        columns, places = self._parquet.columns(rows)
+        columns, parts, places = self._parquet.columns(rows)
         batch = Columns()
-        for name, column in columns.items():
-            if column is None:  # of another shape, or no numbers: row by row, which gives the same, or says what is wrong
+        for name, arrays in columns.items():
+            if arrays is None:  # of another shape, or no numbers: row by row, which gives the same, or says what is wrong
                 return super().read(rows, epoch)
-            batch[name] = torch.empty((len(rows), *column.shape), dtype=torch_dtype(column.dtype))
-            column.take(places, batch[name].numpy())
+            batch[name] = torch.empty((len(rows), *arrays[0].shape[1:]), dtype=torch_dtype(arrays[0].dtype))
+            out = batch[name].numpy()
+            for number, (part, place) in enumerate(zip(parts, places, strict=True)):
+                out[number] = arrays[part][place]
         return self._finished(batch)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from samestep.batches.arrow import Column, as_column
+from samestep.batches.arrow import Array, Column, as_column
 from samestep.randomness.order import Integers
 
 USED = "used"  # a file that is as old as the last use of its folder
@@ -147,7 +147,7 @@ class Ahead:
 
 
 class OpenGroups:
-    """The row groups that a process reads from just now, as columns that run through all of them.
+    """The row groups that a process reads from just now; of each column, an array for each of them.
 
     Args:
         rows: (groups,) of each.
@@ -155,28 +155,27 @@ class OpenGroups:
     """
 
     def __init__(self, files: GroupFiles, rows: Integers, most: int, names: list[str]) -> None:
-        self._files, self._rows, self._most, self._names = files, rows, most, names
+        self._files, self._most, self._names = files, most, names
         self._starts = np.cumsum(rows) - rows
-        self._begins = np.full(len(rows), -1)  # where in the columns each group begins
+        self._slots = np.full(len(rows), -1)  # which part of the columns each group is
         self._tables: dict[int, pa.Table] = {}
         self._parts: dict[int, dict[str, Column | None]] = {}
-        self.columns: dict[str, Column | None] = {}  # None where a group has no numbers of the same shape as the others
+        self.columns: dict[str, list[Array] | None] = {}  # None where a group has no numbers of the same shape as the others
         self.ahead = Ahead(files)
 
-    def places(self, rows: Integers, upcoming: Callable[[int], list[int]]) -> Integers:
-        """Where in the columns rows stand, numbered through all groups; their groups are opened first.
+    def places(self, rows: Integers, upcoming: Callable[[int], list[int]]) -> tuple[list[int], list[int]]:
+        """Which part of each column rows stand in, and where in it; their groups are opened first.
 
         Args:
             upcoming: called with the last group opened, if any had to be: what will be read next.
         """
         groups = np.searchsorted(self._starts, rows, side="right") - 1
-        begins = self._begins[groups]
-        if (begins < 0).any():
+        slots = self._slots[groups].tolist()
+        if -1 in slots:
             self.ahead.want([group for group in upcoming(int(groups.max())) if group not in self._tables])
             self._open(np.unique(groups).tolist())
-            begins = self._begins[groups]
-        places: Integers = begins + rows - self._starts[groups]
-        return places
+            slots = self._slots[groups].tolist()
+        return slots, (rows - self._starts[groups]).tolist()
 
     def value(self, name: str, row: int) -> pa.Scalar:
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -191,19 +190,16 @@ class OpenGroups:
         for group in [*self._tables]:
             if len(self._tables) > self._most and group not in groups:
                 del self._tables[group], self._parts[group]
-                self._begins[group] = -1
-        begin = 0
-        for group in self._tables:
-            self._begins[group] = begin
-            begin += int(self._rows[group])
-        self.columns = {name: _joined([parts[name] for parts in self._parts.values()]) for name in self._names}
+                self._slots[group] = -1
+        self._slots[list(self._tables)] = range(len(self._tables))
+        self.columns = {name: _alike([parts[name] for parts in self._parts.values()]) for name in self._names}
 
 
-def _joined(columns: list[Column | None]) -> Column | None:
-    known = [column for column in columns if column is not None]
-    if len(known) < len(columns) or len({(column.shape, column.dtype) for column in known}) > 1:
+def _alike(columns: list[Column | None]) -> list[Array] | None:
+    known = [column.chunks[0] for column in columns if column is not None and len(column.chunks) == 1]
+    if len(known) < len(columns) or len({(array.shape[1:], array.dtype) for array in known}) > 1:
         return None
-    return Column([chunk for column in known for chunk in column.chunks])
+    return known
 
 
 def _mapped(path: Path) -> pa.Table | None:
