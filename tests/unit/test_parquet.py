@@ -199,6 +199,9 @@ def test_a_store_in_trouble_is_asked_again_and_named_once(folder: Path, fault: s
         source = Parquet([f"{server.url}/{number}.parquet" for number in range(5)], window=1)
         server.faults.extend([fault, fault, "", fault])
         assert [source[number]["n"] for number in range(0, 110, 5)] == list(range(0, 110, 5))
+        other = Parquet(f"{server.url}/2.parquet")
+        server.faults.append(fault)
+        assert other[0]["n"] == 37
         assert not server.faults
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
