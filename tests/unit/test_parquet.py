@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -152,7 +153,11 @@ def test_what_cannot_be_rows_is_one_line(folder: Path, tmp_path: Path) -> None:
 
 
 def used(source: Parquet) -> int:
-    return sum(file.stat().st_size for file in source._folder.iterdir() if file.suffix in (".arrow", ".half"))
+    total = 0
+    for file in source._folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has made room meanwhile
+            total += file.stat().st_size if file.suffix in (".arrow", ".half") else 0
+    return total
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -164,12 +169,12 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def test_the_disk_holds_no_more_than_was_allowed_and_the_next_window_before_it_is_asked_for(tmp_path: Path) -> None:
     write(tmp_path / "big.parquet", 4000, group=100)  # 40 groups of 2 to 4 KB decoded
-    source = Parquet(tmp_path / "big.parquet", cache="40KB", window=4)
+    source = Parquet(tmp_path / "big.parquet", cache="50KB", window=4)
     rows, order = make_rows(source, Plain(), 0, torch.float32), source.order(0)
     seen: list[int] = []
     for start in range(0, 4000, 50):
         seen += rows.read(order.rows(0, start, start + 50), 0)["n"].tolist()
-        assert used(source) <= 40_000
+        assert used(source) <= 50_000
         if start % 400 == 0:
             wait_for(lambda: all((source._folder / f"{group}.arrow").exists() for group in order.upcoming()))
     assert sorted(seen) == list(range(4000))

@@ -82,11 +82,12 @@ class GroupFiles:
         table, path = self._decode(group, ended), self._path(group)
         try:
             with locked(self._folder / "room.lock"):
-                if not self._make_room(table.nbytes):
+                counted, half = pa.MockOutputStream(), path.with_suffix(".half")
+                _write(table, counted)
+                if not self._make_room(counted.size()):
                     return table
-                half = path.with_suffix(".half")
-                with pa.OSFile(str(half), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                    writer.write_table(table)
+                with pa.OSFile(str(half), "wb") as sink:
+                    _write(table, sink)
                 half.replace(path)
                 self.touch()
         except OSError:  # no room on the disk after all: this process has it in memory
@@ -200,6 +201,11 @@ def _alike(columns: list[Column | None]) -> list[Array] | None:
     if len(known) < len(columns) or len({(array.shape[1:], array.dtype) for array in known}) > 1:
         return None
     return known
+
+
+def _write(table: pa.Table, sink: pa.NativeFile) -> None:
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
 
 
 def _mapped(path: Path) -> pa.Table | None:
