@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from samestep import exact
     from samestep.batches import Tokens
+    from samestep.batches.mix import Mix
+    from samestep.batches.parquet import Parquet
     from samestep.cli.script import main
     from samestep.commands.call import train
     from samestep.commands.load import load
     from samestep.task import Task
 
-__all__ = ["Task", "Tokens", "__version__", "exact", "load", "main", "train"]
+__all__ = ["Mix", "Parquet", "Task", "Tokens", "__version__", "exact", "load", "main", "train"]
 
 __version__ = "0.1.0"
 
 _PLACES = {
+    "Mix": "samestep.batches.mix",
+    "Parquet": "samestep.batches.parquet",
     "Task": "samestep.task",
     "Tokens": "samestep.batches",
     "load": "samestep.commands.load",

@@ -1,4 +1,4 @@
-"""What docs/your-model.md and docs/coming-from.md show is run, or is a piece of an example that is."""
+"""What docs/your-model.md, docs/data.md and docs/coming-from.md show is run, or is a piece of an example that is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from ranks import Ranks
 
@@ -22,7 +25,8 @@ def blocks(document: str, language: str) -> list[str]:
 
 
 @pytest.fixture
-def ranks() -> Iterator[Ranks]:
+def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ranks]:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))  # what is kept there goes with the test's folder
     made = Ranks()
     yield made
     made.close()
@@ -70,3 +74,26 @@ def test_your_model_works_line_by_line_and_piece_by_piece(tmp_path: Path, ranks:
     assert {"error", "size"} <= metrics("two_losses.py")[0].keys()
     assert metrics("again.py")[0]["loss"] != metrics("measured.py")[0]["loss"]
     assert metrics("names.py")[-1]["loss"] < metrics("names.py")[0]["loss"]
+
+
+def test_each_source_of_data_works_as_it_is_shown(tmp_path: Path, ranks: Ranks) -> None:
+    rng = np.random.default_rng(0)
+    for split, rows in (("train", 300), ("eval", 40)):
+        rng.integers(0, 256, rows * 64 + 1, dtype=np.uint8).tofile(tmp_path / f"{split}.bin")
+        tokens = pa.array(rng.integers(0, 256, (rows, 65)).tolist(), pa.list_(pa.uint8()))
+        (tmp_path / "shards" / split).mkdir(parents=True)
+        pq.write_table(pa.table({"tokens": tokens}), tmp_path / "shards" / split / "0.parquet", row_group_size=20)
+        lines = (json.dumps({"tokens": row}) for row in rng.integers(0, 256, (rows, 65)).tolist())
+        (tmp_path / f"prose-{split}.jsonl").write_text("\n".join(lines))
+    shown = blocks("data.md", "python")
+    assert len(shown) == 3
+    for block in shown:
+        name = block.splitlines()[0].removeprefix("# ")
+        (tmp_path / name).write_text(block)
+        task = re.findall(r"^class (\w+)", block, re.MULTILINE)[-1]
+        words = ["stdlib", f"task={name}:{task}", "--run", name, "evaluate.batches=2", "with={width: 8, layers: 1, shown: 0}"]
+        length = ["epochs=1", "steps=null"] if "rows=2000" in block else ["steps=3"]
+        job = {"folder": str(tmp_path), "name": "said", "world_size": 1, "words": [*words, *length, "track.wandb=off"]}
+        answer = ranks.ask(job)
+        assert answer["codes"] == [0], answer["said"]
+    assert json.loads((tmp_path / "runs/mixed.py/state.json").read_text())["step"] == 2000 // 32 + 1

@@ -6,19 +6,23 @@ What a class may or may not override is drawn too: the names at the end are all 
 from __future__ import annotations
 
 import collections
+import contextlib
+import itertools
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from drawn_parts import WIDTH, Row, as_rows, make
 from torch import nn
 from torch.nn import functional as F
 
-from samestep import Task
+from samestep import Mix, Parquet, Task
 
 Batch = dict[str, torch.Tensor]
 Ratio = tuple[torch.Tensor, "torch.Tensor | float"]
@@ -71,7 +75,10 @@ WRAPS = (
     "torch",
     "with_transform",
     "source",
+    "parquet",
+    "mix",
 )
+OWN_ORDER = ("parquet", "mix")  # which weights() would not go with
 
 
 def _array_features(values: Any, features: datasets.Features) -> datasets.Features:
@@ -117,9 +124,43 @@ def wrapped(dataset: datasets.Dataset, wrap: str, rng: np.random.Generator) -> A
             return dataset.with_format(wrap)
         case "source":
             return Indexed(dataset)
+        case "parquet":
+            return in_files(dataset, rng)
+        case "mix":
+            return mixed(dataset, rng)
         case "with_transform":
             return dataset.with_transform(_nudged)
     return dataset
+
+
+def in_files(dataset: datasets.Dataset, rng: np.random.Generator) -> Parquet:
+    """The rows in one to three Parquet files, one of which may have none; `drawn` are the same rows for the oracle."""
+    datasets.config.HF_DATASETS_CACHE = Path("cache").absolute()
+    folder = Path(f"files-{rng.integers(1 << 40)}")
+    folder.mkdir(exist_ok=True)
+    table = dataset.with_format("arrow")[:]
+    ends = sorted(rng.integers(0, len(dataset) + 1, int(rng.integers(0, 3))).tolist())
+    for number, (start, stop) in enumerate(itertools.pairwise([0, *ends, len(dataset)])):
+        half = folder / f"{os.getpid()}.half"
+        pq.write_table(table.slice(start, stop - start), half, row_group_size=int(rng.integers(1, 12)))
+        with contextlib.suppress(FileExistsError):  # of another process; a file that is written anew is another file
+            os.link(half, folder / f"{number}.parquet")
+        half.unlink()
+    source = Parquet(folder, window=[None, 1, 2, 3][int(rng.integers(4))])
+    source.drawn = dataset  # type: ignore[attr-defined]
+    return source
+
+
+def mixed(dataset: datasets.Dataset, rng: np.random.Generator) -> Mix:
+    """The rows shared out among sources of each kind, each with a weight; `drawn` are those for the oracle."""
+    ends = sorted({0, *rng.integers(0, len(dataset), 2).tolist(), len(dataset)})
+    parts = [dataset.select(range(start, stop)) for start, stop in itertools.pairwise(ends)]
+    kinds: list[Any] = [lambda part: part, Indexed, lambda part: in_files(part, rng)]
+    sources = [kinds[int(rng.integers(3))](part) for part in parts]
+    weights = rng.integers(1, 6, len(parts)).tolist()
+    mixture = Mix(list(zip(sources, weights, strict=True)))
+    mixture.drawn = [(getattr(source, "drawn", source), weight) for source, weight in zip(sources, weights, strict=True)]  # type: ignore[attr-defined]
+    return mixture
 
 
 class Model(nn.Module):

@@ -365,7 +365,7 @@ _ROWS = [
     ),
     Mutant(
         "checksum-of-rows",
-        "batches/identity.py",
+        "batches/differences.py",
         'before["checksum"] != now["checksum"]',
         "False",
         (f"{IDENTITY}::test_one_changed_value_is_another_data_set",),
@@ -835,4 +835,106 @@ _PARTS: list[Mutant] = [
     ),
 ]
 
-MUTANTS = [*_PARTS, *_SEEN, *_CALLS, *_RATES, *_SUM, *_SEEDS, *_ROWS, *_BUFFERS, *_STATE, *_EVALUATION, *_WATCH]
+_BLOCKS, _PARQUET, _MIX = "tests/unit/test_blocks.py", "tests/unit/test_parquet.py", "tests/unit/test_mix.py"
+_STREAMS = [
+    Mutant(
+        "rows-of-a-window-in-their-own-order",
+        "randomness/blocks.py",
+        "places = super()._at(positions, epoch)",
+        "places = positions",
+        (f"{_BLOCKS}::test_epochs_and_seeds_differ_in_blocks_and_within_windows",),
+    ),
+    Mutant(
+        "blocks-dealt-once-for-all-epochs",
+        "randomness/blocks.py",
+        "mix(self.seed, _DEALING, epoch)",
+        "mix(self.seed, _DEALING, 0)",
+        (f"{_BLOCKS}::test_epochs_and_seeds_differ_in_blocks_and_within_windows",),
+    ),
+    Mutant(
+        "read-ahead-of-the-window-after-the-next",
+        "randomness/blocks.py",
+        "following = (epoch, window + 1) if window + 1 <",
+        "following = (epoch, window + 2) if window + 2 <",
+        (f"{_BLOCKS}::test_a_window_is_read_through_before_the_next_and_what_comes_next_is_known",),
+    ),
+    Mutant(
+        "a-read-cut-short-is-taken",
+        "batches/store.py",
+        "if len(part) != after - first:",
+        "if not part:",
+        (f"{_PARQUET}::test_a_store_in_trouble_is_asked_again_and_named_once",),
+    ),
+    Mutant(
+        "a-store-is-asked-again-at-once",
+        "batches/store.py",
+        "min(_asked_wait_s(error), _LONGEST_ASKED_S))",
+        "0.0)",
+        (f"{_PARQUET}::test_a_store_is_asked_again_as_late_as_it_wishes",),
+    ),
+    Mutant(
+        "a-store-is-named-each-time",
+        "store_wait.py",
+        "not self._until[1], 1.0",
+        "not self._until[1], 0.0",
+        (f"{_PARQUET}::test_a_store_in_trouble_is_asked_again_and_named_once",),
+    ),
+    Mutant(
+        "a-file-that-changed-is-read-on",
+        "batches/parquet.py",
+        "                self._store.refuse_change(file)\n",
+        "                pass\n",
+        (f"{_PARQUET}::test_a_file_that_changes_or_vanishes_after_the_start_is_refused_by_name",),
+    ),
+    Mutant(
+        "the-disk-fills",
+        "batches/row_groups.py",
+        "if used + needed <= self._limit:",
+        "if used + needed <= 10 * self._limit:",
+        (f"{_PARQUET}::test_the_disk_holds_no_more_than_was_allowed_and_the_next_window_before_it_is_asked_for",),
+    ),
+    Mutant(
+        "each-process-decodes-for-itself",
+        "batches/parquet.py",
+        "self._folder = here / digest(*marks",
+        "self._folder = here / digest(id(self), *marks",
+        (f"{_PARQUET}::test_footers_are_read_once_and_row_groups_once_for_all_processes_of_a_machine",),
+    ),
+    Mutant(
+        "a-column-that-one-group-has-in-another-shape",
+        "batches/row_groups.py",
+        "if len(known) < len(columns) or",
+        "if not known or",
+        (f"{_PARQUET}::test_values_of_any_type_are_a_rows_own_whatever_is_read_beside_it",),
+    ),
+    Mutant(
+        "the-watchdog-fires-at-a-store-in-trouble",
+        "control/watchdog.py",
+        "self._phase == _READING and store_wait.is_on",
+        "False and store_wait.is_on",
+        (f"{_PARQUET}::test_the_watchdog_waits_for_whoever_asks_a_store_again",),
+    ),
+    Mutant(
+        "a-mixture-begins-its-sources-anew",
+        "batches/mix.py",
+        "positions = np.arange(epoch * self.num_rows + start, epoch * self.num_rows + stop)",
+        "positions = np.arange(start, stop)",
+        (f"{_MIX}::test_each_source_has_its_share_and_gives_all_its_rows_before_any_again",),
+    ),
+    Mutant(
+        "one-order-for-all-epochs-of-a-source",
+        "batches/mix.py",
+        "order.rows(epoch, start, stop))",
+        "order.rows(0, start, stop))",
+        (f"{_MIX}::test_epochs_of_a_source_have_orders_of_their_own_and_entering_anywhere_gives_the_same",),
+    ),
+    Mutant(
+        "shares-nearly-exact",
+        "batches/mix.py",
+        "np.argsort((2 * turns + 1) /",
+        "np.argsort((2 * turns + 2) /",
+        ("tests/unit/test_mix.py::test_what_a_mixture_gives_is_what_counting_gives",),
+    ),
+]
+
+MUTANTS = [*_STREAMS, *_PARTS, *_SEEN, *_CALLS, *_RATES, *_SUM, *_SEEDS, *_ROWS, *_BUFFERS, *_STATE, *_EVALUATION, *_WATCH]

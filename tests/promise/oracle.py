@@ -10,6 +10,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from samestep.batches import order_of
 from samestep.randomness.mixing import mix
-from samestep.randomness.order import Draws, Order
+from samestep.randomness.order import Draws
 from samestep.randomness.seeding import seed_all
 from samestep.regional_compile import compile_blocks
 from samestep.task import Task
@@ -102,14 +104,13 @@ class Reader:
 
     def __init__(self, task: Task, dataset: Any, seed: int, floats: torch.dtype) -> None:
         self.task, self.dataset, self.seed, self.floats = task, dataset, seed, floats
-        plain = hasattr(dataset, "format") and dataset.format["type"] is None
-        self.dtypes = {name: _dtype(feature) for name, feature in dataset.features.items()} if plain else {}
+        drawn = getattr(dataset, "drawn", dataset)
+        self.found = Mixture(drawn) if isinstance(drawn, list) else Typed(drawn)
 
     def read(self, numbers: list[int], epoch: int) -> dict[str, torch.Tensor]:
         rows = []
         for number in numbers:
-            found = self.dataset[number]
-            row = {k: v if isinstance(v, str) else np.asarray(v, self.dtypes.get(k)) for k, v in found.items()}
+            row = self.found[number]
             rng = np.random.Generator(np.random.Philox(mix(self.seed, epoch, number)))
             rows.append(self.task.transform(row, rng))
         if self.task.overrides("collate"):
@@ -117,6 +118,37 @@ class Reader:
         else:
             batch = {name: torch.tensor(np.stack([np.asarray(row[name]) for row in rows])) for name in rows[0]}
         return {k: (v.to(self.floats) if v.dtype == torch.float64 else v).clone() for k, v in batch.items()}
+
+
+class Typed:
+    """Rows as arrays, in the dtype of their column where it has one."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        plain = hasattr(dataset, "format") and dataset.format["type"] is None
+        self.dtypes = {name: _dtype(feature) for name, feature in dataset.features.items()} if plain else {}
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        found = self.dataset[number]
+        return {k: v if isinstance(v, str) else np.asarray(v, self.dtypes.get(k)) for k, v in found.items()}
+
+
+class Mixture:
+    """Each next row is of the source for which (twice its rows so far + 1) / weight is least; each goes round and round."""
+
+    def __init__(self, sources: list[tuple[Any, int]]) -> None:
+        self.sources, self.weights = [Typed(source) for source, _ in sources], [weight for _, weight in sources]
+        self.places: list[tuple[int, int]] = []
+        self.counts = [0] * len(sources)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        while len(self.places) <= number:
+            turns = [Fraction(2 * count + 1, weight) for count, weight in zip(self.counts, self.weights, strict=True)]
+            source = turns.index(min(turns))
+            self.places.append((source, self.counts[source] % len(self.sources[source].dataset)))
+            self.counts[source] += 1
+        source, row = self.places[number]
+        return self.sources[source][row]
 
 
 def _dtype(feature: Any) -> Any:
@@ -265,7 +297,7 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
         compile_blocks(model)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     stepped = {p for group in optimizer.param_groups for p in group["params"]}
-    rows, order = Reader(task, dataset, seed, floats), Order(len(dataset), seed)
+    rows, order = Reader(task, dataset, seed, floats), order_of(dataset, seed)
     if task.overrides("weights"):
         order = Draws(np.asarray(task.weights("train"), np.float64), seed)
     full, rest = divmod(len(dataset), size)

@@ -17,7 +17,7 @@ from samestep.config import Config, load_config
 
 SOURCE = ROOT / "src" / "samestep"
 ROWS = [
-    ["errors", "randomness", "hash_order", "run_paths", "shipped"],
+    ["errors", "randomness", "hash_order", "run_paths", "shipped", "store_wait"],
     ["metric_rows", "runtime", "run_names"],
     ["run_folder"],
     ["snapshot"],
@@ -87,7 +87,7 @@ def test_the_loop_asks_nobody_how_many_processes_there_are() -> None:
 
 
 def test_what_is_public() -> None:
-    assert sorted(samestep.__all__) == ["Task", "Tokens", "__version__", "exact", "load", "main", "train"]
+    assert sorted(samestep.__all__) == ["Mix", "Parquet", "Task", "Tokens", "__version__", "exact", "load", "main", "train"]
     for name in samestep.__all__:
         assert getattr(samestep, name) is not None
 

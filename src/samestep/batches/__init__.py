@@ -1,9 +1,11 @@
 """Rows to tensors on the device, and what tells one data set from another."""
 
 from samestep.batches.columns import make_rows
-from samestep.batches.identity import Identity, differences, doubt, identity
+from samestep.batches.differences import differences, doubt
+from samestep.batches.identity import Identity, identity
 from samestep.batches.loading import Batches, MicroBatch, Plan, on_device
 from samestep.batches.rows import Rows
+from samestep.batches.source import Source, order_of
 from samestep.batches.tokens import Tokens
 
 __all__ = [
@@ -12,10 +14,12 @@ __all__ = [
     "MicroBatch",
     "Plan",
     "Rows",
+    "Source",
     "Tokens",
     "differences",
     "doubt",
     "identity",
     "make_rows",
     "on_device",
+    "order_of",
 ]

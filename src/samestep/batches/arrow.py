@@ -20,18 +20,18 @@ class Column:
     """A column of fixed-shape numbers, as views into the Arrow chunks: nothing is read until rows are asked for."""
 
     def __init__(self, chunks: list[Array]) -> None:
-        self._chunks = chunks
+        self.chunks = chunks
         self._starts = np.cumsum([0, *[len(chunk) for chunk in chunks]])
         self.shape, self.dtype = chunks[0].shape[1:], chunks[0].dtype
 
     def take(self, rows: Integers, out: Array) -> None:
         """Copy the given rows into `out`, of shape (len(rows), *shape)."""
-        if len(self._chunks) == 1:
-            self._chunks[0].take(rows, axis=0, out=out, mode="clip")  # "raise" would go through a buffer
+        if len(self.chunks) == 1:
+            self.chunks[0].take(rows, axis=0, out=out, mode="clip")  # "raise" would go through a buffer
             return
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         for position, (number, row) in enumerate(zip(numbers.tolist(), rows.tolist(), strict=True)):
-            out[position] = self._chunks[number][row - self._starts[number]]
+            out[position] = self.chunks[number][row - self._starts[number]]
 
 
 def as_column(data: pa.ChunkedArray) -> Column | None:

@@ -12,6 +12,7 @@ import torch
 import xxhash
 
 from samestep.batches.loading import read_some
+from samestep.batches.source import Source
 
 if TYPE_CHECKING:
     import datasets
@@ -22,8 +23,6 @@ WHOLE_BYTES = 64 * 2**20  # a table of up to this size is summed whole, a larger
 SLICES = SLICE_ROWS = 64
 _HEAD_ROWS = 4  # by which two splits are told to begin alike
 _SOURCE_ROWS = 16  # of what is read row by row, each at its own cost
-
-_ADVICE = "give data() the rows that the run began with, or start a new run"
 
 
 def identity(dataset: Any, apart: bool = False) -> Identity:
@@ -37,6 +36,8 @@ def identity(dataset: Any, apart: bool = False) -> Identity:
     """
     import datasets
 
+    if isinstance(dataset, Source):
+        return dataset.identity(apart)
     if not isinstance(dataset, datasets.Dataset):
         return _of_source(dataset, apart)
     whole = _fits(dataset)
@@ -106,47 +107,6 @@ def _add_value(digest: Any, value: Any) -> bool:
     else:
         return False
     return True
-
-
-def differences(
-    before: Identity, now: Identity, split: str, had: str = "had", has: str = "has", advice: str = _ADVICE
-) -> list[str]:
-    """How two identities differ, a line for each kind of difference; none if they are of the same data.
-
-    The fingerprint alone is no difference: `datasets` draws a new one for what it cannot hash.
-
-    Args:
-        had, has: the words before each side's values; between ranks "on rank 0 has" and "on rank 1 has", say.
-    """
-    found = []
-    if before["rows"] != now["rows"]:
-        found.append(f"{had} {before['rows']} rows and {has} {now['rows']}")
-    if before["columns"] != now["columns"]:
-        one = [column for column in before["columns"] if column not in now["columns"]]
-        other = [column for column in now["columns"] if column not in before["columns"]]
-        if not one and not other:  # the same in another order
-            one, other = before["columns"], now["columns"]
-        found.append(f"{had} {_listed(one)} and {has} {_listed(other)}")
-    if before["format"] != now["format"]:
-        found.append(f"{had} the format {before['format']} and {has} {now['format']}")
-    if not found and before["whole"] == now["whole"] and before["checksum"] != now["checksum"]:
-        found.append(f"{had} {before['rows']} rows with the checksum {before['checksum'][:12]} and {has} as many with "
-                     f"{now['checksum'][:12]}, other values or another order")  # fmt: skip
-    return [f'data: "{split}" {words}; {advice}' for words in found]
-
-
-def doubt(before: Identity, now: Identity, split: str) -> str | None:
-    """The note on data too large for a whole checksum, of which `datasets` believes that they are others."""
-    if (before["whole"] and now["whole"]) or before["fingerprint"] == now["fingerprint"]:
-        return None
-    return (
-        f'data: "{split}" has the size, the columns and, in the {SLICES * SLICE_ROWS} rows looked at, the values that it had, '
-        f"but the fingerprint {now['fingerprint']} where it had {before['fingerprint']}; if other rows changed, start a new run"
-    )
-
-
-def _listed(columns: list[str]) -> str:
-    return ", ".join(columns) or "no other column"
 
 
 def _format(dataset: datasets.Dataset) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from samestep.batches.rows import Rows
+from samestep.errors import SamestepError
 from samestep.randomness.order import Integers, Order
 from samestep.randomness.seeding import seed_all
 from samestep.task import Batch, Columns
@@ -95,6 +96,25 @@ class _Places(Sampler[tuple[int, int]]):
         return ((step, index) for step in self._steps for index in self._share)
 
 
+class _Told(Dataset["Batch | SamestepError"]):
+    """A loader process's: an error of ours comes back as it is, where torch would put a traceback into its words."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader = reader
+
+    def __getitem__(self, place: tuple[int, int]) -> Batch | SamestepError:
+        try:
+            return self._reader[place]
+        except SamestepError as error:
+            return error
+
+
+def _raised(found: Batch | SamestepError) -> Batch:
+    if isinstance(found, SamestepError):
+        raise found
+    return found
+
+
 def _use_a_short_folder(worker: int) -> None:
     """A worker hands its tensors over at a socket in the temporary folder; were its path too long, we would wait for ever."""
     if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
@@ -150,9 +170,9 @@ class Batches:
         self._plan, self._share, self._device = plan, share, device
         self._reader = reader = _Reader(rows, plan, seed)
         places = _Places(share, first_step, last_step)
-        self._loader: Iterable[Batch] = (
+        self._loader: Iterable[Batch | SamestepError] = (
             DataLoader(
-                reader,
+                _Told(reader),
                 sampler=places,
                 batch_size=None,
                 num_workers=workers,
@@ -170,7 +190,7 @@ class Batches:
     def start(self) -> None:
         """Begin the loader processes, before anything is read here: they would share the files that a source opens."""
         if self._source is None:
-            self._source = iter(self._loader)
+            self._source = map(_raised, self._loader)
 
     def step(self, step: int) -> Iterator[MicroBatch]:
         """This rank's share of a step, in order. On a GPU the next one is copied while this one is computed."""

@@ -17,12 +17,14 @@ from types import FrameType
 
 from samestep.control.board import Board, NoBoard
 from samestep.control.lost import break_collectives
+from samestep.store_wait import store_wait
 
 _BEAT_S = 1.0
 _FIRST_STEP = 10  # the first may compile, build caches and open files
 _SLOWEST_OF_MEDIAN = 20
 _TORN_OUT_S = 10.0
 _READING = "reading data"
+_ASKING_AGAIN = "reading data, and the store has to be asked again"
 _MEETING = "meeting the other ranks"
 _SAVING = "saving"
 _DEBUGGERS = ("bdb.py", "pdb.py", "pydevd.py")
@@ -133,7 +135,7 @@ class Watchdog:
                     break_collectives(self._store_port)
                     return
                 patience_s = self._patience_s()
-                if self._debugged() or not self._limit_s or self._phase == _SAVING:
+                if self._debugged() or not self._limit_s or self._shown_phase in (_SAVING, _ASKING_AGAIN):
                     self._since = time.monotonic()
                     faulthandler.cancel_dump_traceback_later()
                     continue
@@ -149,12 +151,17 @@ class Watchdog:
         self._beats += 1
         words = {
             "step": self._step + 1,
-            "phase": self._phase,
+            "phase": self._shown_phase,
             "host": self._host,
             "for_s": round(time.monotonic() - self._since),
             "beat": self._beats,
         }
         self._board.write("beat", self._rank, json.dumps(words))
+
+    @property
+    def _shown_phase(self) -> str:
+        """A store in trouble is no hang: whoever reads from it gives up by himself."""
+        return _ASKING_AGAIN if self._phase == _READING and store_wait.is_on else self._phase
 
     def _debugged(self) -> bool:
         """Whether somebody stands in a debugger: then nothing hangs."""
@@ -166,7 +173,7 @@ class Watchdog:
         return False
 
     def _fire(self, patience_s: float) -> bool:
-        """Name the culprits and end this process or its wait; False if one of the ranks is saving, which is no hang."""
+        """Name the culprits and end this process or its wait; False if one saves or asks a store again, which is no hang."""
         before = self._board.read("beat")
         for _ in range(5):
             time.sleep(0.5 * _BEAT_S)
@@ -182,7 +189,7 @@ class Watchdog:
         late = [rank for rank in table if table[rank]["phase"] != _MEETING and rank not in frozen]
         behind = min((table[rank]["step"] for rank in late), default=0)
         culprits = frozen or [rank for rank in late if table[rank]["step"] == behind] or [self._rank]
-        if any(table[rank]["phase"] == _SAVING for rank in culprits) and not frozen:
+        if any(table[rank]["phase"] in (_SAVING, _ASKING_AGAIN) for rank in culprits) and not frozen:
             return False
         words = []
         for rank in culprits:

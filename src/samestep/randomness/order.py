@@ -27,6 +27,11 @@ def _mix_array(values: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
+def mixed(numbers: Integers, key: int) -> NDArray[np.uint64]:
+    """Each number as well-mixed bits; different numbers stay different."""
+    return _mix_array(_mix_array(numbers.astype(np.uint64), key), mix(key))
+
+
 @functools.lru_cache(maxsize=8)
 def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(mix(seed, epoch, number) for number in range(_ROUNDS))
@@ -71,13 +76,16 @@ class Order:
         """The rows at positions start to stop of an epoch, as a fresh or read-only array of shape (stop - start,)."""
         number, last = start // self.WINDOW, (stop - 1) // self.WINDOW
         if number != last or stop > self.num_rows:
-            return permute(np.arange(start, min(stop, self.num_rows)), self.num_rows, self.seed, epoch)
+            return self._at(np.arange(start, min(stop, self.num_rows)), epoch)
         if self._window != (epoch, number):
             first = number * self.WINDOW
             positions = np.arange(first, min(first + self.WINDOW, self.num_rows))
-            self._rows, self._window = permute(positions, self.num_rows, self.seed, epoch), (epoch, number)
+            self._rows, self._window = self._at(positions, epoch), (epoch, number)
         offset = number * self.WINDOW
         return self._rows[start - offset : stop - offset]
+
+    def _at(self, positions: Integers, epoch: int) -> Integers:
+        return permute(positions, self.num_rows, self.seed, epoch)
 
 
 class Draws(Order):

@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from samestep.batches import Identity, differences, doubt, identity
+from samestep.batches import Identity, Source, differences, doubt, identity, order_of
 from samestep.config import Config
 from samestep.control import everyones, first_on_each_machine
 from samestep.errors import UsageError
@@ -25,11 +25,12 @@ _INSTEAD = {
     "DataFrame": "return datasets.Dataset.from_pandas(frame, preserve_index=False)",
     "dict": "return datasets.Dataset.from_dict(columns)",
     "DatasetDict": "return one split of it, data_dict[split]",
-    "IterableDataset": "return a datasets.Dataset, loaded without streaming=True: rows are read by their numbers",
-    "IterableDatasetDict": "return one split of it, loaded without streaming=True: rows are read by their numbers",
+    "IterableDataset": "return a datasets.Dataset, loaded without streaming=True, or samestep.Parquet(PATHS or URL)",
+    "IterableDatasetDict": "return one split of it, loaded without streaming=True, or samestep.Parquet(PATHS or URL)",
     "DataLoader": "return the datasets.Dataset behind it: batches are made of the config's sizes",
     "str": "return datasets.load_dataset(...) or datasets.Dataset.from_parquet(path)",
 }
+_FILES_SHOWN = 3
 Facts = dict[str, Identity | None]
 
 
@@ -43,7 +44,7 @@ class Data:
     facts: Facts
 
     def order(self, seed: int) -> Order:
-        return Order(len(self.train), seed) if self.weights is None else Draws(self.weights, seed)
+        return order_of(self.train, seed) if self.weights is None else Draws(self.weights, seed)
 
 
 def read_data(task: Task, config: Config, runtime: Runtime) -> Data:
@@ -59,6 +60,11 @@ def read_data(task: Task, config: Config, runtime: Runtime) -> Data:
         for split, rows in zip(_SPLITS, (train, held_out), strict=True)
     }
     weights = read_weights(task, config.seed, len(train))
+    if weights is not None and isinstance(train, Source):
+        raise UsageError(
+            f"data: found weights(), and rows of samestep.{type(train).__name__}, which has an order of its own; write "
+            "samestep.Mix of several sources, each with its weight, or return None from weights()"
+        )
     if weights is not None:
         facts["weights"] = {"checksum": xxhash.xxh3_128_hexdigest(weights.tobytes())}
     first, *others = everyones(facts)
@@ -85,6 +91,7 @@ def notes_on_data(before: Facts, now: Facts) -> list[str]:
     pairs = [(before[split], now[split], split) for split in _SPLITS]
     doubts = [doubt(old, new, split) for old, new, split in pairs if old is not None and new is not None]
     notes = [f"WARNING: {words}" for words in doubts if words]
+    notes += [f"data: {split}: {facts['note']}" for split, facts in now.items() if facts is not None and facts.get("note")]
     train, held_out = now["train"], now["eval"]
     if train is not None and held_out is not None and train["head"] == held_out["head"] != "":
         notes.append(
@@ -99,6 +106,22 @@ def _is_source(found: object) -> bool:
     is_table = type(found).__module__.partition(".")[0] in ("pandas", "polars", "pyarrow")
     by_name = isinstance(found, (str, bytes, Mapping)) or is_table
     return hasattr(found, "__len__") and hasattr(found, "__getitem__") and not by_name
+
+
+def _instead_of_stream(found: object) -> str | None:
+    """What to write for a stream of `datasets` over Parquet files; None for any other."""
+    stream = (
+        next(iter(found.values()), None) if type(found).__name__ == "IterableDatasetDict" and isinstance(found, dict) else found
+    )
+    node = getattr(stream, "_ex_iterable", None)
+    while (inner := getattr(node, "ex_iterable", None)) is not None:
+        node = inner
+    files = [file for file in getattr(node, "kwargs", {}).get("files") or () if str(file).endswith(".parquet")]
+    if not files:
+        return None
+    paths = repr(files[0] if len(files) == 1 else files) if len(files) <= _FILES_SHOWN else "PATHS"
+    of = "" if len(files) <= _FILES_SHOWN else f" of its {len(files)} files, {files[0]} to {files[-1]}"
+    return f"return samestep.Parquet({paths}){of}, and write what map() does as transform(row, rng)"
 
 
 def read_weights(task: Task, seed: int, num_rows: int) -> NDArray[np.float64] | None:
@@ -140,7 +163,7 @@ def read_split(task: Task, seed: int, split: str) -> Any:
     if found is None:
         return None
     if not isinstance(found, datasets.Dataset) and not _is_source(found):
-        instead = _INSTEAD.get(type(found).__name__, "return a datasets.Dataset")
+        instead = _instead_of_stream(found) or _INSTEAD.get(type(found).__name__, "return a datasets.Dataset")
         raise UsageError(f'data: data("{split}") returned {type(found).__name__}; {instead} (docs/data.md)')
     if len(found) == 0:
         raise UsageError(f'data: data("{split}") has no rows')
