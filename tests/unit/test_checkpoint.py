@@ -27,6 +27,7 @@ from samestep.checkpoint import (
     files,
     read,
     read_chosen,
+    reading,
     refuse_unsavable,
     restore,
     weights_hash,
@@ -181,7 +182,7 @@ def test_the_checkpoint_that_rank_0_chose_is_waited_for_and_no_other_is_taken(
     aside = path.rename(tmp_path / "not shown yet")
     threading.Timer(0.3, lambda: aside.rename(path)).start()
     assert read_chosen(path, chosen).step == 1
-    monkeypatch.setattr(files, "_SHOWN_LATE_S", 0.0)
+    monkeypatch.setattr(reading, "_SHOWN_LATE_S", 0.0)
     with pytest.raises(TrainingError, match="is the run folder shared"):
         read_chosen(path, "another")
 
@@ -256,7 +257,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_a_damaged_one(
     def stale(path: Path, from_disk: bool) -> str:
         raise OSError(errno.ESTALE, "Stale file handle", str(path))
 
-    monkeypatch.setattr(files, "_checksum", stale)
+    monkeypatch.setattr(reading, "_checksum", stale)
     with pytest.raises(TrainingError, match=r"step-00000002: cannot be read \(Stale file handle\)"):
         Checkpoints(RunFolder(tmp_path), keep=2).newest()
 
