@@ -42,6 +42,8 @@ class Faulty(Task):
         out = model(x).square().sum()
         if self.fault == "flip" and rank == "1" and step == 4 and call == 0:
             self._handle = next(model.parameters()).register_hook(flipped)
+        if self.fault == "cut" and hasattr(model, "reshard") and step == 4:
+            out.register_hook(lambda grad: grad * 1.0001)
         return out, len(x)
 
     _handle: object = None
@@ -88,10 +90,18 @@ def test_verify_finds_a_flipped_bit_and_names_the_gradient(faulty: Workplace) ->
     assert "the loss of step 4 agrees and its gradients part" in done.err
 
 
+def test_verify_finds_what_is_other_where_it_is_sharded_alone(faulty: Workplace) -> None:
+    done = faulty.samestep("verify", "faulty.yaml", "--processes", "2", "--shard", "with.fault=cut")
+    assert done.code == 1
+    assert re.search(r"^ +2 again .* none$\n^ +2 sharded .*step 4: grad_norm", done.err, re.MULTILINE), done.err
+    assert "unsharded runs agree at every size, and sharded ones part at step 4" in done.err
+
+
 def test_verify_of_a_sound_task_says_so(faulty: Workplace) -> None:
-    done = faulty.samestep("verify", "faulty.yaml", "--processes", "1,3", "--steps", "3")
+    done = faulty.samestep("verify", "faulty.yaml", "--processes", "1,3", "--steps", "3", "--shard")
     assert done.code == 0, done.err
-    assert "all the same: 3 steps on 1, 3 processes" in done.out
+    assert re.search(r"^ +3 sharded .* none$", done.out, re.MULTILINE)
+    assert "all the same: 3 steps on 1, 3 processes, sharded and not" in done.out
 
 
 def test_diff_and_replay_find_a_flipped_bit(faulty: Workplace) -> None:

@@ -171,6 +171,10 @@ _OTHERS: list[tuple[list[str], str]] = [
     (["launch", "good.yaml", "--processes", "1e3"], "'1e3' is not a valid integer"),
     (["verify", "good.yaml", "--processes", "1,,2"], "found '1,,2'; write numbers with commas between them, 1,2,4"),
     (["verify", "good.yaml", "--processes", "99"], "a step has 4 leaves to share: write numbers from 1 to 4"),
+    (
+        ["verify", "good.yaml", "--processes", "1", "--shard"],
+        "--shard: on one process nothing is sharded; write --processes 1,2",
+    ),
     (["verify", "good.yaml", "--steps", "0"], "verify: invalid value for '--steps'"),
     (["check", "good.yaml", "--processes", "x"], "--processes: found 'x'; write numbers with commas between them"),
     (["check", "goood.yaml"], "did you mean good.yaml?"),

@@ -11,8 +11,9 @@ import click
 @click.argument("config")
 @click.option("--processes", metavar="1,2,4", help="The world sizes to compare; by default those that fit on this machine.")
 @click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--shard", "shards", is_flag=True, help="Compare sharded runs with unsharded ones too.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def verify(config: str, processes: str | None, steps: int, overrides: tuple[str, ...]) -> None:
+def verify(config: str, processes: str | None, steps: int, shards: bool, overrides: tuple[str, ...]) -> None:
     """Run the first steps of CONFIG at several world sizes here, and compare them bit for bit.
 
     Exits with 0 only if all are the same; otherwise it names the first step and gradient that differ, and what that looks like.
@@ -21,10 +22,11 @@ def verify(config: str, processes: str | None, steps: int, overrides: tuple[str,
     Examples:
       samestep verify mine.yaml
       samestep verify mine.yaml --processes 1,3,8 --steps 20 device=cpu
+      samestep verify mine.yaml --processes 1,4 --shard
     """
     from samestep.commands import verify as command
 
-    click.echo(command.verify(config, processes, steps, overrides))
+    click.echo(command.verify(config, processes, steps, overrides, shards))
 
 
 @click.command()

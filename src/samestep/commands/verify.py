@@ -27,7 +27,6 @@ class _Run:
     """One start of the config: its tracked steps and its weights at the end."""
 
     name: str
-    processes: int
     rows: list[dict[str, Any]]
     weights: str
 
@@ -41,8 +40,8 @@ class _Parting:
     parameters: list[int]
 
 
-def verify(config_path: str, processes: str | None, steps: int, overrides: tuple[str, ...]) -> str:
-    """Run the first steps at each world size, the first of them twice; returns a table.
+def verify(config_path: str, processes: str | None, steps: int, overrides: tuple[str, ...], shards: bool = False) -> str:
+    """Run the first steps at each world size, the first of them twice, and with `shards` sharded too; returns a table.
 
     Raises TrainingError with the table and what the cause looks like if any two differ.
     """
@@ -52,18 +51,24 @@ def verify(config_path: str, processes: str | None, steps: int, overrides: tuple
     wanted += [("track", "{every: 1, fingerprint: parameters, wandb: 'off'}"), ("checkpoint", "{minutes: null}")]
     wanted += [("evaluate", "{batches: 1}")]
     fixed = [f"{key}={value}" for key, value in wanted]
+    if shards:
+        if max(sizes) == 1:
+            raise UsageError("--shard: on one process nothing is sharded; write --processes 1,2, or leaves for more")
+        fixed.append("shard=false")
     with tempfile.TemporaryDirectory(prefix="samestep-verify-") as runs:
-        starts = [(f"{size}", size) for size in sizes[:1]] + [(f"{sizes[0]} again", sizes[0])]
-        starts += [(f"{size}", size) for size in sizes[1:]]
+        starts = [(f"{size}", size, fixed) for size in sizes]
+        starts.insert(1, (f"{sizes[0]} again", sizes[0], fixed))
+        starts += [(f"{size} sharded", size, [*fixed, "shard=true"]) for size in sizes if shards and size > 1]
         found = [
-            _start(config_path, [*overrides, *fixed, f"runs={runs}"], Path(runs), name, size)
-            for name, size in tqdm(starts, desc="verify", unit="run", leave=False, disable=not sys.stderr.isatty())
+            _start(config_path, [*overrides, *words, f"runs={runs}"], Path(runs), name, size)
+            for name, size, words in tqdm(starts, desc="verify", unit="run", leave=False, disable=not sys.stderr.isatty())
         ]
     partings = [_parting(found[0], run) for run in found]
     names = _parameter_names(config.task, config.fields)
     table = "\n".join(_table(found, partings, names))
     if not any(partings):
-        return f"{table}\nall the same: {steps} steps on {', '.join(map(str, sizes))} processes"
+        how = ", sharded and not" if shards else ""
+        return f"{table}\nall the same: {steps} steps on {', '.join(map(str, sizes))} processes{how}"
     raise TrainingError(f"{table}\n{_cause(found, partings)}")
 
 
@@ -100,7 +105,7 @@ def _start(config_path: str, overrides: list[str], runs: Path, name: str, size: 
         last = failures[0]["paragraph"] if failures else _last_words(done.stderr)
         raise TrainingError(f"on {name} processes the run failed: {last}")
     rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    return _Run(name, size, [row for row in rows if "loss" in row], folder.read_state()["weights"])
+    return _Run(name, [row for row in rows if "loss" in row], folder.read_state()["weights"])
 
 
 def _last_words(stderr: str) -> str:
@@ -157,6 +162,11 @@ def _cause(found: list[_Run], partings: list[_Parting | None]) -> str:
             "gradients. That looks like a kernel that is not deterministic, of a library that torch's switches do not reach."
         )
     first = min((parting for parting in partings if parting is not None), key=lambda parting: parting.step)
+    if not any(parting for run, parting in zip(found, partings, strict=True) if not run.name.endswith("sharded")):
+        return (
+            f"differs: unsharded runs agree at every size, and sharded ones part at step {first.step}. That looks like a model "
+            "that reaches its parameters past the modules that hold them, or an optimizer's kernel that a cut changes."
+        )
     if first.what == "loss":
         return (
             f"differs: the same number of processes agrees with itself, and others part in the loss of step {first.step}. That "
