@@ -1,12 +1,13 @@
 """Whatever is killed, whenever: the finished weights are an unbroken run's, and every step stands once in metrics.jsonl.
 
-The long form, 200 kills: `bash tests/run.sh -m long tests/chaos -s`.
+The long form, 200 kills, and 30 of sharded runs: `bash tests/run.sh -m long tests/chaos -s`.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import os
 import random
 import signal
@@ -45,9 +46,9 @@ ROWS_TO_SPARE = 40  # that a run may write between the last row waited for and t
 CONFIGS = {"slow": SLOW, "digits": DIGITS, "text": TEXT}
 
 
-def start(workplace: Workplace, processes: int) -> subprocess.Popen[str]:
+def start(workplace: Workplace, processes: int, *overrides: str) -> subprocess.Popen[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", "--"]
-    words = [sys.executable, *launcher, "samestep", "train", "case.yaml", "--run", "killed"]
+    words = [sys.executable, *launcher, "samestep", "train", "case.yaml", "--run", "killed", *overrides]
     with (workplace.path / "out").open("a") as out:
         return subprocess.Popen(words, cwd=workplace.path, env=workplace.env, stdout=out, stderr=out, text=True)
 
@@ -63,13 +64,13 @@ def rows_of(workplace: Workplace, run: str = "killed") -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def kill_once(workplace: Workplace, rng: random.Random, kind: str, processes: int, rows: int) -> bool:
+def kill_once(workplace: Workplace, rng: random.Random, kind: str, processes: int, rows: int, *overrides: str) -> bool:
     """Start the run, kill something at a random moment, and wait until nothing of it lives. False if it ended before.
 
     Args:
         rows: of metrics.jsonl, within which to kill it.
     """
-    before, launcher = rows_of(workplace), start(workplace, processes)
+    before, launcher = rows_of(workplace), start(workplace, processes, *overrides)
     seen: list[psutil.Process] = []
     until = time.monotonic() + 60
     wanted = before + rng.randint(1, rows)
@@ -101,8 +102,12 @@ def alive(process: psutil.Process) -> bool:
     return False
 
 
-def torment(workplace: Workplace, name: str, kills: int, seed: int) -> collections.Counter[str]:
-    """Kill a run again and again on ever other world sizes, then let it end, and compare it with an unbroken one."""
+def torment(workplace: Workplace, name: str, kills: int, seed: int, shards: bool = False) -> collections.Counter[str]:
+    """Kill a run again and again on ever other world sizes, then let it end, and compare it with an unbroken one.
+
+    Args:
+        shards: whether each start may be a sharded one, by chance.
+    """
     rng = random.Random(seed)
     workplace.write("case.yaml", CONFIGS[name])
     whole = workplace.train("case.yaml", "--run", "whole")
@@ -111,7 +116,9 @@ def torment(workplace: Workplace, name: str, kills: int, seed: int) -> collectio
     for left in range(kills, 0, -1):
         kind = rng.choice(["one", "one", "all", "launcher", "term"])
         rows = max(1, (rows_of(workplace, "whole") - rows_of(workplace) - ROWS_TO_SPARE) // left)
-        done[kind if kill_once(workplace, rng, kind, rng.choice([1, 2, 2, 3, 4]), rows) else "too late"] += 1
+        processes, overrides = rng.choice([1, 2, 2, 3, 4]), ["shard=true"] if shards and rng.random() < 0.7 else []
+        how = " sharded" if overrides and processes > 1 else ""
+        done[kind + how if kill_once(workplace, rng, kind, processes, rows, *overrides) else "too late"] += 1
     last = workplace.train("case.yaml", "--run", "killed", processes=rng.choice([1, 2, 3]))
     assert last.code == 0, last.err + (workplace.path / "out").read_text()[-3000:]
     assert last.weights == whole.weights
@@ -139,3 +146,17 @@ def test_random_kills_change_nothing(workplace: Workplace, name: str, kills: int
 @pytest.mark.parametrize(("name", "seed"), [(name, seed) for seed in range(7) for name in ("slow", "digits", "text")])
 def test_two_hundred_random_kills_change_nothing(workplace: Workplace, name: str, seed: int) -> None:
     print(f"\n| {name} | seed {seed} |", dict(torment(workplace, name, 10, 100 + seed)), flush=True)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", ["slow", "digits", "text"])
+def test_thirty_random_kills_of_sharded_runs_cost_steps_and_no_bit(workplace: Workplace, name: str) -> None:
+    """A rank's rows die with it: what a start does again is told, and never more than had been done since a checkpoint."""
+    done = torment(workplace, name, 10, seed=7, shards=True)
+    starts = [json.loads(path.read_text()) for path in sorted((workplace.path / "runs/killed/starts").glob("*.json"))]
+    begun = [facts["resumed_from"] for facts in starts]
+    assert begun == sorted(begun), "a checkpoint was lost"
+    reached = [(facts["before"]["row"]["step"] or 0) if facts["before"] else 0 for facts in starts]
+    again = [max(0, step - first) for step, first in zip(reached, begun, strict=True)]
+    print(f"\n| {name} | {dict(done)} | steps done again: {sum(again)}, at most {max(again)} after one kill |", flush=True)
