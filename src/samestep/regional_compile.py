@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import random
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -40,18 +44,37 @@ def recompute_blocks(model: nn.Module) -> None:
 
 
 def _contexts(block: nn.Module) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-    return contextlib.nullcontext(), _buffers_kept(block)
+    """Around a block's forward, and around its second in the backward: that begins with what the first began with."""
+    norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    averages = {buffer for norm in norms for buffer in norm.buffers()}  # which change without a new version
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    drawn: list[Any] = []
 
-
-@contextlib.contextmanager
-def _buffers_kept(block: nn.Module) -> Iterator[None]:
-    """A forward inside leaves no trace in the buffers: running statistics have been counted once already."""
-    kept = [(buffer, buffer.clone()) for buffer in block.buffers()]
-    try:
+    @contextlib.contextmanager
+    def first() -> Iterator[None]:
+        before = [(buffer, buffer.clone(), buffer._version) for buffer in block.buffers()]
+        drawn.extend([random.getstate(), np.random.get_state()])
         yield
-    finally:
-        for buffer, value in kept:
-            buffer.copy_(value)
+        found.extend((buffer, value) for buffer, value, version in before if buffer in averages or buffer._version != version)
+
+    @contextlib.contextmanager
+    def second() -> Iterator[None]:
+        after = [(buffer, buffer.clone()) for buffer, _ in found]
+        left = random.getstate(), np.random.get_state()
+        _lay(found, *drawn)
+        try:
+            yield
+        finally:
+            _lay(after, *left)
+
+    return first(), second()
+
+
+def _lay(buffers: list[tuple[torch.Tensor, torch.Tensor]], of_python: Any, of_numpy: Any) -> None:
+    for buffer, value in buffers:
+        buffer.copy_(value)
+    random.setstate(of_python)
+    np.random.set_state(of_numpy)
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:

@@ -3,7 +3,7 @@
 from samestep.exact.gradients import FastSum, OrderedSum, check_world_size, everyone
 from samestep.exact.norm import total_norm
 from samestep.exact.scalars import Scalar, as_float, is_finite, ratio
-from samestep.exact.sharded import Shard, ShardedModel, refuse_uncuttable
+from samestep.exact.sharded import USED_ROWS, Shard, ShardedModel, refuse_uncuttable
 from samestep.exact.sharded_sum import ShardedSum
 from samestep.exact.statistics import Statistics
 from samestep.exact.step_totals import StepExchange, Totals
@@ -11,6 +11,7 @@ from samestep.exact.totals import fingerprint, gather, in_order, ordered_total, 
 from samestep.exact.tree import Block, Sum, blocks_of, contiguous, cuts, dealt, tree_sum
 
 __all__ = [
+    "USED_ROWS",
     "Block",
     "FastSum",
     "OrderedSum",

@@ -6,6 +6,8 @@ before its forward and backward; what it makes of the gradients is `sharded_sum`
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,13 @@ import torch.distributed as dist
 from torch import nn
 
 from samestep.errors import UsageError
-from samestep.exact.totals import as_bits, gather
+from samestep.exact.totals import gather
+
+USED_ROWS = "a parameter of which this rank has its rows alone is used"
+_HARMLESS = (
+    "__get__", "__set__", "__hash__", "__repr__", "detach", "dim", "element_size", "is_complex", "is_contiguous",
+    "is_floating_point", "numel", "requires_grad_", "size", "stride",
+)  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -57,6 +65,7 @@ class ShardedModel:
             names.setdefault(parameter, []).append(name)
         shapes = [(sorted(known), parameter.shape) for parameter, known in names.items()]
         self._originals = list(names)
+        self.left_behind = weakref.WeakSet(names)  # those that something else than the model holds
         mesh = DeviceMesh(device.type, torch.arange(self.world_size))
         for block in self.blocks:
             fully_shard(block, mesh=mesh)
@@ -67,6 +76,7 @@ class ShardedModel:
             rows = -(-shape[0] // self.world_size)
             with torch.no_grad():
                 local = nn.Parameter(_rows(whole), requires_grad=whole.requires_grad)
+            whole.__class__ = _rows_alone()
             self.shards.append(Shard(known, whole, local, shape, min(self.rank * rows, shape[0])))
         by_original = dict(zip(names, self.shards, strict=True))
         self.own = [{name: by_original[parameter] for name, parameter in found.items()} for found in own]  # by block
@@ -88,8 +98,27 @@ class ShardedModel:
         local = shard.local.detach()
         padded = local.new_zeros(rows, *shard.shape[1:])
         padded[: len(local)] = local
-        everyone = gather(as_bits(padded)).view(local.dtype)
+        everyone = gather(padded.flatten().view(torch.uint8)).view(local.dtype)  # gloo has no integers of 16 bits
         return everyone.view(-1, *shard.shape[1:])[: shard.shape[0]].cpu()
+
+
+@functools.cache
+def _rows_alone() -> type:
+    """The class of a parameter outside its block's forward: of what is made of it there, torch would give this rank's part."""
+    from torch.distributed.tensor import DTensor
+
+    class RowsAlone(DTensor):
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.__name__ not in _HARMLESS:
+                raise RuntimeError(f"{USED_ROWS} by {func.__name__}")
+            with torch._C.DisableTorchFunctionSubclass():
+                found = func(*args, **(kwargs or {}))
+            if type(found) is DTensor and func.__name__ == "detach":
+                found.__class__ = cls
+            return found
+
+    return RowsAlone
 
 
 def _rows(whole: Any) -> torch.Tensor:
@@ -117,6 +146,8 @@ def refuse_uncuttable(model: nn.Module, blocks: Sequence[nn.Module]) -> None:
             lines.append(f"shard: {name} has no dimension to cut; make it of shape (1,)")
         elif parameter.is_complex():
             lines.append(f"shard: {name} is complex, which cannot be cut; keep its real and imaginary part, or leave shard out")
+        elif parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            lines.append(f"shard: {name} has a hook on its gradient, of which no rank has the whole; leave one of them out")
         elif not parameter.is_contiguous():
             lines.append(f"shard: {name} does not lie in rows (channels_last?); leave that out, or shard")
     for block in [*blocks, model]:

@@ -56,7 +56,7 @@ class ShardedSum(OrderedSum):
         self._stash: dict[int, torch.Tensor] = {}  # by place: what a leaf has before a micro-batch that does not count
         self._hooked: dict[int, nn.Parameter] = {}
         self._visited: list[int] = []  # blocks, in the order of a micro-batch's forward
-        self._order = 0
+        self._order, self._steps = 0, 1
         self._round = -1  # apart from a step's own
         self._hook(sharded)
 
@@ -75,7 +75,7 @@ class ShardedSum(OrderedSum):
 
             def __call__(self, output_tensor: Any, input_tensor: Any, group: Any, async_op: bool = False) -> Any:
                 ordered.meeting()
-                if ordered.is_on_host:  # on a GPU nobody waits: there `finish` looks
+                if ordered.is_on_host or ordered.looks_at_all:  # on a GPU everybody waits for that
                     ordered.refuse_other_blocks(self.number)
                 work = all_gather(output_tensor, input_tensor, group=group, async_op=async_op)
                 ordered.going_on()
@@ -84,15 +84,24 @@ class ShardedSum(OrderedSum):
         class Folding(ReduceScatter):
             """Of one block: this rank's rows of the leaves so far, flat, as a partly summed tree."""
 
-            def __init__(self) -> None:
+            def __init__(self, number: int, block: nn.Module) -> None:
                 self.sum: Sum[torch.Tensor] = Sum(torch.Tensor.add_)
+                self.number, self.block, self.round = number, block, -1  # the last that was added
 
             def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
                 return torch.empty(*size, dtype=dtype, device=device)
 
             def __call__(self, output_tensor: Any, input_tensor: Any, group: Any, op: Any, async_op: bool = False) -> None:
+                if self.round == ordered._round:
+                    raise UsageError(
+                        f"shard: {type(self.block).__name__.removeprefix('FSDP')} runs twice in one micro-batch, and gives its "
+                        "gradients each time; run each block once, or leave shard out"
+                    )
+                self.round = ordered._round
                 arrived = torch.empty_like(input_tensor)
                 ordered.meeting()
+                if ordered.looks_at_all:
+                    ordered.refuse_other_blocks(~self.number)
                 dist.all_to_all_single(arrived, input_tensor, group=group)
                 ordered.going_on()
                 first = ordered._round * ordered.world_size
@@ -106,7 +115,7 @@ class ShardedSum(OrderedSum):
 
         self._folds = []
         for number, block in enumerate(sharded.blocks):
-            fold: Any = Folding()
+            fold: Any = Folding(number, block)
             module: Any = block
             module.set_custom_all_gather(Gathering(number))
             module.set_custom_reduce_scatter(fold)
@@ -141,6 +150,11 @@ class ShardedSum(OrderedSum):
         else:
             parameter.grad = self._stash.get(place)
 
+    @property
+    def looks_at_all(self) -> bool:
+        """Whether, as in the first step and in ever rarer ones, no rank may wait for another that is somewhere else."""
+        return self._steps & (self._steps - 1) == 0
+
     def begin_micro_batch(self, index: int) -> None:
         leaf, place = divmod(index, self.leaf_size)
         self._round = leaf // self.world_size
@@ -173,6 +187,13 @@ class ShardedSum(OrderedSum):
         if self.watch_first and index == self.share[0]:
             self.first_loss, self.first_fingerprint = self.loss, self.prints()
         self._looks = False
+        if self.looks_at_all:
+            if any(parameter.grad is not None for parameter in self._sharded.left_behind):
+                raise UsageError(
+                    "shard: the forward computes with parameters that it keeps in a list, say; take them from the modules that "
+                    "have them, or leave shard out"
+                )
+            self.refuse_other_blocks(len(self._folds))
         self._order = hash((self._order, *self._visited))
         if index != self.share[-1]:
             for shard in self._sharded.shards:
@@ -195,6 +216,7 @@ class ShardedSum(OrderedSum):
         order, self._order = self._order, 0
         self.meeting()
         self.refuse_other_blocks(order)
+        self._steps += 1
         grads = []
         for shard, is_used in zip(self._shards, used, strict=True):
             found: Any = shard.whole.grad
@@ -203,6 +225,8 @@ class ShardedSum(OrderedSum):
                 grads.append(shard.local.grad)
         for shard in self._sharded.shards:
             shard.whole.grad = None
+        for fold in self._folds:
+            fold.round = -1
         self._used = [False] * len(self._shards)
         return grads
 

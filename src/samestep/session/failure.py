@@ -12,6 +12,7 @@ from samestep.checkpoint import Saver
 from samestep.config import Config
 from samestep.control import Board, abort_device_collectives, is_victim, survivor
 from samestep.errors import UsageError, place_in_user_code
+from samestep.exact import USED_ROWS
 from samestep.loop import Training
 from samestep.run_folder import RunFolder, write_atomically
 from samestep.runtime import Runtime, tell_launcher
@@ -27,6 +28,7 @@ _IN_OTHERS_WORDS = {
         "a backward is called in it; leave that and the optimizer's step out: both come after loss"
     ),
 }
+_PAST_THE_MODEL = (USED_ROWS, "mixed torch.Tensor and DTensor", "requires running forward through the root module first")
 _HINTS = {
     "expected target dtype to be Long": "class labels are integers: give them as such in data(), or write .long()",
     "expected scalar type Long": "class labels are integers: give them as such in data(), or write .long()",
@@ -86,7 +88,7 @@ def mistake_behind(error: Exception, config: Config) -> UsageError | None:
         )
     if (words := next((words for part, words in _IN_OTHERS_WORDS.items() if part in str(error)), None)) is not None:
         return UsageError(f"task: {words}{place_in_user_code(error)} (docs/tasks.md)")
-    if "got mixed torch.Tensor and DTensor" in str(error):
+    if any(words in str(error) for words in _PAST_THE_MODEL):
         return UsageError(
             f"shard: the loss reaches past model(…){place_in_user_code(error)}, to parameters of which each rank has its rows "
             "alone; call the model itself, or leave shard out"

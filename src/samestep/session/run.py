@@ -61,10 +61,13 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
             rank.say_done()
         else:
             rank.go_on()
-    except Exception as error:
+    except Exception as raised:
+        error = mistake_behind(raised, config) or raised
         if start.fresh and (isinstance(error, UsageError) or not folder.has_begun()):
             folder.discard()
-        raise
+        if error is raised:
+            raise
+        raise error from None
     finally:
         folder.release()
 
