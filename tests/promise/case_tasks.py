@@ -824,3 +824,55 @@ class Unscored(Base):
 
     def metrics(self, model: Any, batch: Batch) -> Any:
         return {"accuracy": (model(batch["x"]), len(batch["x"]))}
+
+
+class _Noisy(nn.Module):
+    """A block whose second forward, in the backward, must draw the first one's numbers and begin with its buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inward = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 5))
+        self.inner = nn.Sequential(inward, nn.BatchNorm1d(5), nn.Dropout(0.2), nn.Linear(5, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        noise = 0.1 * (np.random.rand() + random.random()) if self.training else 0.0
+        return x + self.inner(x + noise)  # type: ignore[no-any-return]
+
+
+class _Repeating(nn.Module):
+    """Blocks in a list; `what` is what makes of them that they cannot be sharded."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+        self.inward, self.blocks, self.outward = nn.Linear(3, 8), nn.ModuleList(_Noisy() for _ in range(3)), nn.Linear(8, 1)
+        self.kept = [self.outward.weight]
+        if what == "hook":
+            self.outward.weight.register_hook(lambda grad: grad * 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.inward(x)
+        for number, block in enumerate(self.blocks):
+            if self.what != "skips" or number != 1 or bool(x[0, 0] > 0):
+                x = block(x)
+        if self.what == "twice":
+            x = self.blocks[0](x)
+        if self.what == "kept":
+            return x @ self.kept[0].t()
+        out: torch.Tensor = self.outward(x)
+        return out
+
+
+class Repeating(Base):
+    what: str = ""
+
+    def model(self) -> Any:
+        return _Repeating(self.what)
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        total, weight = super().loss(model, batch)
+        if self.what == "measured":  # of the rows that this rank has, torch would say
+            total = total * (1 + model.blocks[0].inner[3].weight.detach().norm().item())
+        if self.what == "past":
+            total = total + model.blocks[0].inner[3](torch.zeros(2, 5)).sum()
+        return total, weight

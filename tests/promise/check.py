@@ -17,7 +17,7 @@ from typing import Any
 import oracle
 import safetensors.torch
 import yaml
-from draw import REFUSED_BY, Run, features
+from draw import ASTRAY, REFUSED_BY, Run, features, is_sharded, unshardable
 from ranks import HERE, Ranks
 
 _VICTIMS = (1, -15)  # how ranks may end beside one that refuses what its own micro-batch has shown; () would be stricter
@@ -67,10 +67,12 @@ class Checker:
             self._oracle.ask({"folder": str(folder), "init": run["config"]})
         asked = self._thread.submit(self._oracle.ask, {"folder": str(folder), "oracle": run["config"]})
         answers = []
-        for number, (size, signal, rank, place, call) in enumerate(run["starts"]):
-            env = {"PROMISE_FUSE": f"{signal}:{rank}:{place}:{call}"} if signal else {}
-            by_pieces = (number + run["config"]["seed"]) % 2 == 1  # each start in turn: the bits are the same on either way
-            answers.append(self._start(folder, f"start-{number}", size, "drawn", env, by_pieces))
+        starts = list(run["starts"])
+        for number, start in enumerate(starts):
+            answers.append(self._start(folder, start, number, run["config"]["seed"]))
+            if "shard=true" in start[5] and self._cannot_shard(run, folder, answers[-1], number):
+                starts[number] = start = [*start[:5], [word for word in start[5] if word != "shard=true"]]
+                answers[-1] = self._start(folder, start, number, run["config"]["seed"])
             codes = set(answers[-1]["codes"])
             if codes <= {0} or (2 in codes and -9 not in codes):  # beside a killed rank, the refusal is the next start's
                 break
@@ -80,13 +82,13 @@ class Checker:
             raise Broken(f"a start did not end: {_words(answers[-1])}")
         last = answers[-1]
         if 2 in last["codes"]:
-            self._check_refusal(run, folder, last, len(answers) - 1, meant)
+            self._check_refusal(run, folder, last, len(answers) - 1, meant, start)
         elif 1 in last["codes"] and _is_allowed(run, _words(last)):  # a part that no earlier micro-batch has used
             self.refusals["in the middle: " + _kind(_words(last))] += 1
             if "error" not in meant:  # the oracle went on
                 rows = (folder / "runs/drawn/metrics.jsonl").read_bytes().count(b"\n")
                 meant["rows"] = meant["rows"][:rows]
-            _compare(folder, run, meant, at_the_end=False)
+            _compare(folder, run, meant, at_the_end=False, saves_last=not is_sharded(start))
         elif "error" in meant:
             found = f"exit {last['codes']}: {' '.join(err for _, err in last['said'])}"  # rank 0 may only have lost another
             one_row = (
@@ -99,7 +101,10 @@ class Checker:
             place = re.findall(r"line \d+, in (\w+)", meant["traceback"])
             self.refusals[f"in the middle: {meant['error'][:60]} in {'/'.join(place[-4:])}"] += 1
             if (folder / "runs/drawn/metrics.jsonl").exists():  # else it has failed before the first step, in evaluation say
-                _compare(folder, run, meant, at_the_end=False, saves_last="in step" not in meant["traceback"])
+                if is_sharded(start):  # each rank has but its rows of the last steps
+                    meant["rows"] = meant["rows"][: (folder / "runs/drawn/metrics.jsonl").read_bytes().count(b"\n")]
+                saves_last = not is_sharded(start) and "in step" not in meant["traceback"]
+                _compare(folder, run, meant, at_the_end=False, saves_last=saves_last)
         elif meant.get("diverged"):
             if 1 not in last["codes"] or "No step was taken with it" not in _words(last):
                 raise Broken(
@@ -112,15 +117,41 @@ class Checker:
                 raise Broken(f"exit {last['codes']}: {_words(last)}")
             _compare(folder, run, meant, at_the_end=True)
 
-    def _start(
-        self, folder: Path, name: str, size: int, run_name: str, env: dict[str, str], by_pieces: bool = False
-    ) -> dict[str, Any]:
-        words = ["drawn.yaml", "--run", run_name]
-        job = {"folder": str(folder), "name": name, "world_size": size, "words": words, "env": env, "by_pieces": by_pieces}
+    def _start(self, folder: Path, start: list[Any], number: int, seed: int, name: str = "start") -> dict[str, Any]:
+        size, signal, rank, place, call, overrides = start
+        job = {
+            "folder": str(folder),
+            "name": f"{name}-{number}",
+            "world_size": size,
+            "words": ["drawn.yaml", "--run", "drawn", *overrides],
+            "env": {"PROMISE_FUSE": f"{signal}:{rank}:{place}:{call}"} if signal else {},
+            "by_pieces": (number + seed) % 2 == 1,  # each start in turn: the bits are the same on either way
+        }
         answer: dict[str, Any] = self._trainer.ask(job)
         return answer
 
-    def _check_refusal(self, run: Run, folder: Path, answer: dict[str, Any], number: int, meant: dict[str, Any]) -> None:
+    def _cannot_shard(self, run: Run, folder: Path, answer: dict[str, Any], number: int) -> bool:
+        """Whether a sharded start was refused because it is one; by the right words, whenever it must be, and else never."""
+        words, must = _words(answer), unshardable(run)
+        if answer["stuck"] or (not must and "shard: " not in words):
+            return False
+        if must and set(answer["codes"]) & {-9, 75}:  # it may have been killed before
+            return True
+        if must:
+            is_right = 2 in answer["codes"] and any(reason in words for reason in must)
+        else:
+            found = features(run)
+            is_right = not {1, 2}.isdisjoint(answer["codes"]) and any(ASTRAY[name] in words for name in ASTRAY if name in found)
+        if not is_right or not all(line.startswith("samestep: shard: ") for line in words.splitlines()):
+            raise Broken(f"shard: exit {answer['codes']}: {words}\nwhere it was to be refused as {must or 'astray, if at all'}")
+        if 2 in answer["codes"] and number == 0 and (folder / "runs" / "drawn").exists():
+            raise Broken(f"refused, and left a run folder behind: {words}")
+        self.refusals[_kind(words)] += 1
+        return True
+
+    def _check_refusal(
+        self, run: Run, folder: Path, answer: dict[str, Any], number: int, meant: dict[str, Any], start: list[Any]
+    ) -> None:
         """One line, before the first step, with the same words at another size, nothing left, and for a reason."""
         words = _words(answer)
         rows = folder / "runs/drawn/metrics.jsonl"
@@ -137,7 +168,7 @@ class Checker:
             raise Broken(f"refused, and left a run folder behind: {words}")
         most = min(2, run["config"].get("leaves") or run["config"]["global_batch_size"] // run["config"]["micro_batch_size"])
         other = 1 if run["starts"][0][0] > 1 else most
-        again = self._start(folder, "other", other, "drawn", {})
+        again = self._start(folder, [other, "", 0, "", 0, start[5]], number, 0, "other")
         if 2 not in again["codes"] or not set(again["codes"]) <= {2, *_VICTIMS} or _words(again) != words:
             raise Broken(f"refused on {run['starts'][0][0]} as {words!r}, on {other} exit {again['codes']}: {_words(again)!r}")
         self.refusals[_kind(words)] += 1

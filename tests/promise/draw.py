@@ -17,6 +17,19 @@ REFUSED_BY = {
 }  # fmt: skip
 IMPURE = {"counter", "averaging", "hidden_averaging", "remembering", "late"}
 
+# What a start on several processes with `shard: true` is refused for, always: by these words, whatever else the task does.
+UNSHARDABLE = {
+    "mixin:after_step": "has an after_step", "mixin:own": "Lion may need whole", "mixin:noise": "Lion may need whole",
+    "optimizer:asgd": "ASGD may need whole", "optimizer:rprop": "Rprop may need whole", "part:odd": "no dimension to cut",
+    "part:complex": "turn is complex", "part:channels_last": "does not lie in rows", "part:double": "has parameters of",
+    "part:bf16": "has parameters of",
+}  # fmt: skip
+# And for these once a micro-batch shows it: one that goes another way than the others', or past the model.
+ASTRAY = {
+    "part:skipping": "gathered together", "part:routed": "gathered together", "twist:part": "reaches past",
+    "twist:no_model": "reaches past", "twist:twice": "runs twice",
+}  # fmt: skip
+
 # What inductor compiles quickly and without a word of its own; each shape that a run meets takes it some seconds.
 COMPILED = {"linear", "wide", "layer_norm", "rms_norm", "gelu", "silu", "dropout", "conv1d", "batch_norm", "tied", "frozen"}
 COMPILED_TWISTS = ("", "penalty", "mode")
@@ -145,7 +158,7 @@ def _optimizers(draw: st.DrawFn, fields: Run, task: str) -> Run:
 
 @st.composite
 def runs(draw: st.DrawFn) -> Run:
-    """A config and its starts: [processes, signal or "", rank that gets it, method that sends it, in its call number N]."""
+    """A config and its starts: [processes, signal or "", rank that gets it, method that sends it, in which call, overrides]."""
     config = draw(configs(draw(tasks())))
     num_micro = config["global_batch_size"] // config["micro_batch_size"]
     most = min(2 if "compile" in config else draw(st.sampled_from([2, 3, 4, 4, 7])), config.get("leaves") or num_micro)
@@ -156,9 +169,27 @@ def runs(draw: st.DrawFn) -> Run:
         name, place = draw(st.sampled_from(["SIGTERM", "SIGKILL"])), draw(st.sampled_from(["loss"] * 6 + PLACES))
         most_calls = {"data": 2, "model": 1, "after_step": 12, "metrics": 12}
         calls = draw(st.integers(1, most_calls.get(place, 14 * num_micro // size)))
-        starts.append([size, name, draw(st.integers(0, size - 1)), place, calls])
-    starts.append([draw(sizes), "", 0, "", 0])
+        starts.append([size, name, draw(st.integers(0, size - 1)), place, calls, draw(_overrides())])
+    starts.append([draw(sizes), "", 0, "", 0, draw(_overrides())])
     return {"config": config, "starts": starts}
+
+
+def _overrides() -> st.SearchStrategy[list[str]]:
+    """What may be another from start to start, and is none of the run's numbers."""
+    return st.lists(st.sampled_from(["shard=true", "recompute=true"]), max_size=2, unique=True)
+
+
+def is_sharded(start: list[Any]) -> bool:
+    """On one process there is nothing to cut, yet what cannot be is refused."""
+    return start[0] > 1 and "shard=true" in start[5]
+
+
+def unshardable(run: Run) -> list[str]:
+    """The words that a sharded start is refused in, if it is."""
+    found = features(run)
+    if run["config"]["with"]["dtype"] != "float32":  # to which the whole model is cast, complex numbers too
+        found -= {"part:double", "part:bf16", "part:complex"}
+    return [words for name, words in UNSHARDABLE.items() if name in found]
 
 
 def without_none(value: Any) -> Any:
@@ -202,4 +233,5 @@ def features(run: Run) -> set[str]:
         found.add("schedule after a stop")
     found |= {f"start:{name or 'to the end'}" for _, name, *_ in run["starts"]}
     found |= {f"W={size}" for size, *_ in run["starts"]}
+    found |= {f"{word} on {'one' if start[0] == 1 else 'several'}" for start in run["starts"] for word in start[5]}
     return found

@@ -134,6 +134,40 @@ class Routed(nn.Module):
         return out
 
 
+class Block(nn.Module):
+    """What is repeated in a list, and gathered as a whole where the model is sharded."""
+
+    def __init__(self, width: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(norm(WIDTH), nn.Linear(WIDTH, width), nn.GELU(), nn.Dropout(0.1), nn.Linear(width, WIDTH))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 0.5 * self.inner(x)  # type: ignore[no-any-return]
+
+
+class Repeated(nn.Module):
+    """Blocks in a list; of the uneven ones the first is as wide as three of the others."""
+
+    def __init__(self, *widths: int, norm: Callable[[int], nn.Module] = nn.LayerNorm) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(width, norm) for width in widths])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Skipping(Repeated):
+    """Blocks of which some micro-batches pass by the last."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skips = x.detach().float().mean() > 0
+        for block in list(self.blocks)[: -1 if skips else None]:
+            x = block(x)
+        return x
+
+
 class Odd(nn.Module):
     """Parameters of no dimension, of no elements, in a list, and one that is a transposed view."""
 
@@ -301,6 +335,10 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
     "complex": Complex,
     "noisy": Noisy,
     "routed": Routed,
+    "blocks": lambda: Repeated(7, 7, 7),
+    "uneven_blocks": lambda: Repeated(33, 11),
+    "norm_blocks": lambda: Repeated(5, 5, norm=nn.BatchNorm1d),
+    "skipping": lambda: Skipping(7, 7, 7),
     "odd": Odd,
     "hooked": Hooked,
     "rotary": Rotary,

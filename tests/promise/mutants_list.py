@@ -23,6 +23,9 @@ FAULT = f"{CASES}::test_a_save_after_a_fault_holds_the_finished_step_alone"
 REFUSED = f"{CASES}::test_what_cannot_be_kept_is_one_line_at_every_world_size"
 LATE = f"{CASES}::test_once_a_late_mistake_is_mended_the_run_goes_on_as_if_it_had_never_been"
 ONE_RANK = f"{CASES}::test_what_only_one_rank_does_is_refused_on_all"
+SHARDED = f"{CASES}::test_a_sharded_run_has_an_unsharded_ones_bits"
+RESHARDED = f"{CASES}::test_a_killed_sharded_run_goes_on_at_another_size_as_if_nothing_had_been"
+PAST = f"{CASES}::test_what_reaches_past_a_sharded_model_is_refused_in_a_line"
 HOOK = "tests/distributed/test_exact.py::test_the_hook_can_be_forced_on_one_process"
 OPTIM, GRADIENTS, BATCHES = "tests/unit/test_optim.py", "tests/unit/test_gradients.py", "tests/unit/test_batches.py"
 TREE, ORDER, SAVING = "tests/unit/test_tree.py", "tests/unit/test_order.py", "tests/unit/test_checkpoint.py"
@@ -937,4 +940,97 @@ _STREAMS = [
     ),
 ]
 
-MUTANTS = [*_STREAMS, *_PARTS, *_SEEN, *_CALLS, *_RATES, *_SUM, *_SEEDS, *_ROWS, *_BUFFERS, *_STATE, *_EVALUATION, *_WATCH]
+_SHARDED = [
+    Mutant(
+        "sharded-leaves-dealt-like-blocks",
+        "exact/tree.py",
+        "range(rank, rounds * world_size, world_size)",
+        "range(rank * rounds, (rank + 1) * rounds)",
+        (SHARDED,),
+    ),
+    Mutant(
+        "sharded-rounds-first-leaf-off-by-one",
+        "exact/sharded_sum.py",
+        "                first = ordered._round * ordered.world_size\n",
+        "                first = ordered._round * ordered.world_size + 1\n",
+        (SHARDED,),
+    ),
+    Mutant(
+        "sharded-gradients-of-no-rows-kept",
+        "exact/sharded_sum.py",
+        "            parameter.grad = self._stash.get(place)\n",
+        "            pass\n",
+        (SHARDED,),
+    ),
+    Mutant(
+        "a-shards-first-row",
+        "exact/sharded.py",
+        "min(self.rank * rows, shape[0])",
+        "min(self.rank * (shape[0] // self.world_size), shape[0])",
+        (RESHARDED,),
+    ),
+    Mutant(
+        "sharded-norm-of-a-ranks-own-rows",
+        "exact/sharded_sum.py",
+        "        dist.all_reduce(parts, group=self._sharded.group)\n",
+        "",
+        (SHARDED,),
+    ),
+    Mutant(
+        "statistics-summed-in-the-ranks-order",
+        "exact/statistics.py",
+        "sorted(everyones, key=lambda pair: pair[0].start)",
+        "everyones",
+        (SHARDED,),
+    ),
+    Mutant(
+        "sharded-rows-at-a-wrong-offset",
+        "checkpoint/parts.py",
+        "file.seek(offset + first *",
+        "file.seek(offset + self._rank *",
+        ("tests/unit/test_parts.py::test_the_files_are_those_of_one_process",),
+    ),
+    Mutant(
+        "digests-of-a-ranks-rows-not-compared",
+        "checkpoint/parts.py",
+        "!= words[name]:",
+        "is None:",
+        ("tests/unit/test_parts.py::test_rows_that_the_disk_holds_otherwise_are_no_checkpoint",),
+    ),
+    Mutant(
+        "recomputed-with-later-numbers-and-buffers",
+        "regional_compile.py",
+        "        _lay(found, *drawn)\n",
+        "",
+        (SHARDED,),
+    ),
+    Mutant(
+        "rows-alone-taken-for-the-parameter",
+        "exact/sharded.py",
+        "            if func.__name__ not in _HARMLESS:\n",
+        "            if False:\n",
+        (PAST,),
+    ),
+    Mutant(
+        "a-block-that-runs-twice",
+        "exact/sharded_sum.py",
+        "                if self.round == ordered._round:\n",
+        "                if False:\n",
+        (PAST,),
+    ),
+]
+MUTANTS = [
+    *_SHARDED,
+    *_STREAMS,
+    *_PARTS,
+    *_SEEN,
+    *_CALLS,
+    *_RATES,
+    *_SUM,
+    *_SEEDS,
+    *_ROWS,
+    *_BUFFERS,
+    *_STATE,
+    *_EVALUATION,
+    *_WATCH,
+]

@@ -73,6 +73,8 @@ def serve(modules: Sequence[str] = ()) -> None:
     import oracle  # noqa: F401
     import torch._dynamo
     import torch.distributed
+    import torch.distributed.fsdp
+    import torch.distributed.tensor
     import torch.nn.parallel  # noqa: F401
 
     import samestep.cli

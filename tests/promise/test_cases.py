@@ -376,3 +376,46 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(cases: Cases) -> None:
     assert found.err.startswith('samestep: data: "train" had 64 rows and has 24')
     assert (found.folder / "checkpoints").exists()
     assert cases.start("Resized", run="r").weights == cases.start("Resized", run="whole").weights
+
+
+# Of seven micro-batches a step, dealt to three ranks in rounds: the last has two that count for nothing, as has an epoch's end.
+SHARDED = ["global_batch_size=14", "clip=0.1", "checkpoint.every=2", "track={every: 1, wandb: off, fingerprint: parameters}"]
+
+
+@pytest.mark.parametrize(
+    "words", [["shard=true"], ["recompute=true"], ["shard=true", "recompute=true"]], ids=["sharded", "recomputed", "both"]
+)
+def test_a_sharded_run_has_an_unsharded_ones_bits(cases: Cases, words: list[str]) -> None:
+    whole = cases.start("Repeating", *SHARDED)
+    found = cases.start("Repeating", *SHARDED, *words, size=3)
+    assert found.weights == whole.weights
+    assert found.rows == whole.rows
+
+
+def test_a_killed_sharded_run_goes_on_at_another_size_as_if_nothing_had_been(cases: Cases) -> None:
+    whole = cases.start("Repeating", *SHARDED, run="whole")
+    assert set(cases.start("Repeating", *SHARDED, "shard=true", size=3, run="part", env={"CASE_END": "SIGKILL 8"}).codes) != {0}
+    assert set(cases.start("Repeating", *SHARDED, run="part", env={"CASE_END": "SIGTERM 10"}).codes) == {75}
+    found = cases.start("Repeating", *SHARDED, "shard=true", "recompute=true", size=2, run="part")
+    assert found.weights == whole.weights
+    assert found.rows == whole.rows
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        ("hook", "shard: outward.weight has a hook on its gradient"),
+        ("kept", "shard: the forward computes with parameters that it keeps in a list"),
+        ("twice", "shard: _Noisy runs twice in one micro-batch"),
+        ("skips", "shard: the forward went through other blocks on one rank than on another"),
+        ("measured", "shard: the loss reaches past model(…)"),
+        ("past", "shard: the loss reaches past model(…)"),
+    ],
+    ids=["hook", "kept", "twice", "skips", "measured", "past"],
+)
+def test_what_reaches_past_a_sharded_model_is_refused_in_a_line(cases: Cases, what: str, line: str) -> None:
+    found = cases.start("Repeating", f"with.what={what}", "shard=true", size=2)
+    assert set(found.codes) == {2}, found.err + found.out
+    assert found.err.startswith(f"samestep: {line}")
+    assert len({*found.err.splitlines()}) == 1
+    assert not found.folder.exists()
