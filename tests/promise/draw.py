@@ -20,14 +20,15 @@ IMPURE = {"counter", "averaging", "hidden_averaging", "remembering", "late"}
 # What a start on several processes with `shard: true` is refused for, always: by these words, whatever else the task does.
 UNSHARDABLE = {
     "mixin:after_step": "has an after_step", "mixin:own": "Lion may need whole", "mixin:noise": "Lion may need whole",
-    "optimizer:asgd": "ASGD may need whole", "optimizer:rprop": "Rprop may need whole", "part:odd": "no dimension to cut",
+    "part:odd": "no dimension to cut",
     "part:complex": "turn is complex", "part:channels_last": "does not lie in rows", "part:double": "has parameters of",
     "part:bf16": "has parameters of",
 }  # fmt: skip
-# And for these once a micro-batch shows it: one that goes another way than the others', or past the model.
+# And for these it may be, some once a micro-batch shows it: one that goes another way than the others', or past the model.
 ASTRAY = {
     "part:skipping": "gathered together", "part:routed": "gathered together", "twist:part": "reaches past",
     "twist:no_model": "reaches past", "twist:twice": "runs twice",
+    "dtype:bfloat16": "parameters of 16 bits",
 }  # fmt: skip
 
 # What inductor compiles quickly and without a word of its own; each shape that a run meets takes it some seconds.
@@ -189,7 +190,8 @@ def unshardable(run: Run) -> list[str]:
     found = features(run)
     if run["config"]["with"]["dtype"] != "float32":  # to which the whole model is cast, complex numbers too
         found -= {"part:double", "part:bf16", "part:complex"}
-    return [words for name, words in UNSHARDABLE.items() if name in found]
+    of_16_bits = ["16 bits"] if "part:bf16" in found else []  # which its optimizer may refuse before
+    return [*of_16_bits, *(words for name, words in UNSHARDABLE.items() if name in found)]
 
 
 def without_none(value: Any) -> Any:
