@@ -220,13 +220,19 @@ class ShardedSum(OrderedSum):
         grads = []
         for shard, is_used in zip(self._shards, used, strict=True):
             found: Any = shard.whole.grad
-            shard.local.grad = found.to_local() if is_used and found is not None else None
-            if shard.local.grad is not None:
-                grads.append(shard.local.grad)
+            if is_used and found is None:  # only torch 2.13 can be asked for zeros where a rank has no gradient
+                raise UsageError(
+                    f"shard: {shard.names[0]} is used by some micro-batches alone, which needs torch 2.13; use all of a block in "
+                    "each, or leave shard out"
+                )
+            shard.local.grad = found.to_local() if is_used else None
+            if is_used:
+                grads.append(found.to_local())
         for shard in self._sharded.shards:
             shard.whole.grad = None
         for fold in self._folds:
             fold.round = -1
+            fold.sum.blocks.clear()
         self._used = [False] * len(self._shards)
         return grads
 
