@@ -222,8 +222,8 @@ class ShardedSum(OrderedSum):
             found: Any = shard.whole.grad
             if is_used and found is None:  # only torch 2.13 can be asked for zeros where a rank has no gradient
                 raise UsageError(
-                    f"shard: {shard.names[0]} is used by some micro-batches alone, which needs torch 2.13; use all of a block in "
-                    "each, or leave shard out"
+                    f"shard: {shard.names[0]} is used by some micro-batches alone, which needs torch 2.13; use all of a block "
+                    "in each, or leave shard out"
                 )
             shard.local.grad = found.to_local() if is_used else None
             if is_used:
