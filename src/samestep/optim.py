@@ -147,7 +147,7 @@ class GatedOptimizer:
         counts = self.counts = is_finite(loss if self.scaler is not None else loss + norm)
         if self.scaler is not None:
             for found_inf in self.scaler._found_inf_per_device(self.inner).values():
-                found_inf.add_(~counts)
+                found_inf.add_(~is_finite(loss + norm))  # of all gradients: of sharded ones each rank has some
             self.scaler.step(self.inner)
             self.scaler.update()
         elif self._on_device:

@@ -52,10 +52,15 @@ class PartOptimizers(torch.optim.Optimizer):
                 step()
 
 
-def build_optimizer(config: Config, task: Task, model: torch.nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: Config, task: Task, model: torch.nn.Module, steps_on: torch.device | None = None
+) -> torch.optim.Optimizer:
     """The task's own optimizer, or the config's over all trainable parameters; UsageError names a wrong argument.
 
     With an `after_step` it has the frozen ones too, for that may free them: without a gradient they are never stepped.
+
+    Args:
+        steps_on: the device of its steps; by default the model's.
     """
     if task.overrides("optimizer"):
         optimizer = task.optimizer(model, config)
@@ -73,7 +78,8 @@ def build_optimizer(config: Config, task: Task, model: torch.nn.Module) -> torch
     trains = {p for p in model.parameters() if p.requires_grad or (may_thaw and p.is_floating_point())}
     wanted = config.optimizers
     shares = _shares(list(wanted), model, trains)
-    fused = all(_takes_fused(each, shares[key]) for key, each in wanted.items())
+    device = steps_on or next(iter(trains)).device
+    fused = all(_takes_fused(each, shares[key], device) for key, each in wanted.items())
     made = [_made(each, shares[key], key, fused) for key, each in wanted.items()]
     for key, optimizer in zip(wanted, made, strict=True):
         _refuse_what_cannot_be_kept(optimizer, model)
@@ -109,18 +115,18 @@ def _shares(keys: list[str], model: torch.nn.Module, trains: set[torch.nn.Parame
     return shares
 
 
-def _takes_fused(wanted: Optimizer, parameters: list[torch.nn.Parameter]) -> bool:
+def _takes_fused(wanted: Optimizer, parameters: list[torch.nn.Parameter], device: torch.device) -> bool:
     fits = _optimizer_class(wanted.name, "optimizer").__name__ in _FUSED and all(p.is_floating_point() for p in parameters)
     is_plain = not wanted.arguments.get("dampening") and not {"fused", "foreach", "differentiable"} & set(wanted.arguments)
     # On a CPU `FusedStep` lacks it, and torch's own kernel gives other bits where a tensor is cut.
-    is_served = not wanted.arguments.get("amsgrad") or all(p.is_cuda for p in parameters)
+    is_served = not wanted.arguments.get("amsgrad") or device.type == "cuda"
     return fits and is_plain and is_served
 
 
 def _made(wanted: Optimizer, parameters: list[torch.nn.Parameter], key: str, fused: bool) -> torch.optim.Optimizer:
     """An optimizer as the config says; `fused`: with one kernel a step, if it takes that."""
     optimizer_class, arguments = checked_optimizer(wanted, key), wanted.arguments
-    if fused and _takes_fused(wanted, parameters):
+    if fused:
         arguments["fused"] = True
     try:
         optimizer = optimizer_class(parameters, **arguments)

@@ -46,35 +46,40 @@ def recompute_blocks(model: nn.Module) -> None:
 def _contexts(block: nn.Module) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
     """Around a block's forward, and around its second in the backward: that begins with what the first began with."""
     norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
-    averages = {buffer for norm in norms for buffer in norm.buffers()}  # which change without a new version
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    averages = {id(buffer) for norm in norms for buffer in norm.buffers()}  # which change without a new version
+    found: list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor]] = []  # what the forward has changed, as it was
     drawn: list[Any] = []
 
     @contextlib.contextmanager
     def first() -> Iterator[None]:
-        before = [(buffer, buffer.clone(), buffer._version) for buffer in block.buffers()]
+        spots = [(names, key, b) for module in block.modules() for names in [module._buffers] for key, b in names.items()]
+        before = [(names, key, b, b.clone(), b._version) for names, key, b in spots if b is not None]
         drawn.extend([random.getstate(), np.random.get_state()])
         yield
-        found.extend((buffer, value) for buffer, value, version in before if buffer in averages or buffer._version != version)
+        for names, key, buffer, value, version in before:
+            if id(buffer) in averages or names[key] is not buffer or buffer._version != version:
+                found.append((names, key, value))
 
     @contextlib.contextmanager
     def second() -> Iterator[None]:
-        after = [(buffer, buffer.clone()) for buffer, _ in found]
         left = random.getstate(), np.random.get_state()
-        _lay(found, *drawn)
+        after = [(names, key, names[key]) for names, key, _ in found]
+        for names, key, value in found:
+            names[key] = value  # a copy, so that what the forward left stays as it is
+        random.setstate(drawn[0])
+        np.random.set_state(drawn[1])
         try:
             yield
         finally:
-            _lay(after, *left)
+            for names, key, buffer in after:
+                names[key] = buffer
+            random.setstate(left[0])
+            np.random.set_state(left[1])
 
     return first(), second()
 
 
-def _lay(buffers: list[tuple[torch.Tensor, torch.Tensor]], of_python: Any, of_numpy: Any) -> None:
-    for buffer, value in buffers:
-        buffer.copy_(value)
-    random.setstate(of_python)
-    np.random.set_state(of_numpy)
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # of which nobody calls a forward
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
@@ -83,8 +88,8 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     inside: set[nn.Module] = set()
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and module not in inside:
-            blocks = list(module)
-            if len(blocks) > 1 and len({type(block) for block in blocks}) == 1:
+            blocks = list(dict.fromkeys(module))
+            if len(blocks) > 1 and len({type(block) for block in blocks}) == 1 and not isinstance(blocks[0], _CONTAINERS):
                 found += blocks
                 inside.update(part for block in blocks for part in block.modules())
     return found

@@ -141,3 +141,37 @@ class Limited(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> Any:
         return (model(batch["x"]) - batch["x"].flip(1)).square().sum(), len(batch["x"])
+
+
+class _Counting(_Chain):
+    """Counts its calls, which harms nobody, and has a part that only micro-batches with few rows use."""
+
+    def __init__(self) -> None:
+        super().__init__(skips=False)
+        self.calls = 0
+        self.seldom = nn.Linear(21, 21)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        out = super().forward(x)
+        return out + self.seldom(self.inward(x)).mean() if len(x) < 2 else out
+
+
+class Counting(Chain):
+    """With few rows the last step is short: of a leaf some micro-batches count, and others have no rows of their own."""
+
+    rows: int = 27
+
+    def model(self) -> nn.Module:
+        return _Counting().train(False)  # one row is too few for BatchNorm
+
+    def data(self, split: str) -> datasets.Dataset | None:
+        found = super().data(split)
+        return found.select(range(self.rows)) if found is not None and split == "train" else found
+
+
+class OneMemory(Chain):
+    def model(self) -> nn.Module:
+        model = super().model()
+        model.register_parameter("other", nn.Parameter(model.outward.weight.data))
+        return model

@@ -63,6 +63,14 @@ def test_a_sharded_run_has_the_bits_of_an_unsharded_one(workplace: Workplace, na
         assert trained(workplace, config, size, "shard=true", "recompute=true") == expected
 
 
+@pytest.mark.timeout(300)
+def test_leaves_that_end_short_and_a_forward_computed_again_change_nothing(workplace: Workplace) -> None:
+    """In chosen steps a counter has the forward computed again; it must leave neither gradients nor gathered parameters."""
+    config = CHAIN.replace(":Chain", ":Counting").replace("evaluate: {every: 5}\naudit: {every: 4}\n", "evaluate: {every: 2}\n")
+    expected = trained(workplace, config + "leaves: 4\n", 1)
+    assert trained(workplace, config + "leaves: 4\n", 3, "shard=true") == expected
+
+
 @pytest.mark.timeout(400)
 def test_a_run_goes_on_sharded_or_not_as_if_nothing_had_been(workplace: Workplace) -> None:
     config = CHAIN + "checkpoint: {every: 2, background: true}\n"
@@ -86,6 +94,7 @@ def test_a_run_goes_on_sharded_or_not_as_if_nothing_had_been(workplace: Workplac
         (CHAIN.replace(":Chain", ":Changing"), "shard: the task has an after_step, which changes whole parameters"),
         (CHAIN.replace("adamw", "adafactor"), "shard: Adafactor may need whole parameters to step"),
         (CHAIN.replace(":Chain", ":Chain\nwith: {skips: true}"), "shard: the forward went through other blocks on one rank"),
+        (CHAIN.replace(":Chain", ":OneMemory"), "shard: outward.weight and other lie in one memory"),
         (CHAIN.replace(":Chain", ":Around"), "shard: the loss reaches past model(…)"),
     ],
 )

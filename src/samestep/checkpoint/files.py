@@ -55,12 +55,15 @@ class Checkpoints:
             make_durable(self._folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        verify(final, from_disk=True)
+        self._read_back(final)
         # Newer ones were passed over when the run was resumed: they are damaged, and no reason to let a whole one go.
         for old in [path for path in self.all() if path.name < final.name][self._keep - 1 :]:
             if old.name != f"step-{saved.values.get('best_step') or 0:08d}":
                 shutil.rmtree(old, ignore_errors=True)
         return final
+
+    def _read_back(self, final: Path) -> None:
+        verify(final, from_disk=True)
 
     def _temporary(self, step: int) -> str:
         return f".step-{step:08d}.start-{self._run.start}.{os.getpid()}.tmp"

@@ -60,6 +60,9 @@ class SharedCheckpoints(Checkpoints):
         self._tell(digests)
         return folder
 
+    def _read_back(self, final: Path) -> None:
+        """Rank 0 has done that before it wrote the manifest."""
+
     def _temporary(self, step: int) -> str:
         return f".step-{step:08d}.start-{self._run.start}.save-{self._turn}.tmp"
 
@@ -107,7 +110,8 @@ class SharedCheckpoints(Checkpoints):
     def _write_rows(self, path: Path, tensors: dict[str, torch.Tensor], cuts: Cuts) -> str:
         """Write this rank's rows where they belong, durably; returns their checksum. Rank 0's are also what is not cut."""
         digest = xxhash.xxh3_128()
-        with path.open("r+b", buffering=0) as file:
+        # To write alone: who may read too has pages read, and written back whole, with a neighbour's rows in them.
+        with os.fdopen(os.open(path, os.O_WRONLY), "wb", buffering=0) as file:
             offset = len(header(_shapes(tensors, cuts)))
             for name, tensor in tensors.items():
                 shape, first = cuts.get(name, (list(tensor.shape), 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -181,8 +182,9 @@ class SharedSaver(Saver):
     def _stands(self, step: int) -> bool:
         if self._overtaken is not None:
             raise self._overtaken
-        if self.newest != step and self._shared.stands(step):
-            self.newest = step
+        with contextlib.suppress(OSError, TrainingError):  # what cannot be looked at is written anew, or refused there
+            if self.newest != step and self._shared.stands(step):
+                self.newest = step
         return self.newest == step
 
     def save_for_all(self, step: int, patience_s: float) -> None:

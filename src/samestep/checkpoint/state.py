@@ -208,7 +208,8 @@ def _restore_optimizer(saved: Saved, optimizer: torch.optim.Optimizer, shards: d
         whole = saved.optimizer[name]
         kind, _, rest = name.partition(".")
         number = rest.partition(".")[0]
-        shard = shards.get(by_number[int(number)]) if kind == "state" and number.isdigit() else None
+        is_known = kind == "state" and number.isdigit() and int(number) < len(by_number)
+        shard = shards.get(by_number[int(number)]) if is_known else None
         return shard.cut(whole) if shard is not None and whole.shape == shard.shape else whole
 
     def tensor(name: str, on_cpu: bool) -> torch.Tensor:

@@ -189,14 +189,14 @@ class Purity(NoPurity):
         if not changed:
             return
         spots = {name: (names, key) for name, names, key in [*self._spots_at_start, *self._spots()]}
-        places = {name: spots[name] for name in changed}
+        places = {name: spots[name] for name in changed if name in spots}  # of another rank's there may be none here
         real = {name: names.get(key, _ABSENT) for name, (names, key) in places.items()}
-        if whole := next((n for n in changed if isinstance(real[n], torch.nn.Module) or attributes.is_large(real[n])), None):
+        if whole := next((n for n in real if isinstance(real[n], torch.nn.Module) or attributes.is_large(real[n])), None):
             raise UsageError(
                 f"task: the forward changed {whole}, which no checkpoint holds; make it a part of the model, and change it in "
                 "after_step"
             )
-        fresh = {name: self._at_start.get(name, _ABSENT) for name in changed}
+        fresh = {name: self._at_start.get(name, _ABSENT) for name in places}
 
         def recomputed(values: dict[str, Any]) -> torch.Tensor:
             _put(places, self._copies(values))
@@ -211,7 +211,9 @@ class Purity(NoPurity):
                 return  # in the latter case it is no attribute's doing: samestep verify tells
             # The last one is it if none of the others is: a count of calls is not asked for what it would do at the next.
             others = (
-                name for name in changed[:-1] if self._anywhere(not torch.equal(recomputed({**fresh, name: real[name]}), first))
+                name
+                for name in changed[:-1]
+                if self._anywhere(not torch.equal(recomputed({**fresh, name: real.get(name)}), first))
             )
             one = next(others, changed[-1])
         finally:

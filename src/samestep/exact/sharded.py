@@ -67,8 +67,10 @@ class ShardedModel:
         self._originals = list(names)
         self.left_behind = weakref.WeakSet(names)  # those that something else than the model holds
         mesh = DeviceMesh(device.type, torch.arange(self.world_size))
-        for block in self.blocks:
+        for block, whole_ones in zip(self.blocks, own, strict=True):
             fully_shard(block, mesh=mesh)
+            for parameter in whole_ones.values() if device.type != "cpu" else ():
+                parameter.data = parameter.new_empty(0)  # it has been on the device for a moment, and others follow
         self.shards: list[Shard] = []
         found = dict(model.named_parameters(remove_duplicate=False))
         for known, shape in shapes:
@@ -150,11 +152,22 @@ def refuse_uncuttable(model: nn.Module, blocks: Sequence[nn.Module]) -> None:
             lines.append(f"shard: {name} has a hook on its gradient, of which no rank has the whole; leave one of them out")
         elif not parameter.is_contiguous():
             lines.append(f"shard: {name} does not lie in rows (channels_last?); leave that out, or shard")
-    for block in [*blocks, model]:
-        kinds = {parameter.dtype for parameter in block.parameters() if parameter.requires_grad}
+    spots: dict[int, str] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        spot = tensor.untyped_storage().data_ptr()
+        if spot and spots.setdefault(spot, name) != name:
+            lines.append(
+                f"shard: {spots[spot]} and {name} lie in one memory, which would be cut twice; make them one parameter"
+            )
+    rest = [parameter for parameter in model.parameters() if parameter not in owners]
+    for title, group in [
+        *((type(block).__name__, list(block.parameters())) for block in blocks),
+        ("what is in no block", rest),
+    ]:
+        kinds = {parameter.dtype for parameter in group if parameter.requires_grad}
         if len(kinds) > 1:
             words = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
-            lines.append(f"shard: {type(block).__name__} has parameters of {words}; make them of one kind")
+            lines.append(f"shard: {title} has parameters of {words}; make them of one kind")
     if lines:
         raise UsageError(*dict.fromkeys(lines))
 

@@ -19,8 +19,9 @@ from samestep.errors import UsageError
 from samestep.exact.gradients import OrderedSum, check_world_size
 from samestep.exact.reentrant import refuse_reentrant
 from samestep.exact.sharded import ShardedModel
-from samestep.exact.totals import all_gather, as_bits, fingerprint, gather
-from samestep.exact.tree import Block, Sum, dealt
+from samestep.exact.sharded_exchange import make_exchanges
+from samestep.exact.totals import as_bits, fingerprint, gather
+from samestep.exact.tree import dealt
 
 
 class ShardedSum(OrderedSum):
@@ -57,67 +58,22 @@ class ShardedSum(OrderedSum):
         self._hooked: dict[int, nn.Parameter] = {}
         self._visited: list[int] = []  # blocks, in the order of a micro-batch's forward
         self._order, self._steps = 0, 1
-        self._round = -1  # apart from a step's own
+        self.round = -1  # apart from a step's own
+        self._syncs = False
         self._hook(sharded)
+        for block in sharded.blocks:  # what is gathered into is made here, and not in a user's own inference mode, say
+            module: Any = block
+            module.unshard()
+            module.reshard()
 
     def _hook(self, sharded: ShardedModel) -> None:
         """Have the gradients of each block come here in place of torch's reduce-scatter, and see which there are."""
-        from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
-
-        ordered = self
-
-        class Gathering(AllGather):
-            def __init__(self, number: int) -> None:
-                self.number = number
-
-            def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-                return torch.empty(*size, dtype=dtype, device=device)
-
-            def __call__(self, output_tensor: Any, input_tensor: Any, group: Any, async_op: bool = False) -> Any:
-                ordered.meeting()
-                if ordered.is_on_host or ordered.looks_at_all:  # on a GPU everybody waits for that
-                    ordered.refuse_other_blocks(self.number)
-                work = all_gather(output_tensor, input_tensor, group=group, async_op=async_op)
-                ordered.going_on()
-                return work
-
-        class Folding(ReduceScatter):
-            """Of one block: this rank's rows of the leaves so far, flat, as a partly summed tree."""
-
-            def __init__(self, number: int, block: nn.Module) -> None:
-                self.sum: Sum[torch.Tensor] = Sum(torch.Tensor.add_)
-                self.number, self.block, self.round = number, block, -1  # the last that was added
-
-            def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-                return torch.empty(*size, dtype=dtype, device=device)
-
-            def __call__(self, output_tensor: Any, input_tensor: Any, group: Any, op: Any, async_op: bool = False) -> None:
-                if self.round == ordered._round:
-                    raise UsageError(
-                        f"shard: {type(self.block).__name__.removeprefix('FSDP')} runs twice in one micro-batch, and gives its "
-                        "gradients each time; run each block once, or leave shard out"
-                    )
-                self.round = ordered._round
-                arrived = torch.empty_like(input_tensor)
-                ordered.meeting()
-                if ordered.looks_at_all:
-                    ordered.refuse_other_blocks(~self.number)
-                dist.all_to_all_single(arrived, input_tensor, group=group)
-                ordered.going_on()
-                first = ordered._round * ordered.world_size
-                for leaf, rows in enumerate(arrived.view(ordered.world_size, -1), first):
-                    if leaf < ordered.num_leaves:
-                        self.sum.push(Block(leaf, 0), rows.clone())
-                if first + ordered.world_size >= ordered.num_leaves:
-                    output_tensor.copy_(self.sum.total())
-                else:
-                    output_tensor.zero_()
-
+        gathering, folding = make_exchanges(self)
         self._folds = []
         for number, block in enumerate(sharded.blocks):
-            fold: Any = Folding(number, block)
+            fold: Any = folding(number, block)
             module: Any = block
-            module.set_custom_all_gather(Gathering(number))
+            module.set_custom_all_gather(gathering(number))
             module.set_custom_reduce_scatter(fold)
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
@@ -135,7 +91,7 @@ class ShardedSum(OrderedSum):
             self._visited.append(number)
             for name, place in own.items():
                 parameter = module.get_parameter(name)
-                if self._hooked.get(place) is not parameter:
+                if parameter.requires_grad and self._hooked.get(place) is not parameter:
                     self._hooked[place] = parameter
                     parameter.register_post_accumulate_grad_hook(lambda found, place=place: self._arrived(place, found))
 
@@ -147,8 +103,10 @@ class ShardedSum(OrderedSum):
             self._prints[place] = as_bits(parameter.grad).sum(dtype=torch.int64)
         if self._counts:
             self._used[place] = True
-        else:
-            parameter.grad = self._stash.get(place)
+        elif place in self._stash:
+            parameter.grad = self._stash[place]
+        else:  # zeros where the leaf ends, for which older torch does not ask by itself
+            parameter.grad = parameter.grad.zero_() if self._syncs and parameter.grad is not None else None
 
     @property
     def looks_at_all(self) -> bool:
@@ -157,11 +115,12 @@ class ShardedSum(OrderedSum):
 
     def begin_micro_batch(self, index: int) -> None:
         leaf, place = divmod(index, self.leaf_size)
-        self._round = leaf // self.world_size
+        self.round = leaf // self.world_size
         self._sync(place == self.leaf_size - 1)
         self._visited.clear()
 
     def _sync(self, wanted: bool) -> None:
+        self._syncs = wanted
         model: Any = self._sharded.model
         model.set_requires_gradient_sync(wanted)
 
@@ -178,10 +137,8 @@ class ShardedSum(OrderedSum):
         self._counts, self._looks, self._stash = counts, looks, {}
         if self.watch_first or looks:
             self._prints = [torch.zeros_like(self._prints[0])] * len(self._shards)
-        if not counts:
-            for place, parameter in self._hooked.items():
-                if parameter.grad is not None:
-                    self._stash[place], parameter.grad = parameter.grad, None
+        if not counts:  # what the leaf has stands where nothing arrives
+            self._stash = {place: p.grad.clone() for place, p in self._hooked.items() if p.grad is not None}
 
     def end_micro_batch(self, index: int) -> None:
         if self.watch_first and index == self.share[0]:
@@ -200,6 +157,12 @@ class ShardedSum(OrderedSum):
                 shard.whole.grad = None
 
     @contextlib.contextmanager
+    def micro_batch(self, index: int) -> Iterator[None]:
+        self.begin_micro_batch(index)
+        yield
+        self.end_micro_batch(index)
+
+    @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
         """A forward and backward inside, on every rank at once, are nobody's: their gradients go nowhere."""
         order, self._visited = self._visited, []
@@ -209,6 +172,8 @@ class ShardedSum(OrderedSum):
             yield
         finally:
             self._looks, self._counts, self._visited = False, True, order
+            module: Any = self._sharded.model
+            module.reshard()  # a forward without a backward leaves some gathered, as they are before the step
 
     def finish(self, used: list[bool] | None = None) -> list[torch.Tensor]:
         """End the step: every used shard's `local.grad` holds its rows of the sum. Returns those gradients."""
@@ -225,9 +190,11 @@ class ShardedSum(OrderedSum):
                     f"shard: {shard.names[0]} is used by some micro-batches alone, which needs torch 2.13; use all of a block "
                     "in each, or leave shard out"
                 )
-            shard.local.grad = found.to_local() if is_used else None
+            shard.local.grad = None
             if is_used:
-                grads.append(found.to_local())
+                rows: torch.Tensor = found.to_local()
+                shard.local.grad = rows.clone() if rows.is_cuda and rows.storage_offset() else rows  # kernels look at alignment
+                grads.append(shard.local.grad)
         for shard in self._sharded.shards:
             shard.whole.grad = None
         for fold in self._folds:

@@ -84,7 +84,9 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     first_step = saved.step if saved else 0
 
     cuts = config.shard and runtime.world_size > 1
-    model, torch_optimizer = agreed(lambda: make_model(config, task, torch.device("cpu") if cuts else device, saved is None))
+    model, torch_optimizer = agreed(
+        lambda: make_model(config, task, torch.device("cpu") if cuts else device, saved is None, device)
+    )
     refuse_unequal_models(model)
     if config.shard:
         agreed(lambda: refuse_unshardable(task, model, torch_optimizer))
@@ -146,6 +148,8 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         data=data.facts,
         sharded=sharded,
     )
+    if isinstance(gradients, ShardedSum):
+        run.exchange.meeting, run.exchange.going_on = gradients.meeting, gradients.going_on
     run.exchange.travel_with(run.gradients, run.asked_to_stop)
     return run
 

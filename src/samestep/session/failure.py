@@ -93,6 +93,11 @@ def mistake_behind(error: Exception, config: Config) -> UsageError | None:
             f"shard: the loss reaches past model(…){place_in_user_code(error)}, to parameters of which each rank has its rows "
             "alone; call the model itself, or leave shard out"
         )
+    if config.shard and "setStorage: sizes" in str(error):
+        return UsageError(
+            "shard: the loss calls a backward of its own (of a gradient penalty, say), for which no block is kept gathered; leave "
+            "one of the two out"
+        )
     if isinstance(error, AttributeError) and isinstance(error.obj, Columns):
         return UsageError(f"task: the batch is a dict; write batch[{error.name!r}]{place_in_user_code(error)}")
     if isinstance(error, ValueError) and (field := re.search(r'^"(\w+)" object has no field "(\w+)"', str(error))):
@@ -122,7 +127,6 @@ def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtim
     if finished == run.first_step:
         return False
     if run.sharded is not None:
-        saver.give_up()
         print(
             f"step {finished} is not saved: each rank has but its rows of it (shard). An earlier save stands, if any",
             flush=True,

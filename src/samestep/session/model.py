@@ -26,8 +26,15 @@ from samestep.task import Task
 _AFTER_STEP = 4  # sets after_step's random numbers apart from the forward's
 
 
-def make_model(config: Config, task: Task, device: torch.device, is_fresh: bool) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The task's model on the device, with its optimizer, both new. Raises UsageError for what cannot do."""
+def make_model(
+    config: Config, task: Task, device: torch.device, is_fresh: bool, steps_on: torch.device | None = None
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The task's model on the device, with its optimizer, both new. Raises UsageError for what cannot do.
+
+    Args:
+        is_fresh: no checkpoint is to be laid over it.
+        steps_on: where it will be trained, if that is another device.
+    """
     seed_all(config.seed)
     model = task.model()
     _refuse_unfit(model)
@@ -36,7 +43,7 @@ def make_model(config: Config, task: Task, device: torch.device, is_fresh: bool)
         _begin_from(config.init, model)
     if not config.compile:
         leave_dynamo_out()
-    return model, build_optimizer(config, task, model)
+    return model, build_optimizer(config, task, model, steps_on)
 
 
 def lay_out(

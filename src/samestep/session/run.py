@@ -100,6 +100,7 @@ class _Rank:
         saver = make_saver(run, self.folder, kind, self.runtime, self.start.number)
         if self.runtime.is_main or run.sharded:
             run.saver = saver
+        plans.saved = saved = None  # laid out by now, and as large as all that is trained
         agreed(lambda: _see_the_start(self.folder, self.runtime))
         self.train(run, saver, board)
         if self.runtime.is_main:
@@ -196,6 +197,7 @@ class _Rank:
 
     def saved_and_told(self, raised: Exception, run: Training, saver: Saver, board: Board) -> Exception:
         """After a fault: save what is finished, and say what it was that failed."""
+        saver.give_up()
         error = mistake_behind(raised, self.config) or raised
         if is_victim(raised):
             abort_device_collectives()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from samestep.checkpoint import Checkpoints, Saved, Saver, SharedCheckpoints, SharedSaver, capture
-from samestep.control import make_board
+from samestep.control import NoBoard, make_board
+from samestep.errors import UsageError
 from samestep.loop import Training
 from samestep.run_folder import RunFolder
 from samestep.runtime import Runtime
@@ -42,6 +43,8 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
     checkpoints: Checkpoints
     if run.sharded is not None:
         board = make_board(runtime.store, runtime.world_size, start)
+        if isinstance(board, NoBoard):
+            raise UsageError("shard: there is no store over which the ranks could save together; start them with torchrun, say")
         checkpoints = shared = SharedCheckpoints(folder, keep, runtime.rank, runtime.world_size, board)
         if not runtime.is_main:
             return SharedSaver(run.config.checkpoint, shared, take, lambda *_: None, lambda _: None, longest_s)

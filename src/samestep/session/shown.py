@@ -8,6 +8,7 @@ import torch
 
 from samestep.errors import place_in_user_code
 from samestep.loop import Training
+from samestep.randomness.seeding import seed_all
 from samestep.run_folder import RunFolder, write_atomically
 
 
@@ -20,6 +21,7 @@ def shown(run: Training, folder: RunFolder, keeps: bool) -> str:
     # Compiled blocks step aside, for here each length would be a new shape.
     eager = torch.compiler.set_stance("force_eager") if run.config.compile else contextlib.nullcontext()
     try:
+        seed_all(run.config.seed)
         with eager:
             text = run.task.show(model)
         if text and keeps:

@@ -18,7 +18,7 @@ from samestep.tracking import peak_flops
 def find_step_at_peak(run: Training, world_size: int) -> None:
     """Have rows show `mfu`, model FLOPs utilization, on GPUs of a known kind; Chowdhery et al., 2022 (PaLM), appendix B."""
     device = run.optimizer.device
-    if device.type != "cuda":
+    if device.type != "cuda" or run.sharded is not None:  # no rank runs a forward alone there
         return
     dtype = float_dtype(run.model) if run.config.precision == "no" else torch.bfloat16
     peak = peak_flops(torch.cuda.get_device_name(device), dtype)
