@@ -172,6 +172,6 @@ class Counting(Chain):
 
 class OneMemory(Chain):
     def model(self) -> nn.Module:
-        model = super().model()
+        model = _Chain(skips=False)
         model.register_parameter("other", nn.Parameter(model.outward.weight.data))
         return model

@@ -95,8 +95,8 @@ def mistake_behind(error: Exception, config: Config) -> UsageError | None:
         )
     if config.shard and "setStorage: sizes" in str(error):
         return UsageError(
-            "shard: the loss calls a backward of its own (of a gradient penalty, say), for which no block is kept gathered; leave "
-            "one of the two out"
+            "shard: the loss calls a backward of its own (of a gradient penalty, say), for which no block is kept gathered; "
+            "leave one of the two out"
         )
     if isinstance(error, AttributeError) and isinstance(error.obj, Columns):
         return UsageError(f"task: the batch is a dict; write batch[{error.name!r}]{place_in_user_code(error)}")
