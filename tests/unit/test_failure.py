@@ -31,6 +31,7 @@ def test_a_survivor_saves_nothing_beyond_a_best_that_never_reached_the_disk(
     nothing: Any = SimpleNamespace(flush=lambda finished: None, roll_back=lambda: True)
     run: Any = SimpleNamespace(
         optimizer=SimpleNamespace(is_stepping=False),
+        sharded=None,
         finished=6,
         first_step=3,
         purity=nothing,
