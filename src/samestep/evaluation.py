@@ -14,7 +14,7 @@ from samestep.batches import Rows, on_device
 from samestep.config import Config, Converge
 from samestep.control import Watchdog, everyones
 from samestep.errors import UsageError
-from samestep.exact import cuts, gather, ordered_total
+from samestep.exact import ShardedModel, cuts, gather, ordered_total
 from samestep.randomness.seeding import seed_all
 from samestep.task import Task, checked_metrics
 
@@ -27,15 +27,15 @@ class Evaluator:
 
     Args:
         batches: only the first so many micro-batches; None for all.
-        is_sharded: no rank runs a forward alone, so that each runs as many.
+        sharded: the model, where no rank runs a forward alone, so that each runs as many.
     """
 
     def __init__(
         self, task: Task, rows: Rows, micro_batch_size: int, batches: int | None, accelerator: Accelerator, seed: int,
-        is_sharded: bool = False,
+        sharded: ShardedModel | None = None,
     ) -> None:  # fmt: skip
         self._task, self._rows, self._size = task, rows, micro_batch_size
-        self._accelerator, self._seed, self._is_sharded = accelerator, seed, is_sharded
+        self._accelerator, self._seed, self._sharded = accelerator, seed, sharded
         whole = -(-rows.num_rows // micro_batch_size)
         self._num_batches = min(whole, batches) if batches else whole
         share = cuts(self._num_batches, accelerator.num_processes)
@@ -52,7 +52,7 @@ class Evaluator:
             flag: asked on every rank before each of its micro-batches; if it is set on any, all leave together with None.
         """
         measured: list[dict[str, torch.Tensor]] = []
-        with evaluating(model):
+        with evaluating(model, self._sharded):
             for turn in range(-(-self._num_batches // self._accelerator.num_processes)):
                 watch.meeting()
                 if int(gather(torch.tensor([flag()], dtype=torch.uint8)).max()):
@@ -60,7 +60,7 @@ class Evaluator:
                 watch.at("evaluating")
                 if turn < len(self._share):
                     measured.append(self._measure(model, self._share[turn]))
-                elif self._is_sharded:
+                elif self._sharded is not None:
                     self._measure(model, 0)
         watch.meeting()
         names = sorted({name for found in everyones(sorted({name for found in measured for name in found})) for name in found})
@@ -87,7 +87,7 @@ class Evaluator:
         """What the task's metrics are called, as far as the first micro-batches tell: until all that are wanted are found."""
         self.is_tried = True
         found: set[str] = set()
-        with evaluating(model):
+        with evaluating(model, self._sharded):
             for index in range(min(self._num_batches, _LOOKED_AT)):
                 found |= self._measure(model, index).keys()
                 if wanted <= found:
@@ -96,7 +96,7 @@ class Evaluator:
 
 
 @contextlib.contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module, sharded: ShardedModel | None = None) -> Iterator[None]:
     """Evaluation mode and no gradients inside; afterwards each module is in the mode that it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -104,8 +104,8 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
-        if reshard := getattr(model, "reshard", None):  # of a sharded one a forward without a backward leaves some gathered
-            reshard()
+        if sharded is not None:
+            sharded.reshard()
         for module, training in modes:
             module.training = training
 

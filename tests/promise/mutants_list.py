@@ -965,7 +965,7 @@ _SHARDED = [
     Mutant(
         "a-shards-first-row",
         "exact/sharded.py",
-        "min(self.rank * rows, shape[0])",
+        "row_cuts(shape[0], self.world_size)[self.rank]",
         "min(self.rank * (shape[0] // self.world_size), shape[0])",
         (RESHARDED,),
     ),

@@ -6,6 +6,7 @@ writes the manifest. So what stands there is the checkpoint of a run on one proc
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import threading
@@ -22,6 +23,7 @@ from samestep.checkpoint.state import Cuts, Saved
 from samestep.checkpoint.tensors import header
 from samestep.control import Board
 from samestep.errors import TrainingError
+from samestep.exact import row_cuts
 from samestep.run_folder import RunFolder
 
 _POLL_S = 0.05
@@ -47,9 +49,8 @@ class SharedCheckpoints(Checkpoints):
         if self._rank == 0:
             try:
                 return super().save(saved)
-            except BaseException:
-                self._board.write(f"save-{self._turn}", 0, "failed")
-                raise
+            finally:  # whoever has not begun by now need not: it failed, or the checkpoint stood there already
+                self._board.write(f"save-{self._turn}", 0, "over")
         folder = self._folder / self._temporary(saved.step)
         self._wait_for(f"save-{self._turn}", {0})
         try:
@@ -98,8 +99,8 @@ class SharedCheckpoints(Checkpoints):
         until = time.monotonic() + _PATIENCE_S
         while True:
             found = self._board.read(topic)
-            if found.get(0) == "failed":
-                raise TrainingError("rank 0 could not write there")
+            if found.get(0) == "over":
+                raise TrainingError("rank 0 needs no rows for it any more")
             if found.keys() >= ranks:
                 return found
             if self.given_up.is_set() or time.monotonic() > until:
@@ -132,9 +133,9 @@ class SharedCheckpoints(Checkpoints):
                 yield 0, tensor.nbytes
                 continue
             shape, _ = cuts[name]
-            rows, row_bytes = -(-shape[0] // self._world_size), _nbytes(tensor, [1, *shape[1:]])
-            for rank in range(self._world_size):
-                yield rank, max(0, min(rows, shape[0] - rank * rows)) * row_bytes
+            row_bytes = _nbytes(tensor, [1, *shape[1:]])
+            for rank, (start, stop) in enumerate(itertools.pairwise(row_cuts(shape[0], self._world_size))):
+                yield rank, (stop - start) * row_bytes
 
 
 def _shapes(tensors: dict[str, torch.Tensor], cuts: Cuts) -> dict[str, tuple[torch.dtype, list[int]]]:

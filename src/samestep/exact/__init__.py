@@ -3,7 +3,7 @@
 from samestep.exact.gradients import FastSum, OrderedSum, check_world_size, everyone
 from samestep.exact.norm import total_norm
 from samestep.exact.scalars import Scalar, as_float, is_finite, ratio
-from samestep.exact.sharded import USED_ROWS, Shard, ShardedModel, refuse_uncuttable
+from samestep.exact.sharded import USED_ROWS, Shard, ShardedModel, refuse_uncuttable, row_cuts
 from samestep.exact.sharded_sum import ShardedSum
 from samestep.exact.statistics import Statistics
 from samestep.exact.step_totals import StepExchange, Totals
@@ -38,6 +38,7 @@ __all__ = [
     "padded",
     "ratio",
     "refuse_uncuttable",
+    "row_cuts",
     "total_norm",
     "tree_sum",
 ]

@@ -26,6 +26,12 @@ _HARMLESS = (
 )  # fmt: skip
 
 
+def row_cuts(num_rows: int, world_size: int) -> list[int]:
+    """Where each rank's rows of a parameter begin, as `fully_shard` cuts it: world_size + 1 numbers, num_rows the last."""
+    each = -(-num_rows // world_size)
+    return [min(rank * each, num_rows) for rank in range(world_size + 1)]
+
+
 @dataclass(eq=False)
 class Shard:
     """This rank's rows of one parameter: `first_row` and on of its first dimension, maybe none."""
@@ -75,11 +81,10 @@ class ShardedModel:
         found = dict(model.named_parameters(remove_duplicate=False))
         for known, shape in shapes:
             whole = found[known[0]]
-            rows = -(-shape[0] // self.world_size)
             with torch.no_grad():
                 local = nn.Parameter(_rows(whole), requires_grad=whole.requires_grad)
             whole.__class__ = _rows_alone()
-            self.shards.append(Shard(known, whole, local, shape, min(self.rank * rows, shape[0])))
+            self.shards.append(Shard(known, whole, local, shape, row_cuts(shape[0], self.world_size)[self.rank]))
         by_original = dict(zip(names, self.shards, strict=True))
         self.own = [{name: by_original[parameter] for name, parameter in found.items()} for found in own]  # by block
 
@@ -87,6 +92,11 @@ class ShardedModel:
         """The shard of each parameter that the model had; forgets those parameters, whose memory goes with them."""
         originals, self._originals = self._originals, []
         return dict(zip(originals, self.shards, strict=True))
+
+    def reshard(self) -> None:
+        """Let go of what a forward without a backward has left gathered: the next step would begin with it."""
+        model: Any = self.model
+        model.reshard()
 
     def whole_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Each entry of the model's state_dict by name, sorted, whole and on the host: gathered one at a time by all ranks."""
@@ -96,9 +106,8 @@ class ShardedModel:
 
     def gathered(self, shard: Shard) -> torch.Tensor:
         """A whole parameter, on the host of every rank."""
-        rows = -(-shard.shape[0] // self.world_size)
         local = shard.local.detach()
-        padded = local.new_zeros(rows, *shard.shape[1:])
+        padded = local.new_zeros(row_cuts(shard.shape[0], self.world_size)[1], *shard.shape[1:])
         padded[: len(local)] = local
         everyone = gather(padded.flatten().view(torch.uint8)).view(local.dtype)  # gloo has no integers of 16 bits
         return everyone.view(-1, *shard.shape[1:])[: shard.shape[0]].cpu()

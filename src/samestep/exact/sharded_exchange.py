@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from samestep.exact.sharded_sum import ShardedSum
 
 
+def _left_out(block: nn.Module) -> UsageError:
+    """Only torch 2.13 can be asked to exchange zeros where no rank has a gradient: a tree without a leaf has another order."""
+    return UsageError(
+        f"shard: a micro-batch had no gradient for any of {type(block).__name__.removeprefix('FSDP')}, which needs torch 2.13; "
+        "use each block in every micro-batch, or leave shard out"
+    )
+
+
 def make_exchanges(ordered: ShardedSum) -> tuple[type, type]:
     """The classes of a block's two exchanges, whose bases are there once FSDP2 is imported."""
     from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
@@ -51,6 +59,8 @@ def make_exchanges(ordered: ShardedSum) -> tuple[type, type]:
                     f"shard: {type(self.block).__name__.removeprefix('FSDP')} runs twice in one micro-batch, and gives its "
                     "gradients each time; run each block once, or leave shard out"
                 )
+            if ordered.round != self.round + 1:
+                raise _left_out(self.block)
             self.round = ordered.round
             arrived = torch.empty_like(input_tensor)
             ordered.meeting()
@@ -66,5 +76,11 @@ def make_exchanges(ordered: ShardedSum) -> tuple[type, type]:
                 output_tensor.copy_(self.sum.total())
             else:
                 output_tensor.zero_()
+
+        def begin_step(self) -> None:
+            """Raise UsageError if the step before has ended without its last leaves."""
+            if self.sum.blocks:
+                raise _left_out(self.block)
+            self.round = -1
 
     return Gathering, Folding

@@ -172,8 +172,7 @@ class ShardedSum(OrderedSum):
             yield
         finally:
             self._looks, self._counts, self._visited = False, True, order
-            module: Any = self._sharded.model
-            module.reshard()  # a forward without a backward leaves some gathered, as they are before the step
+            self._sharded.reshard()
 
     def finish(self, used: list[bool] | None = None) -> list[torch.Tensor]:
         """End the step: every used shard's `local.grad` holds its rows of the sum. Returns those gradients."""
@@ -198,8 +197,7 @@ class ShardedSum(OrderedSum):
         for shard in self._sharded.shards:
             shard.whole.grad = None
         for fold in self._folds:
-            fold.round = -1
-            fold.sum.blocks.clear()
+            fold.begin_step()
         self._used = [False] * len(self._shards)
         return grads
 

@@ -26,7 +26,7 @@ from samestep.randomness.order import Order
 from samestep.runtime import Runtime
 from samestep.session.data import notes_on_data, read_data, refuse_other_data
 from samestep.session.model import lay_out, make_after_step, make_model, notes_on, refuse_unequal_models
-from samestep.session.sharding import refuse_unshardable, shard
+from samestep.session.sharding import is_cut, refuse_unshardable, shard
 from samestep.task import Task
 from samestep.tracking import NullTracker, Pace, Reports, Tracker
 
@@ -83,7 +83,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     num_steps = plans.num_steps or all_steps
     first_step = saved.step if saved else 0
 
-    cuts = config.shard and runtime.world_size > 1
+    cuts = is_cut(config, runtime)
     model, torch_optimizer = agreed(
         lambda: make_model(config, task, torch.device("cpu") if cuts else device, saved is None, device)
     )
@@ -95,9 +95,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     gradients = make_sum(config, model, optimizer, plans.watch, sharded)
     rows = make_rows(data.train, task, config.seed, float_dtype(model))
     batches = Batches(rows, plan, gradients.share, device, config.seed, first_step, num_steps, config.workers)
-    evaluator = (
-        None if data.held_out is None else make_evaluator(config, task, accelerator, model, data.held_out, sharded is not None)
-    )
+    evaluator = None if data.held_out is None else make_evaluator(config, task, accelerator, model, data.held_out, sharded)
     statistics = Statistics(model, gradients.shares, config.micro_batches, config.num_leaves)
     recompute = Recompute(config.seed, task, model, accelerator, gradients, statistics, batches)
     purity = Purity(task, model, optimizer.inner, recompute, gradients, first_step, sharded)
@@ -182,10 +180,10 @@ def stepped_by(optimizer: GatedOptimizer) -> list[torch.nn.Parameter]:
 
 
 def make_evaluator(
-    config: Config, task: Task, accelerator: Accelerator, model: torch.nn.Module, rows: Any, is_sharded: bool = False
+    config: Config, task: Task, accelerator: Accelerator, model: torch.nn.Module, rows: Any, sharded: ShardedModel | None = None
 ) -> Evaluator:
     held_out = make_rows(rows, task, config.seed, float_dtype(model))
-    return Evaluator(task, held_out, config.micro_batch_size, config.evaluate.batches, accelerator, config.seed, is_sharded)
+    return Evaluator(task, held_out, config.micro_batch_size, config.evaluate.batches, accelerator, config.seed, sharded)
 
 
 def float_dtype(model: torch.nn.Module) -> torch.dtype:

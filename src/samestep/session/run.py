@@ -9,12 +9,7 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from samestep.checkpoint import (
-    Saved,
-    Saver,
-    read_chosen,
-    weights_hash,
-)
+from samestep.checkpoint import Saved, Saver, read_chosen, weights_hash
 from samestep.config import Config
 from samestep.control import (
     Board,
@@ -37,6 +32,7 @@ from samestep.session.build import Plans, build, make_accelerator
 from samestep.session.failure import mistake_behind, record_failure, save_what_is_finished
 from samestep.session.profile import profiled
 from samestep.session.saving import make_saver
+from samestep.session.sharding import is_cut
 from samestep.session.shown import shown
 from samestep.session.speed import find_step_at_peak
 from samestep.session.start import Start, begin, info_for_trackers, open_run
@@ -89,8 +85,8 @@ class _Rank:
         self.say(f"resumed from step {self.start.resumed_from}" if self.start.checkpoint else "fresh", f"({self.folder.path})")
         for note in self.start.notes:
             self.say(note)
-        cuts = self.config.shard and self.runtime.world_size > 1
-        saved = read_chosen(self.start.checkpoint, self.start.checksum, mapped=cuts) if self.start.checkpoint else None
+        mapped = is_cut(self.config, self.runtime)
+        saved = read_chosen(self.start.checkpoint, self.start.checksum, mapped) if self.start.checkpoint else None
         kind = device_kind(self.accelerator.device)
         peers = self.compare_devices(kind, saved)
         self.folder.continue_start(self.start.number)
@@ -174,11 +170,11 @@ class _Rank:
             with profiled(self.config.profile if self.runtime.is_main else None, run, self.folder):
                 finished = train(run)
             run.save_for_all(finished, _PATIENCE_AT_THE_END_S)
-            digest = weights_hash(run.sharded.whole_tensors()) if run.sharded else ""
-            if self.runtime.is_main:
-                digest, loss = digest or weights_hash(run.model), run.tracker.last.get("loss")
-                self.folder.write_state(status="done", reason="", step=finished, weights=digest, loss=loss)
             if self.runtime.is_main or run.sharded:
+                digest = weights_hash(run.sharded.whole_tensors() if run.sharded else run.model)
+                if self.runtime.is_main:
+                    loss = run.tracker.last.get("loss")
+                    self.folder.write_state(status="done", reason="", step=finished, weights=digest, loss=loss)
                 run.tracker.shown(finished, shown(run, self.folder, keeps=self.runtime.is_main))
         except Stopped as stopped:
             reason = f"{stopped}; the same line with --run {shlex.quote(self.folder.name)} goes on"

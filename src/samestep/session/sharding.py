@@ -9,11 +9,13 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from samestep.config import Config
 from samestep.errors import UsageError
 from samestep.exact import Shard, ShardedModel, everyone, refuse_uncuttable
 from samestep.fused_step import FusedStep
 from samestep.optimizers import PartOptimizers
 from samestep.regional_compile import repeated_blocks
+from samestep.runtime import Runtime
 from samestep.task import Task
 
 _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 1 << 22  # mallopt(3)
@@ -21,6 +23,11 @@ _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 1 << 22  # mallopt(3)
 # Each number of their state and of their step belongs to one number of a parameter, and is the same however that is cut.
 _ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
 _OF_16_BITS = ("Adadelta", "Adam", "AdamW")  # whose kernels round parameters of 16 bits the same in every place
+
+
+def is_cut(config: Config, runtime: Runtime) -> bool:
+    """Whether each process has its rows of the model alone; one process has all of them."""
+    return config.shard and runtime.world_size > 1
 
 
 def shard(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> ShardedModel:
