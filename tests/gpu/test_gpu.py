@@ -95,3 +95,120 @@ def test_a_run_on_one_gpu_repeats_itself_to_the_bit_and_resumes(workplace: Workp
     half = workplace.train("text.yaml", "--run", "half", "steps=20")
     assert half.code == 0, half.err
     assert workplace.train("text.yaml", "--run", "half").weights == first.weights
+
+
+TEXT = """
+task: text
+with: {context: 64, width: 128, layers: 2, heads: 4, dropout: 0.1, shown: 0}
+global_batch_size: 32
+micro_batch_size: 4
+steps: 12
+clip: 1.0
+optimizer: {name: adamw, lr: 3e-3}
+schedule: {name: cosine, warmup: 3}
+audit: {every: 5}
+evaluate: {batches: 4}
+track: {every: 5, wandb: "off"}
+"""
+
+PICTURES = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+import samestep
+
+class Pictures(samestep.Task):
+    channels_last: bool = False
+
+    def model(self):
+        net = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 33, 3, stride=2), nn.BatchNorm2d(33),
+            nn.ReLU(), nn.Dropout(0.1), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(132, 10))
+        return net.to(memory_format=torch.channels_last) if self.channels_last else net
+
+    def data(self, split):
+        made = torch.Generator().manual_seed(int(split == "train"))
+        x = torch.randn(200, 3, 17, 17, generator=made)
+        y = (x.mean((1, 2, 3)) * 40 + 5).clamp(0, 9).long()
+        return [{"x": a, "y": b} for a, b in zip(x, y)]
+
+    def loss(self, model, batch):
+        return F.cross_entropy(model(batch["x"]), batch["y"], reduction="sum"), len(batch["y"])
+"""
+
+
+def on_one_device(workplace: Workplace, processes: int, *words: str) -> str:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--")
+    script = str(Path(__file__).parent / "one_device.py")
+    done = workplace.command(sys.executable, *launcher, script, "train", *words)
+    assert done.code == 0, done.err
+    return done.weights
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_ranks_that_share_a_gpu_have_the_bits_of_one(workplace: Workplace, precision: str) -> None:
+    workplace.env.pop("CUDA_VISIBLE_DEVICES")
+    workplace.write("text.yaml", TEXT + f"precision: '{precision}'\n")
+    one = workplace.train("text.yaml", "--run", "one")
+    assert one.code == 0, one.err
+    for processes in (2, 3):
+        for words in ((), ("shard=true",), ("shard=true", "recompute=true")):
+            run = f"on-{processes}-{len(words)}"
+            assert on_one_device(workplace, processes, "text.yaml", "--run", run, *words) == one.weights, (processes, words)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_convolutions_and_batch_statistics_of_ranks_that_share_a_gpu(
+    workplace: Workplace, precision: str, channels_last: bool
+) -> None:
+    workplace.env.pop("CUDA_VISIBLE_DEVICES")
+    workplace.write("pictures.py", PICTURES)
+    workplace.write(
+        "pictures.yaml",
+        f"task: pictures.py:Pictures\nwith: {{channels_last: {str(channels_last).lower()}}}\nglobal_batch_size: 24\n"
+        "micro_batch_size: 3\nsteps: 24\noptimizer: {name: sgd, lr: 1e-3, momentum: 0.9}\nclip: 1.0\naudit: {every: 5}\n"
+        f"track: {{every: 5, wandb: 'off'}}\nprecision: '{precision}'\n",
+    )
+    one = workplace.train("pictures.yaml", "--run", "one")
+    assert one.code == 0, one.err
+    for processes in (2, 5):
+        assert on_one_device(workplace, processes, "pictures.yaml", "--run", f"on-{processes}") == one.weights
+
+
+def test_compiled_blocks_of_ranks_that_share_a_gpu(workplace: Workplace) -> None:
+    workplace.env.pop("CUDA_VISIBLE_DEVICES")
+    workplace.write("text.yaml", TEXT + "precision: bf16\ncompile: true\n")
+    one = workplace.train("text.yaml", "--run", "one")
+    assert one.code == 0, one.err
+    half = workplace.train("text.yaml", "--run", "half", "steps=6")
+    assert half.code == 0, half.err
+    assert workplace.train("text.yaml", "--run", "half").weights == one.weights
+    assert on_one_device(workplace, 2, "text.yaml", "--run", "on-2") == one.weights
+    assert on_one_device(workplace, 2, "text.yaml", "--run", "cut", "shard=true") == one.weights
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_no_step_waits_for_the_device(workplace: Workplace, precision: str) -> None:
+    workplace.env.pop("CUDA_VISIBLE_DEVICES")
+    workplace.env["PYTHONWARNINGS"] = "always"
+    workplace.write("text.yaml", TEXT + f"precision: '{precision}'\n")
+    script = workplace.write(
+        "warned.py", "import torch\nfrom samestep.cli import main\ntorch.cuda.set_sync_debug_mode('warn')\nmain()\n"
+    )
+    waits = []
+    for steps in (20, 60):
+        done = workplace.command(
+            sys.executable,
+            script,
+            "train",
+            "text.yaml",
+            "audit=null",
+            "track.every=1000",
+            "--run",
+            f"of-{steps}",
+            f"steps={steps}",
+        )
+        assert done.code == 0, done.err
+        waits.append([line for line in done.err.splitlines() if "synchronizing CUDA operation" in line])
+    assert len(waits[0]) == len(waits[1]), waits[1]
