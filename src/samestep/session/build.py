@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,10 +47,11 @@ def make_accelerator(config: Config) -> Accelerator:
         torch.backends.cudnn.benchmark = False
         torch.backends.cuda.enable_mem_efficient_sdp(False)  # attention has one kernel or the other, not what fits today
         torch.backends.cuda.enable_cudnn_sdp(False)
+    backend = None if on_cpu or "LOCAL_RANK" not in os.environ else "cpu:gloo,cuda:nccl"  # with one it asks a group for its size
     return Accelerator(
         cpu=on_cpu,
         mixed_precision=config.precision,
-        kwargs_handlers=[InitProcessGroupKwargs(backend=None if on_cpu else "cpu:gloo,cuda:nccl", timeout=_COLLECTIVE_TIMEOUT)],
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=_COLLECTIVE_TIMEOUT)],
     )
 
 
