@@ -123,7 +123,7 @@ class Pictures(samestep.Task):
     def model(self):
         net = nn.Sequential(
             nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 33, 3, stride=2), nn.BatchNorm2d(33),
-            nn.ReLU(), nn.Dropout(0.1), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(132, 10))
+            nn.ReLU(), nn.Dropout(0.1), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(132, 10))
         return net.to(memory_format=torch.channels_last) if self.channels_last else net
 
     def data(self, split):
@@ -178,7 +178,7 @@ def test_convolutions_and_batch_statistics_of_ranks_that_share_a_gpu(
 
 def test_compiled_blocks_of_ranks_that_share_a_gpu(workplace: Workplace) -> None:
     workplace.env.pop("CUDA_VISIBLE_DEVICES")
-    workplace.write("text.yaml", TEXT + "precision: bf16\ncompile: true\n")
+    workplace.write("text.yaml", TEXT.replace("cosine, warmup: 3", "constant") + "precision: bf16\ncompile: true\n")
     one = workplace.train("text.yaml", "--run", "one")
     assert one.code == 0, one.err
     half = workplace.train("text.yaml", "--run", "half", "steps=6")
@@ -197,7 +197,7 @@ def test_no_step_waits_for_the_device(workplace: Workplace, precision: str) -> N
         "warned.py", "import torch\nfrom samestep.cli import main\ntorch.cuda.set_sync_debug_mode('warn')\nmain()\n"
     )
     waits = []
-    for steps in (20, 60):
+    for steps in (40, 60):  # between two powers of two: at those the statistics are looked at
         done = workplace.command(
             sys.executable,
             script,

@@ -47,7 +47,9 @@ def make_accelerator(config: Config) -> Accelerator:
         torch.backends.cudnn.benchmark = False
         torch.backends.cuda.enable_mem_efficient_sdp(False)  # attention has one kernel or the other, not what fits today
         torch.backends.cuda.enable_cudnn_sdp(False)
-    backend = None if on_cpu or "LOCAL_RANK" not in os.environ else "cpu:gloo,cuda:nccl"  # with one it asks a group for its size
+    backend = (
+        None if on_cpu or "LOCAL_RANK" not in os.environ else "cpu:gloo,cuda:nccl"
+    )  # with one it asks a group for its size
     return Accelerator(
         cpu=on_cpu,
         mixed_precision=config.precision,

@@ -7,7 +7,6 @@ import time
 
 import torch
 
-from samestep.batches import on_device
 from samestep.checks import Recompute
 from samestep.commands.check.memory import activation_bytes, disk, fitting, memory, needs
 from samestep.config import Config
@@ -116,7 +115,7 @@ def _step(run: Training, seconds: float) -> Line:
 
 def _doubled(run: Training) -> Line:
     """Over each row twice, a sum is twice as much, and so is its weight."""
-    batch = on_device(run.batches.again(0, 0), run.accelerator.device)
+    batch = run.batches.again(0, 0)
     found: list[tuple[float, float]] = []
     try:
         twice = type(batch)((name, torch.cat([tensor, tensor])) for name, tensor in batch.items())
