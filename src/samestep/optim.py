@@ -57,7 +57,10 @@ def divide_and_clip(
         over = norm / clip
         divisor = weight * (over.clamp(min=1.0) if isinstance(over, torch.Tensor) else max(over, 1.0))
     # As a tensor everywhere: torch divides a gradient of shape () by it in float64, and by a Python float in float32.
-    torch._foreach_div_(grads, torch.as_tensor(divisor, dtype=torch.float64))
+    by = torch.as_tensor(divisor, dtype=torch.float64)
+    if by.is_cuda and all(grad.dtype == torch.float32 for grad in grads):
+        by = by.float()  # of one dtype it is a kernel or two, of two dtypes one for each gradient
+    torch._foreach_div_(grads, by)
     return norm
 
 

@@ -152,3 +152,14 @@ def test_clipping_by_ranks_is_clipping_in_one() -> None:
     assert norms == {divide_and_clip(grads, 3.7, 0.01)}
     for place, grad in enumerate(grads):
         assert torch.equal(torch.cat([mine[place] for mine in ranks]), grad)
+
+
+def test_sums_in_any_order_leave_the_switch_as_it_was() -> None:
+    was = torch.are_deterministic_algorithms_enabled()
+    try:
+        for wanted in (True, False):
+            torch._C._set_deterministic_algorithms(wanted)
+            row_bins([torch.ones(3, 4)])
+            assert torch.are_deterministic_algorithms_enabled() == wanted
+    finally:
+        torch._C._set_deterministic_algorithms(was)

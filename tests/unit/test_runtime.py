@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sys
 from types import SimpleNamespace
 
 import psutil
@@ -117,3 +118,18 @@ def test_an_empty_world_size_ends_train_in_one_line_and_status_does_not_care(wor
     assert len(done.err.splitlines()) == 1
     assert not (workplace.path / "runs").exists()
     assert workplace.samestep("status").err.startswith("samestep: runs: found no run there")
+
+
+ON_A_GPU = """
+import torch
+torch.cuda.is_available = lambda: True
+from samestep.config import load_config
+from samestep.session import make_accelerator
+print(make_accelerator(load_config("seed.yaml", ["device=auto"])[0]).device)
+"""
+
+
+def test_one_process_on_a_gpu_asks_for_no_process_group(workplace: Workplace) -> None:
+    workplace.write("seed.yaml", (ROOT / "configs/seed.yaml").read_text())
+    done = workplace.command(sys.executable, "-c", ON_A_GPU)
+    assert done.out == "cuda\n", done.err

@@ -11,6 +11,7 @@ are multiples of one power of two, whose sum is exact.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 
@@ -148,5 +149,17 @@ def _add(bins: torch.Tensor, norms: list[torch.Tensor]) -> None:
     bits = squares.view(torch.int64)
     exponents = (bits >> 52) & (_NUM_BINS - 1)
     upper = (bits & _UPPER_HALF).view(torch.float64)
-    bins[0].index_add_(0, exponents, upper)
-    bins[1].index_add_(0, exponents, squares - upper)
+    with _in_any_order():
+        bins[0].index_add_(0, exponents, upper)
+        bins[1].index_add_(0, exponents, squares - upper)
+
+
+@contextlib.contextmanager
+def _in_any_order() -> Iterator[None]:
+    """Inside, sums are exact, so a GPU may add with atomics: its ordered way takes the rows of a bin one after the other."""
+    was = torch.are_deterministic_algorithms_enabled()
+    torch._C._set_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch._C._set_deterministic_algorithms(was)

@@ -72,6 +72,11 @@ def read_runtime() -> Runtime:
     )
 
 
+def has_rank() -> bool:
+    """Whether a launcher gave this process a place of its own, as Accelerate sees it: without one it is no process group."""
+    return "LOCAL_RANK" in os.environ
+
+
 def _number(name: str, without: int, least: int = 0, most: float = math.inf) -> int:
     text = os.environ.get(name)
     if text is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +23,7 @@ from samestep.exact import FastSum, OrderedSum, ShardedModel, ShardedSum, Statis
 from samestep.loop import Training
 from samestep.optim import GatedOptimizer
 from samestep.randomness.order import Order
-from samestep.runtime import Runtime
+from samestep.runtime import Runtime, has_rank
 from samestep.session.data import notes_on_data, read_data, refuse_other_data
 from samestep.session.model import lay_out, make_after_step, make_model, notes_on, refuse_unequal_models
 from samestep.session.sharding import is_cut, refuse_unshardable, shard
@@ -47,9 +46,7 @@ def make_accelerator(config: Config) -> Accelerator:
         torch.backends.cudnn.benchmark = False
         torch.backends.cuda.enable_mem_efficient_sdp(False)  # attention has one kernel or the other, not what fits today
         torch.backends.cuda.enable_cudnn_sdp(False)
-    backend = (
-        None if on_cpu or "LOCAL_RANK" not in os.environ else "cpu:gloo,cuda:nccl"
-    )  # with one it asks a group for its size
+    backend = "cpu:gloo,cuda:nccl" if has_rank() and not on_cpu else None  # with one Accelerate asks a group for its size
     return Accelerator(
         cpu=on_cpu,
         mixed_precision=config.precision,
