@@ -29,13 +29,14 @@ def compile_blocks(model: nn.Module) -> None:
     torch._dynamo.config.optimize_ddp = False
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     for block in repeated_blocks(model) or [model]:
-        block.compile(dynamic=False)
+        block.forward = torch.compile(block.forward, dynamic=False)
 
 
 def recompute_blocks(model: nn.Module) -> None:
     """Keep of each repeated block's forward its input alone, and compute the rest again in the backward.
 
     Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016. Random numbers and buffers are the same both times.
+    Around compiled blocks and not within: what a compiler sees of it, it fuses into other kernels, which round in other places.
     """
     for block in repeated_blocks(model) or [model]:
         block.forward = functools.partial(

@@ -70,10 +70,10 @@ def lay_out(
         restore(saved, model, torch_optimizer, accelerator.scaler, sharded)
         if task.overrides("after_step"):
             restore_modes(saved, model)
-    if config.recompute:
-        recompute_blocks(model)
     if config.compile:
         compile_blocks(model)
+    if config.recompute:
+        recompute_blocks(model)
     refuse_unsavable(model, torch_optimizer)
     return optimizer
 
