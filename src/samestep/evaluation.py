@@ -62,6 +62,9 @@ class Evaluator:
                     measured.append(self._measure(model, self._share[turn]))
                 elif self._sharded is not None:
                     self._measure(model, 0)
+                if self._sharded is not None:
+                    watch.meeting()
+                    self._sharded.refuse_another_way()
         watch.meeting()
         names = sorted({name for found in everyones(sorted({name for found in measured for name in found})) for name in found})
         nothing = torch.zeros(2, dtype=torch.float64, device=self._accelerator.device)

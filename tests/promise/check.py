@@ -142,7 +142,8 @@ class Checker:
         else:
             found = features(run)
             is_right = not {1, 2}.isdisjoint(answer["codes"]) and any(ASTRAY[name] in words for name in ASTRAY if name in found)
-        if not is_right or not all(line.startswith("samestep: shard: ") for line in words.splitlines()):
+        in_the_middle = r"samestep: (rank \d+ on \S+: )?shard: " if 1 in answer["codes"] else "samestep: shard: "
+        if not is_right or not all(re.match(in_the_middle, line) for line in words.splitlines()):
             raise Broken(f"shard: exit {answer['codes']}: {words}\nwhere it was to be refused as {must or 'astray, if at all'}")
         if 2 in answer["codes"] and number == 0 and (folder / "runs" / "drawn").exists():
             raise Broken(f"refused, and left a run folder behind: {words}")

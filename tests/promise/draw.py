@@ -190,8 +190,9 @@ def unshardable(run: Run) -> list[str]:
     found = features(run)
     if run["config"]["with"]["dtype"] != "float32":  # to which the whole model is cast, complex numbers too
         found -= {"part:double", "part:bf16", "part:complex"}
-    of_16_bits = ["16 bits"] if "part:bf16" in found else []  # which its optimizer may refuse before
-    return [*of_16_bits, *(words for name, words in UNSHARDABLE.items() if name in found)]
+    must = [words for name, words in UNSHARDABLE.items() if name in found]
+    of_16_bits = "part:bf16" in found or run["config"]["with"]["dtype"] == "bfloat16"  # which its optimizer may refuse before
+    return [*must, "16 bits"] if must and of_16_bits else must
 
 
 def without_none(value: Any) -> Any:

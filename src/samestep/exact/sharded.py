@@ -70,6 +70,7 @@ class ShardedModel:
         for name, parameter in model.named_parameters(remove_duplicate=False):
             names.setdefault(parameter, []).append(name)
         shapes = [(sorted(known), parameter.shape) for parameter, known in names.items()]
+        self.visited: list[int] = []  # blocks, in the order in which forwards came to them
         self._originals = list(names)
         self.left_behind = weakref.WeakSet(names)  # those that something else than the model holds
         mesh = DeviceMesh(device.type, torch.arange(self.world_size))
@@ -97,6 +98,19 @@ class ShardedModel:
         """Let go of what a forward without a backward has left gathered: the next step would begin with it."""
         model: Any = self.model
         model.reshard()
+
+    def refuse_another_way(self) -> None:
+        """After a forward on every rank: raise UsageError on all unless it went through the same blocks in one order."""
+        visited, self.visited = self.visited, []
+        self.refuse_other_mark(hash(tuple(visited)))
+
+    def refuse_other_mark(self, mark: int) -> None:
+        """Raise UsageError on every rank unless all have come here with the same mark of where they are in the forward."""
+        if len(set(gather(torch.tensor([mark])).view(-1).tolist())) > 1:
+            raise UsageError(
+                "shard: the forward went through other blocks on one rank than on another, and they are gathered together; "
+                "have each micro-batch pass through all of them, in one order, or leave shard out"
+            )
 
     def whole_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Each entry of the model's state_dict by name, sorted, whole and on the host: gathered one at a time by all ranks."""

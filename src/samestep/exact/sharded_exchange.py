@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from samestep.errors import UsageError
+from samestep.exact.sharded import ShardedModel
 from samestep.exact.totals import all_gather
 from samestep.exact.tree import Block, Sum
 
@@ -24,7 +25,7 @@ def _left_out(block: nn.Module) -> UsageError:
     )
 
 
-def make_exchanges(ordered: ShardedSum) -> tuple[type, type]:
+def make_exchanges(ordered: ShardedSum, sharded: ShardedModel) -> tuple[type, type]:
     """The classes of a block's two exchanges, whose bases are there once FSDP2 is imported."""
     from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
 
@@ -38,7 +39,7 @@ def make_exchanges(ordered: ShardedSum) -> tuple[type, type]:
         def __call__(self, output_tensor: Any, input_tensor: Any, group: Any, async_op: bool = False) -> Any:
             ordered.meeting()
             if ordered.is_on_host or ordered.looks_at_all:  # on a GPU everybody waits for that
-                ordered.refuse_other_blocks(self.number)
+                sharded.refuse_other_mark(self.number)
             work = all_gather(output_tensor, input_tensor, group=group, async_op=async_op)
             ordered.going_on()
             return work
@@ -64,8 +65,8 @@ def make_exchanges(ordered: ShardedSum) -> tuple[type, type]:
             self.round = ordered.round
             arrived = torch.empty_like(input_tensor)
             ordered.meeting()
-            if ordered.looks_at_all:
-                ordered.refuse_other_blocks(~self.number)
+            if ordered.is_on_host or ordered.looks_at_all:
+                sharded.refuse_other_mark(~self.number)
             dist.all_to_all_single(arrived, input_tensor, group=group)
             ordered.going_on()
             first = ordered.round * ordered.world_size

@@ -20,7 +20,7 @@ from samestep.exact.gradients import OrderedSum, check_world_size
 from samestep.exact.reentrant import refuse_reentrant
 from samestep.exact.sharded import ShardedModel
 from samestep.exact.sharded_exchange import make_exchanges
-from samestep.exact.totals import as_bits, fingerprint, gather
+from samestep.exact.totals import as_bits, fingerprint
 from samestep.exact.tree import dealt
 
 
@@ -56,8 +56,7 @@ class ShardedSum(OrderedSum):
         self._counts, self._looks = True, False
         self._stash: dict[int, torch.Tensor] = {}  # by place: what a leaf has before a micro-batch that does not count
         self._hooked: dict[int, nn.Parameter] = {}
-        self._visited: list[int] = []  # blocks, in the order of a micro-batch's forward
-        self._order, self._steps = 0, 1
+        self._steps = 1
         self.round = -1  # apart from a step's own
         self._syncs = False
         self._hook(sharded)
@@ -68,7 +67,7 @@ class ShardedSum(OrderedSum):
 
     def _hook(self, sharded: ShardedModel) -> None:
         """Have the gradients of each block come here in place of torch's reduce-scatter, and see which there are."""
-        gathering, folding = make_exchanges(self)
+        gathering, folding = make_exchanges(self, sharded)
         self._folds = []
         for number, block in enumerate(sharded.blocks):
             fold: Any = folding(number, block)
@@ -88,7 +87,7 @@ class ShardedSum(OrderedSum):
         own = {name: places[id(shard)] for name, shard in self._sharded.own[number].items() if id(shard) in places}
 
         def visit(module: nn.Module, args: Any) -> None:
-            self._visited.append(number)
+            self._sharded.visited.append(number)
             for name, place in own.items():
                 parameter = module.get_parameter(name)
                 if parameter.requires_grad and self._hooked.get(place) is not parameter:
@@ -117,7 +116,6 @@ class ShardedSum(OrderedSum):
         leaf, place = divmod(index, self.leaf_size)
         self.round = leaf // self.world_size
         self._sync(place == self.leaf_size - 1)
-        self._visited.clear()
 
     def _sync(self, wanted: bool) -> None:
         self._syncs = wanted
@@ -144,14 +142,14 @@ class ShardedSum(OrderedSum):
         if self.watch_first and index == self.share[0]:
             self.first_loss, self.first_fingerprint = self.loss, self.prints()
         self._looks = False
-        if self.looks_at_all:
-            if any(parameter.grad is not None for parameter in self._sharded.left_behind):
-                raise UsageError(
-                    "shard: the forward computes with parameters that it keeps in a list, say; take them from the modules that "
-                    "have them, or leave shard out"
-                )
-            self.refuse_other_blocks(len(self._folds))
-        self._order = hash((self._order, *self._visited))
+        if self.looks_at_all and any(parameter.grad is not None for parameter in self._sharded.left_behind):
+            raise UsageError(
+                "shard: the forward computes with parameters that it keeps in a list, say; take them from the modules that "
+                "have them, or leave shard out"
+            )
+        self.meeting()
+        self._sharded.refuse_another_way()
+        self.going_on()
         if index != self.share[-1]:
             for shard in self._sharded.shards:
                 shard.whole.grad = None
@@ -165,21 +163,18 @@ class ShardedSum(OrderedSum):
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
         """A forward and backward inside, on every rank at once, are nobody's: their gradients go nowhere."""
-        order, self._visited = self._visited, []
         self._sync(False)
         self._begin(counts=False, looks=True)
         try:
             yield
+            self._sharded.refuse_another_way()
         finally:
-            self._looks, self._counts, self._visited = False, True, order
+            self._looks, self._counts = False, True
             self._sharded.reshard()
 
     def finish(self, used: list[bool] | None = None) -> list[torch.Tensor]:
         """End the step: every used shard's `local.grad` holds its rows of the sum. Returns those gradients."""
         assert used is not None
-        order, self._order = self._order, 0
-        self.meeting()
-        self.refuse_other_blocks(order)
         self._steps += 1
         grads = []
         for shard, is_used in zip(self._shards, used, strict=True):
@@ -200,14 +195,6 @@ class ShardedSum(OrderedSum):
             fold.begin_step()
         self._used = [False] * len(self._shards)
         return grads
-
-    def refuse_other_blocks(self, mark: int) -> None:
-        """Raise UsageError on every rank unless all have come here with the same mark of where they are in the forward."""
-        if len(set(gather(torch.tensor([mark])).view(-1).tolist())) > 1:
-            raise UsageError(
-                "shard: the forward went through other blocks on one rank than on another, and they are gathered together; "
-                "have each micro-batch pass through all of them, in one order, or leave shard out"
-            )
 
     def fingerprints(self, grads: list[torch.Tensor]) -> torch.Tensor:
         return self.combine(fingerprint(grads))
