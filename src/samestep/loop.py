@@ -70,11 +70,11 @@ class Training:
     @contextlib.contextmanager
     def micro_batch(self, step: int, micro: MicroBatch) -> Iterator[None]:
         """A forward and backward whose random numbers and buffers depend on (seed, step, micro-batch) and no more."""
+        self.watch.at("computing")
         seed_all(self.config.seed, step, micro.index, device=self.optimizer.device)
         self.gradients.begin_micro_batch(micro.index)
         self.statistics.begin_micro_batch()
         self.purity.begin_micro_batch(step, micro)
-        self.watch.at("computing")
         yield
         self.purity.end_micro_batch(step, micro)
         self.statistics.end_micro_batch(micro.index, micro.num_rows > 0)
@@ -125,6 +125,7 @@ def train(run: Training) -> int:
         run.optimizer.zero_grad()
         run.statistics.begin()
         run.audit.begin(step)
+        run.watch.at("reading data")
         for micro in run.batches.step(step):
             with run.micro_batch(step, micro):
                 with run.autocast():

@@ -94,7 +94,7 @@ class Watchdog:
         if self._step_began is not None:
             self._steps_s.append(now - self._step_began)
         self._step, self._step_began = step, now
-        self.at(_READING)
+        self.at("computing")
 
     @property
     def step_began(self) -> float:
