@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from samestep.randomness.seeding import seed_all
 from samestep.task import Batch, Columns
 
 _LOADING = 1  # sets the loading's random numbers apart from the forward's
+_BURST_BYTES = 1 << 20  # of micro-batches that are read at once
 _LONGEST_FOLDER = 70  # bytes; what multiprocessing appends to it comes to 33, and a socket's path has at most 107 (unix(7))
 
 
@@ -86,6 +88,16 @@ class _Reader(Dataset[Batch]):
         if self._rows.may_draw:  # a transform that draws from a global generator draws the same anywhere
             seed_all(self._seed, step, index, _LOADING)
         return self._rows.read(self._plan.rows(step, index), self._plan.epoch(step))
+
+
+def _read_here(reader: _Reader, places: Iterable[tuple[int, int]], most: int) -> Iterator[Batch]:
+    """Up to `most` micro-batches at a time, where they are small: what a forward and backward left in the caches is nothing of
+    ours, and the first read after them takes four times as long as the next."""
+    waiting, at_a_time = iter(places), 1
+    while burst := [reader[place] for place in itertools.islice(waiting, at_a_time)]:
+        num_bytes = sum(tensor.nbytes for tensor in burst[0].values())
+        at_a_time = max(1, min(most, _BURST_BYTES // max(num_bytes, 1)))
+        yield from burst
 
 
 class _Places(Sampler[tuple[int, int]]):
@@ -181,7 +193,7 @@ class Batches:
                 worker_init_fn=_use_a_short_folder,
             )
             if workers
-            else (reader[place] for place in places)
+            else _read_here(reader, places, 1 if rows.may_draw else len(share))
         )
         self._source: Iterator[Batch] | None = None
         self._ahead: Batch | None = None
