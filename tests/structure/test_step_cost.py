@@ -37,7 +37,7 @@ def test_a_step_of_one_micro_batch_does_little_besides_its_own_mathematics() -> 
     assert total(found["operators"]) <= BARE + 10, found[
         "operators"
     ]  # two columns and two numbers read, the norm, the division
-    assert total(found["calls"]) <= 108, found["calls"]
+    assert total(found["calls"]) <= 109, found["calls"]
 
 
 @pytest.mark.timeout(300)

@@ -301,14 +301,14 @@ def test_loader_processes_give_the_same_bits() -> None:
 
 @pytest.mark.parametrize(
     ("width", "task", "ahead"),
-    [(3, Plain(), 4), (40_000, Plain(), 1), (16_000, Plain(), 2), (3, Noisy(), 1)],
+    [(3, Plain(), 4), (80_000, Plain(), 1), (32_000, Plain(), 2), (3, Noisy(), 1)],
     ids=["small", "large", "some", "somebody's code"],
 )
 def test_small_micro_batches_are_read_several_at_a_time(width: int, task: Task, ahead: int) -> None:
     rows = make_rows(datasets.Dataset.from_dict({"x": np.zeros((64, width), np.float64)}), task, 0, torch.float64)
     asked: list[int] = []
     read_rows = rows.read
-    rows.read = lambda numbers, epoch: (asked.append(len(numbers)), read_rows(numbers, epoch))[1]  # type: ignore[method-assign,func-returns-value]
+    rows.read = lambda numbers, epoch: (asked.append(len(numbers)), read_rows(numbers, epoch))[1]  # type: ignore[method-assign,assignment,func-returns-value]
     batches, seen = Batches(rows, plan(64), range(4), CPU, 0, 0, 6), []
     for step in range(6):
         for _ in batches.step(step):

@@ -68,6 +68,7 @@ def test_the_first_interval_and_each_pause_begin_with_a_step(monkeypatch: pytest
             pace.pause()
         now += pause
         watch.step(step - 1)
+        watch.at("reading data")
         now += read
         watch.at("computing")
         now += compute

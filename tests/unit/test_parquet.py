@@ -347,6 +347,7 @@ def test_the_watchdog_waits_for_whoever_asks_a_store_again(tmp_path: Path, wante
     said: list[str] = []
     watch = Watchdog(0.1, 0, 1, "here", NoBoard(), tmp_path / "log", lambda paragraph, culprits: said.append(paragraph))
     watch.step(0)
+    watch.at("reading data")
     if wanted:
         store_wait.expect(60)
     assert watch._shown_phase == ("reading data, and the store has to be asked again" if wanted else "reading data")

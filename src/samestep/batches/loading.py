@@ -93,10 +93,13 @@ class _Reader(Dataset[Batch]):
 def _read_here(reader: _Reader, places: Iterable[tuple[int, int]], most: int) -> Iterator[Batch]:
     """Up to `most` micro-batches at a time, where they are small: what a forward and backward left in the caches is nothing of
     ours, and the first read after them takes four times as long as the next."""
-    waiting, at_a_time = iter(places), 1
-    while burst := [reader[place] for place in itertools.islice(waiting, at_a_time)]:
-        num_bytes = sum(tensor.nbytes for tensor in burst[0].values())
-        at_a_time = max(1, min(most, _BURST_BYTES // max(num_bytes, 1)))
+    waiting = iter(places)
+    for first in map(reader.__getitem__, itertools.islice(waiting, 1)):
+        most = min(most, _BURST_BYTES // max(sum(tensor.nbytes for tensor in first.values()), 1))
+        yield first
+    if most <= 1:
+        yield from map(reader.__getitem__, waiting)
+    while burst := [reader[place] for place in itertools.islice(waiting, most)]:
         yield from burst
 
 
