@@ -57,6 +57,33 @@ def test_a_row_counts_its_steps_and_leaves_evaluation_out() -> None:
     assert 2 * sum(row["step_s"] for row in tracker.rows) <= took_s - 1.0  # two evaluations of half a second
 
 
+class SlowLoss(Slow):
+    """Its loss takes 30 ms."""
+
+    def transform(self, row: Row, rng: np.random.Generator) -> Row:
+        return row
+
+    def loss(self, model: nn.Module, batch: Batch) -> Ratio:
+        time.sleep(0.03)
+        return model(batch["x"]).sum(), len(batch["x"])
+
+
+def test_an_audits_computing_is_no_waiting_for_data() -> None:
+    tracker = Noting()
+    words = [
+        "track.every=2",
+        "global_batch_size=16",
+        "micro_batch_size=8",
+        "steps=4",
+        "audit={every: 1}",
+        "evaluate={batches: 1}",
+    ]
+    train(built(tracker, *words, task=SlowLoss()))
+    for row in tracker.rows:
+        assert row["step_s"] >= 0.09  # two micro-batches, and one of them again
+        assert row["data_wait_s"] < 0.03
+
+
 def test_the_first_interval_and_each_pause_begin_with_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
