@@ -11,13 +11,14 @@ import atexit
 import itertools
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Case:
     compile: bool = False
     accumulate: int = 1
     reduce: str = "exact"
+    deterministic: bool = False  # the plain loop too, by the switches that samestep sets in exact mode
 
     def words(self, tiny: bool) -> list[str]:
         micro = 4 if tiny else 16
@@ -56,6 +58,11 @@ def plain(case: Case, steps: int, tiny: bool) -> None:
     """The loop of a reader; prints when each window ended, and the most memory that the device held."""
     config, _ = load_config(case.words(tiny)[0], [*case.words(tiny)[1:], "steps=1"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if case.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
     task = load_task(config.task, config.fields)
     rows = torch.from_numpy(task.data("train").with_format("numpy")[:4096]["tokens"]).long()
     torch.manual_seed(0)
@@ -127,14 +134,7 @@ class Bench:
 
     def plain(self, case: Case) -> tuple[float, float]:
         """Seconds of a step, and gigabytes."""
-        words = [
-            sys.executable,
-            __file__,
-            "plain",
-            str(self._steps),
-            json.dumps(vars(case)),
-            *(["--tiny"] if self._tiny else []),
-        ]
+        words = [sys.executable, __file__, "plain", str(self._steps), json.dumps(vars(case)), *["--tiny"][: self._tiny]]
         found = json.loads(self._ended(words).rstrip().rpartition("\n")[2])
         return _step_s(found["times"]), found["peak_gb"]
 
@@ -161,6 +161,19 @@ class Bench:
         self.say(f"MFU: {title}", mfu)
         if pairs[0][0][1]:
             self.say(f"memory, samestep / plain: {title}", pairs[0][1][1] / pairs[0][0][1], gb=round(pairs[0][1][1], 2))
+
+    def deterministic(self, title: str, case: Case) -> None:
+        """What of a step's time are torch's deterministic kernels, whoever calls them."""
+        (plain, _), (same, _) = self.plain(case), self.plain(replace(case, deterministic=True))
+        self.say(f"step, plain with deterministic kernels / plain: {title}", same / plain)
+
+    def profile(self, title: str, case: Case) -> None:
+        """The operations that took longest in three of samestep's steps."""
+        self._count += 1
+        run = f"timed-{self._count}"
+        words = ["steps=30", "profile={start: 20, steps: 3}"]
+        found = re.findall(r"^ *([\d.]+) +[\d.]+% +[\d.]+ +(\S+)$", self._ended(self._command(case, *words, run=run)), re.M)
+        self.say(f"longest operations, ms a step: {title}", None, of={name: float(took) for took, name in found})
 
     def exact_and_fast(self, rounds: int) -> None:
         pairs = [(self.samestep(Case())[0], self.samestep(Case(reduce="fast"))[0]) for _ in range(rounds)]
@@ -229,10 +242,14 @@ def main() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         bench = Bench(Path(name), words.tiny, words.minutes)
         bench.compare("bf16", Case(), rounds)
+        bench.deterministic("bf16", Case())
+        bench.profile("bf16", Case())
         if bench.has_time_for("a kill", 60):
             bench.kill_and_resume()
-        if bench.has_time_for("compiled", 120):
+        if bench.has_time_for("compiled", 180):
             bench.compare("bf16, compiled", Case(compile=True), 1)
+            bench.deterministic("bf16, compiled", Case(compile=True))
+            bench.profile("bf16, compiled", Case(compile=True))
         if bench.has_time_for("four micro-batches a step", 90):
             bench.compare("bf16, four micro-batches a step", Case(accumulate=4), 1)
         if bench.has_time_for("a save", 75):
