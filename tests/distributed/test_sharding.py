@@ -29,11 +29,17 @@ PRETRAINED = (
     f"task: {HERE}/shard_tasks.py:Pretrained\nglobal_batch_size: 16\nmicro_batch_size: 2\nsteps: 8\n"
     "optimizer: {name: sgd, lr: 1e-2, momentum: 0.9}\n" + SETTINGS
 )
-CASES: dict[str, tuple[str, list[int]]] = {  # of CHAIN a step has twelve micro-batches, of the others eight
+IMAGES = (
+    "task: digits\nwith: {channels: 7}\nglobal_batch_size: 24\nmicro_batch_size: 2\nsteps: 10\n"
+    "optimizer: {name: sgd, lr: 1e-2, momentum: 0.9, nesterov: true}\nevaluate: {batches: 5}\n" + SETTINGS
+)
+CASES: dict[str, tuple[str, list[int]]] = {  # of CHAIN and IMAGES a step has twelve micro-batches, of the others eight
     "gpt": (TEXT, [2]),
     "gpt-bf16": (TEXT + "precision: bf16\n", [3]),
     "batchnorm-unused-tied-frozen": (CHAIN, [5]),
     "leaves": (CHAIN + "leaves: 4\n", [3]),
+    "cnn": (IMAGES, [3]),
+    "cnn-bf16": (IMAGES + "precision: bf16\n", [3]),
     "transformers": (PRETRAINED, [4]),
     "transformers-bf16": (PRETRAINED + "precision: bf16\n", [2]),
 }
@@ -134,7 +140,7 @@ def test_a_training_state_larger_than_a_process_may_have_trains_sharded(workplac
 @pytest.mark.parametrize("name", CASES)
 def test_all_sizes(workplace: Workplace, name: str) -> None:
     config, _ = CASES[name]
-    sizes = [2, 3, 4] if name == "leaves" else [2, 3, 5, 7, 12] if name.startswith("batchnorm") else list(range(2, 9))
+    sizes = [2, 3, 4] if name == "leaves" else [2, 3, 5, 7, 12] if name.startswith(("batchnorm", "cnn")) else list(range(2, 9))
     expected, rows = trained(workplace, config, 1)
     for size in sizes:
         for words in (["shard=true"], ["shard=true", "recompute=true"]):
