@@ -59,6 +59,7 @@ def plain(case: Case, steps: int, tiny: bool) -> None:
     config, _ = load_config(case.words(tiny)[0], [*case.words(tiny)[1:], "steps=1"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if case.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cuda.enable_mem_efficient_sdp(False)

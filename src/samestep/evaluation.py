@@ -93,6 +93,8 @@ class Evaluator:
         with evaluating(model, self._sharded):
             for index in range(min(self._num_batches, _LOOKED_AT)):
                 found |= self._measure(model, index).keys()
+                if self._sharded is not None:
+                    self._sharded.refuse_another_way()
                 if wanted <= found:
                     break
         return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +30,10 @@ def compile_blocks(model: nn.Module) -> None:
     torch._dynamo.config.optimize_ddp = False
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     for block in repeated_blocks(model) or [model]:
-        block.forward = torch.compile(block.forward, dynamic=False)
+        if "forward" in vars(block):
+            block.forward = torch.compile(block.forward, dynamic=False)
+        else:  # a method still, so that a copy of the model computes with the copy's weights
+            block.forward = types.MethodType(torch.compile(type(block).forward, dynamic=False), block)
 
 
 def recompute_blocks(model: nn.Module) -> None:

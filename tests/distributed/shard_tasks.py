@@ -93,6 +93,32 @@ class Changing(Chain):
     def after_step(self, model: nn.Module, step: int) -> None: ...
 
 
+class Startled(Chain):
+    """Cannot be asked for its one odd row a second time, by whoever looks whether its forwards are pure."""
+
+    early: bool = False  # before the model is called
+    _seen: bool = False
+
+    def data(self, split: str) -> datasets.Dataset | None:
+        rows = super().data(split)
+        assert rows is not None
+        return rows.add_column("odd", [split == "train" and number == 3 for number in range(len(rows))])
+
+    def loss(self, model: nn.Module, batch: Batch) -> Any:
+        if self.early:
+            self._look_at(batch)
+        found = super().loss(model, batch)
+        if not self.early:
+            self._look_at(batch)
+        return found
+
+    def _look_at(self, batch: Batch) -> None:
+        if batch["odd"].any():
+            if self._seen:
+                raise ValueError("that row again")
+            self._seen = True
+
+
 class Around(Chain):
     """Goes past the model's own forward."""
 

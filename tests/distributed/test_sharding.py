@@ -94,6 +94,17 @@ def test_a_run_goes_on_sharded_or_not_as_if_nothing_had_been(workplace: Workplac
     assert (done.weights, rows_of(workplace, "moved")) == expected
 
 
+@pytest.mark.parametrize("early", ["true", "false"])
+def test_what_one_rank_alone_raises_while_it_is_looked_at_again_is_nobodys_business(workplace: Workplace, early: str) -> None:
+    config = (
+        CHAIN.replace(":Chain", f":Startled\nwith: {{early: {early}}}")
+        .replace("epochs: 4", "epochs: 1")
+        .replace("audit: {every: 4}\n", "")
+    )
+    expected = trained(workplace, config, 1)
+    assert trained(workplace, config, 2, "shard=true") == expected
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [

@@ -45,7 +45,7 @@ def test_what_each_further_micro_batch_adds() -> None:
     one, four = cost(), cost("micro_batch_size=8")
     added = total(four["operators"]) - total(one["operators"])
     assert added <= 3 * 26 + 6, four["operators"]  # its own mathematics, its columns, and a sum of gradients
-    assert total(four["calls"]) - total(one["calls"]) <= 3 * 51, four["calls"]
+    assert round(total(four["calls"]) - total(one["calls"]), 3) <= 3 * 51, four["calls"]
 
 
 @pytest.mark.timeout(300)

@@ -27,7 +27,6 @@ def test_a_survivor_saves_nothing_beyond_a_best_that_never_reached_the_disk(
 ) -> None:
     saved: list[int] = []
     monkeypatch.setattr(failure, "survivor", lambda *words: True)
-    monkeypatch.setattr(failure, "abort_device_collectives", lambda: None)
     nothing: Any = SimpleNamespace(flush=lambda finished: None, roll_back=lambda: True)
     run: Any = SimpleNamespace(
         optimizer=SimpleNamespace(is_stepping=False),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import random
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from samestep import Task
 from samestep.config import Config
+from samestep.regional_compile import compile_blocks, recompute_blocks
 from samestep.session.model import make_model
 
 
@@ -32,3 +36,21 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another() -> None:
     first = drawn(1)
     assert drawn(1) == first
     assert all(one != other for one, other in zip(drawn(2), first, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of what inductor imports
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_a_copy_of_a_compiled_model_computes_with_weights_of_its_own(recomputes: bool) -> None:
+    model = nn.Sequential(nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]))
+    compile_blocks(model)
+    if recomputes:
+        recompute_blocks(model)
+    copied = copy.deepcopy(model)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for parameter in copied.parameters():
+            parameter.zero_()
+        (own, *_), (other, *_) = copied.children(), model.children()
+        assert not own.get_submodule("0")(torch.ones(1, 2)).any()
+        assert other.get_submodule("0")(torch.ones(1, 2)).any()
+    if not recomputes:
+        assert pickle.loads(pickle.dumps(model))

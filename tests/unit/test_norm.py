@@ -154,12 +154,15 @@ def test_clipping_by_ranks_is_clipping_in_one() -> None:
         assert torch.equal(torch.cat([mine[place] for mine in ranks]), grad)
 
 
-def test_sums_in_any_order_leave_the_switch_as_it_was() -> None:
-    was = torch.are_deterministic_algorithms_enabled()
+@pytest.mark.parametrize("wanted", [(True, False), (True, True), (False, False)])
+def test_sums_in_any_order_leave_the_switch_as_it_was(wanted: tuple[bool, bool]) -> None:
+    def switch() -> tuple[bool, bool]:
+        return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+    was = switch()
     try:
-        for wanted in (True, False):
-            torch._C._set_deterministic_algorithms(wanted)
-            row_bins([torch.ones(3, 4)])
-            assert torch.are_deterministic_algorithms_enabled() == wanted
+        torch._C._set_deterministic_algorithms(wanted[0], warn_only=wanted[1])
+        row_bins([torch.ones(3, 4)])
+        assert switch() == wanted
     finally:
-        torch._C._set_deterministic_algorithms(was)
+        torch._C._set_deterministic_algorithms(was[0], warn_only=was[1])

@@ -351,8 +351,10 @@ def test_the_watchdog_waits_for_whoever_asks_a_store_again(tmp_path: Path, wante
     if wanted:
         store_wait.expect(60)
     assert watch._shown_phase == ("reading data, and the store has to be asked again" if wanted else "reading data")
-    watch.at("computing")
-    assert watch._shown_phase == "computing"
+    watch.at("computing")  # an audit reads rows too
+    assert watch._shown_phase == ("reading data, and the store has to be asked again" if wanted else "computing")
+    watch.meeting()
+    assert watch._shown_phase == "meeting the other ranks"
 
 
 class Streamed(Task):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -91,16 +92,17 @@ class _Reader(Dataset[Batch]):
 
 
 def _read_here(reader: _Reader, places: Iterable[tuple[int, int]], most: int) -> Iterator[Batch]:
-    """Up to `most` micro-batches at a time, where they are small: what a forward and backward left in the caches is nothing of
-    ours, and the first read after them takes four times as long as the next."""
-    waiting = iter(places)
-    for first in map(reader.__getitem__, itertools.islice(waiting, 1)):
-        most = min(most, _BURST_BYTES // max(sum(tensor.nbytes for tensor in first.values()), 1))
-        yield first
-    if most <= 1:
-        yield from map(reader.__getitem__, waiting)
-    while burst := [reader[place] for place in itertools.islice(waiting, most)]:
-        yield from burst
+    """Up to `most` micro-batches of a step at a time, where they are small: what a forward and backward left in the caches is
+    nothing of ours, and the first read after them takes four times as long as the next."""
+    if most == 1:
+        yield from map(reader.__getitem__, places)
+        return
+    at_a_time = 1  # until the first tells their size
+    for _, of_step in itertools.groupby(places, operator.itemgetter(0)):
+        while burst := [reader[place] for place in itertools.islice(of_step, at_a_time)]:
+            num_bytes = sum([tensor.nbytes for tensor in burst[-1].values()])
+            at_a_time = max(1, min(most, _BURST_BYTES // max(num_bytes, 1)))
+            yield from burst
 
 
 class _Places(Sampler[tuple[int, int]]):

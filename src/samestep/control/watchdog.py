@@ -161,7 +161,7 @@ class Watchdog:
     @property
     def _shown_phase(self) -> str:
         """A store in trouble is no hang: whoever reads from it gives up by himself."""
-        return _ASKING_AGAIN if self._phase == _READING and store_wait.is_on else self._phase
+        return _ASKING_AGAIN if store_wait.is_on and self._phase not in (_MEETING, _SAVING) else self._phase
 
     def _debugged(self) -> bool:
         """Whether somebody stands in a debugger: then nothing hangs."""

@@ -157,9 +157,9 @@ def _add(bins: torch.Tensor, norms: list[torch.Tensor]) -> None:
 @contextlib.contextmanager
 def _in_any_order() -> Iterator[None]:
     """Inside, sums are exact, so a GPU may add with atomics: its ordered way takes the rows of a bin one after the other."""
-    was = torch.are_deterministic_algorithms_enabled()
+    was, only_warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch._C._set_deterministic_algorithms(False)
     try:
         yield
     finally:
-        torch._C._set_deterministic_algorithms(was)
+        torch._C._set_deterministic_algorithms(was, warn_only=only_warns)

@@ -6,6 +6,7 @@ before its forward and backward; what it makes of the gradients is `sharded_sum`
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from torch import nn
 from samestep.errors import UsageError
 from samestep.exact.totals import gather
 
+_RAISED = -1 << 62  # of who has left a forward by an error: no block's number, nor a hash in all likelihood
 USED_ROWS = "a parameter of which this rank has its rows alone is used"
 _HARMLESS = (
     "__get__", "__set__", "__hash__", "__repr__", "detach", "dim", "element_size", "is_complex", "is_contiguous",
@@ -30,6 +32,10 @@ def row_cuts(num_rows: int, world_size: int) -> list[int]:
     """Where each rank's rows of a parameter begin, as `fully_shard` cuts it: world_size + 1 numbers, num_rows the last."""
     each = -(-num_rows // world_size)
     return [min(rank * each, num_rows) for rank in range(world_size + 1)]
+
+
+class _AnotherWay(UsageError):
+    """The forward went through other blocks on one rank than on another."""
 
 
 @dataclass(eq=False)
@@ -104,10 +110,31 @@ class ShardedModel:
         visited, self.visited = self.visited, []
         self.refuse_other_mark(hash(tuple(visited)))
 
-    def refuse_other_mark(self, mark: int) -> None:
-        """Raise UsageError on every rank unless all have come here with the same mark of where they are in the forward."""
-        if len(set(gather(torch.tensor([mark])).view(-1).tolist())) > 1:
-            raise UsageError(
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """A forward inside that may raise on one rank alone, which the others hear where they are, in a block or behind it."""
+        visited, self.visited = self.visited, []
+        try:
+            yield
+            self.refuse_other_mark(hash(tuple(self.visited)), unless=_RAISED)
+        except _AnotherWay:
+            raise  # all have heard
+        except Exception:
+            with contextlib.suppress(Exception):  # what it has raised is what counts
+                self.refuse_other_mark(_RAISED)
+            raise
+        finally:
+            self.visited = visited
+
+    def refuse_other_mark(self, mark: int, unless: int | None = None) -> None:
+        """Raise UsageError on every rank unless all have come here with the same mark of where they are in the forward.
+
+        Args:
+            unless: another's mark that stands for any.
+        """
+        marks = set(gather(torch.tensor([mark])).view(-1).tolist())
+        if len(marks) > 1 and unless not in marks:
+            raise _AnotherWay(
                 "shard: the forward went through other blocks on one rank than on another, and they are gathered together; "
                 "have each micro-batch pass through all of them, in one order, or leave shard out"
             )

@@ -166,8 +166,10 @@ class ShardedSum(OrderedSum):
         self._sync(False)
         self._begin(counts=False, looks=True)
         try:
-            yield
-            self._sharded.refuse_another_way()
+            with self._sharded.apart():
+                yield
+                self.meeting()
+            self.going_on()
         finally:
             self._looks, self._counts = False, True
             self._sharded.reshard()

@@ -10,7 +10,7 @@ import traceback
 
 from samestep.checkpoint import Saver
 from samestep.config import Config
-from samestep.control import Board, abort_device_collectives, is_victim, survivor
+from samestep.control import Board, is_victim, survivor
 from samestep.errors import UsageError, place_in_user_code
 from samestep.exact import USED_ROWS
 from samestep.loop import Training
@@ -122,7 +122,6 @@ def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtim
     """
     if run.optimizer.is_stepping:
         return True
-    abort_device_collectives()
     finished = run.finished
     if finished == run.first_step:
         return False

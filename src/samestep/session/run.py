@@ -194,9 +194,9 @@ class _Rank:
     def saved_and_told(self, raised: Exception, run: Training, saver: Saver, board: Board) -> Exception:
         """After a fault: save what is finished, and say what it was that failed."""
         saver.give_up()
+        abort_device_collectives()  # what is asked of the GPU from here on must not wait for a peer
         error = mistake_behind(raised, self.config) or raised
         if is_victim(raised):
-            abort_device_collectives()
             # Another rank's refusal is one that all would have come to; one of rank 0's has left no folder.
             refusal = self.folder.refusal() if self.folder.path.exists() else ["rank 0 refused this run"]
             error = UsageError(*refusal) if refusal else error
