@@ -135,7 +135,8 @@ class Bench:
 
     def plain(self, case: Case) -> tuple[float, float]:
         """Seconds of a step, and gigabytes."""
-        words = [sys.executable, __file__, "plain", str(self._steps), json.dumps(vars(case)), *["--tiny"][: self._tiny]]
+        size = ["--tiny"] if self._tiny else []
+        words = [sys.executable, __file__, "plain", str(self._steps), json.dumps(vars(case)), *size]
         found = json.loads(self._ended(words).rstrip().rpartition("\n")[2])
         return _step_s(found["times"]), found["peak_gb"]
 

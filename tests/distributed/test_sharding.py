@@ -111,6 +111,7 @@ def test_what_one_rank_alone_raises_while_it_is_looked_at_again_is_nobodys_busin
         (CHAIN.replace(":Chain", ":Changing"), "shard: the task has an after_step, which changes whole parameters"),
         (CHAIN.replace("adamw", "adafactor"), "shard: Adafactor may need whole parameters to step"),
         (CHAIN.replace(":Chain", ":Chain\nwith: {skips: true}"), "shard: the forward went through other blocks on one rank"),
+        (CHAIN.replace(":Chain", ":Chain\nwith: {in_evaluation: true}"), "shard: the forward went through other blocks on one"),
         (CHAIN.replace(":Chain", ":OneMemory"), "shard: other and outward.weight lie in one memory, which would be cut"),
         (CHAIN.replace(":Chain", ":Around"), "shard: the loss reaches past model(…)"),
     ],

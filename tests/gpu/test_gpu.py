@@ -15,6 +15,14 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
 ]
 
+
+@pytest.fixture
+def workplace(workplace: Workplace) -> Workplace:
+    """Where runs see the GPUs."""
+    del workplace.env["CUDA_VISIBLE_DEVICES"]
+    return workplace
+
+
 FORCED = """
 import sys, torch, torch.distributed as dist
 from samestep.exact import OrderedSum, buckets, transfer
@@ -49,7 +57,6 @@ dist.destroy_process_group()
 
 @pytest.mark.parametrize("gathered", [0, 1 << 15])
 def test_the_hook_forced_on_one_gpu_equals_the_local_fold(workplace: Workplace, gathered: int) -> None:
-    workplace.env.pop("CUDA_VISIBLE_DEVICES")
     script = workplace.write("forced.py", FORCED)
     done = workplace.command(
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1", script, str(gathered)
@@ -58,7 +65,6 @@ def test_the_hook_forced_on_one_gpu_equals_the_local_fold(workplace: Workplace, 
 
 
 def test_the_sharded_sum_forced_on_one_gpu_equals_the_local_fold(workplace: Workplace) -> None:
-    workplace.env.pop("CUDA_VISIBLE_DEVICES")
     script = str(Path(__file__).parent / "forced_shards.py")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1")
     done = workplace.command(sys.executable, *launcher, script, "cuda:nccl")
@@ -68,7 +74,6 @@ def test_the_sharded_sum_forced_on_one_gpu_equals_the_local_fold(workplace: Work
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices here")
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_a_sharded_run_on_two_gpus_has_the_bits_of_one(workplace: Workplace, precision: str) -> None:
-    workplace.env.pop("CUDA_VISIBLE_DEVICES")
     workplace.write(
         "case.yaml",
         "task: text\nwith: {context: 64, width: 128, layers: 2, heads: 4, dropout: 0.1, shown: 0}\nglobal_batch_size: 32\n"
@@ -83,7 +88,6 @@ def test_a_sharded_run_on_two_gpus_has_the_bits_of_one(workplace: Workplace, pre
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_a_run_on_one_gpu_repeats_itself_to_the_bit_and_resumes(workplace: Workplace, precision: str) -> None:
-    workplace.env.pop("CUDA_VISIBLE_DEVICES")
     workplace.write(
         "text.yaml",
         "task: text\nwith: {dropout: 0.1, shown: 0}\nglobal_batch_size: 32\nmicro_batch_size: 8\nsteps: 40\nclip: 1.0\n"
@@ -147,7 +151,6 @@ def on_one_device(workplace: Workplace, processes: int, *words: str) -> str:
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_ranks_that_share_a_gpu_have_the_bits_of_one(workplace: Workplace, precision: str) -> None:
-    workplace.env.pop("CUDA_VISIBLE_DEVICES")
     workplace.write("text.yaml", TEXT + f"precision: '{precision}'\n")
     one = workplace.train("text.yaml", "--run", "one")
     assert one.code == 0, one.err
@@ -162,7 +165,6 @@ def test_ranks_that_share_a_gpu_have_the_bits_of_one(workplace: Workplace, preci
 def test_convolutions_and_batch_statistics_of_ranks_that_share_a_gpu(
     workplace: Workplace, precision: str, channels_last: bool
 ) -> None:
-    workplace.env.pop("CUDA_VISIBLE_DEVICES")
     workplace.write("pictures.py", PICTURES)
     workplace.write(
         "pictures.yaml",
@@ -177,7 +179,6 @@ def test_convolutions_and_batch_statistics_of_ranks_that_share_a_gpu(
 
 
 def test_compiled_blocks_of_ranks_that_share_a_gpu(workplace: Workplace) -> None:
-    workplace.env.pop("CUDA_VISIBLE_DEVICES")
     workplace.write("text.yaml", TEXT.replace("cosine, warmup: 3", "constant") + "precision: bf16\ncompile: true\n")
     one = workplace.train("text.yaml", "--run", "one")
     assert one.code == 0, one.err
@@ -190,7 +191,6 @@ def test_compiled_blocks_of_ranks_that_share_a_gpu(workplace: Workplace) -> None
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_no_step_waits_for_the_device(workplace: Workplace, precision: str) -> None:
-    workplace.env.pop("CUDA_VISIBLE_DEVICES")
     workplace.env["PYTHONWARNINGS"] = "always"
     workplace.write("text.yaml", TEXT + f"precision: '{precision}'\n")
     script = workplace.write(

@@ -913,8 +913,8 @@ _STREAMS = [
     Mutant(
         "the-watchdog-fires-at-a-store-in-trouble",
         "control/watchdog.py",
-        "store_wait.is_on and self._phase not in",
-        "False and self._phase not in",
+        "store_wait.is_on and self._phase in",
+        "False and self._phase in",
         (f"{_PARQUET}::test_the_watchdog_waits_for_whoever_asks_a_store_again",),
     ),
     Mutant(
@@ -961,6 +961,43 @@ _SHARDED = [
         "            parameter.grad = parameter.grad.zero_() if self._syncs and parameter.grad is not None else None\n",
         "            pass\n",
         (SHARDED,),
+    ),
+    Mutant(
+        "recompute-within-compiled-blocks",
+        "session/model.py",
+        "    if config.compile:\n        compile_blocks(model)\n    if config.recompute:\n        recompute_blocks(model)\n",
+        "    if config.recompute:\n        recompute_blocks(model)\n    if config.compile:\n        compile_blocks(model)\n",
+        ("tests/unit/test_model.py::test_recompute_keeps_the_bits_of_compiled_blocks",),
+    ),
+    Mutant(
+        "a-copy-computes-with-the-compiled-models-weights",
+        "regional_compile.py",
+        'if "forward" in vars(block):',
+        "if True:",
+        ("tests/unit/test_model.py::test_a_copy_of_a_compiled_model_computes_with_weights_of_its_own",),
+    ),
+    Mutant(
+        "an-evaluations-way-is-not-compared",
+        "evaluation.py",
+        "                    watch.meeting()\n                    self._sharded.refuse_another_way()\n",
+        "                    watch.meeting()\n",
+        ("tests/distributed/test_sharding.py::test_what_cannot_be_sharded_is_refused_in_a_line",),
+    ),
+    Mutant(
+        "who-raises-while-looked-at-tells-nobody",
+        "exact/sharded.py",
+        "                self.refuse_other_mark(_RAISED)\n",
+        "                pass\n",
+        (
+            "tests/distributed/test_sharding.py::test_what_one_rank_alone_raises_while_it_is_looked_at_again_is_nobodys_business",
+        ),
+    ),
+    Mutant(
+        "an-audit-counts-as-waiting-for-rows",
+        "control/watchdog.py",
+        "        self.at(_BEGINNING)\n",
+        "        self.at(_READING)\n",
+        ("tests/unit/test_pace.py::test_an_audits_computing_is_no_waiting_for_data",),
     ),
     Mutant(
         "a-shards-first-row",

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import Workplace
 from samestep import Task
 from samestep.config import Config
 from samestep.regional_compile import compile_blocks, recompute_blocks
@@ -54,3 +55,15 @@ def test_a_copy_of_a_compiled_model_computes_with_weights_of_its_own(recomputes:
         assert other.get_submodule("0")(torch.ones(1, 2)).any()
     if not recomputes:
         assert pickle.loads(pickle.dumps(model))
+
+
+@pytest.mark.timeout(250)
+def test_recompute_keeps_the_bits_of_compiled_blocks(workplace: Workplace) -> None:
+    workplace.write(
+        "case.yaml",
+        "task: text\nwith: {context: 16, width: 24, layers: 2, heads: 2, shown: 0}\nglobal_batch_size: 4\nmicro_batch_size: 2\n"
+        "steps: 2\nprecision: bf16\ncompile: true\noptimizer: {name: adamw, lr: 3e-3}\nevaluate: {batches: 1}\n"
+        "track: {wandb: 'off'}\n",
+    )
+    kept = workplace.train("case.yaml", "--run", "kept")
+    assert workplace.train("case.yaml", "--run", "again", "recompute=true").weights == kept.weights

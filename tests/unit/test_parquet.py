@@ -346,15 +346,14 @@ def test_row_groups_of_sources_that_nobody_uses_any_more_are_cleared_away(folder
 def test_the_watchdog_waits_for_whoever_asks_a_store_again(tmp_path: Path, wanted: bool) -> None:
     said: list[str] = []
     watch = Watchdog(0.1, 0, 1, "here", NoBoard(), tmp_path / "log", lambda paragraph, culprits: said.append(paragraph))
-    watch.step(0)
-    watch.at("reading data")
     if wanted:
         store_wait.expect(60)
+    watch.step(0)  # an audit reads rows too
+    assert watch._shown_phase == ("reading data, and the store has to be asked again" if wanted else "beginning a step")
+    watch.at("reading data")
     assert watch._shown_phase == ("reading data, and the store has to be asked again" if wanted else "reading data")
-    watch.at("computing")  # an audit reads rows too
-    assert watch._shown_phase == ("reading data, and the store has to be asked again" if wanted else "computing")
-    watch.meeting()
-    assert watch._shown_phase == "meeting the other ranks"
+    watch.at("computing")
+    assert watch._shown_phase == "computing"
 
 
 class Streamed(Task):

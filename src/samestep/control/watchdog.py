@@ -23,6 +23,7 @@ _BEAT_S = 1.0
 _FIRST_STEP = 10  # the first may compile, build caches and open files
 _SLOWEST_OF_MEDIAN = 20
 _TORN_OUT_S = 10.0
+_BEGINNING = "beginning a step"  # an audit reads rows and computes then
 _READING = "reading data"
 _ASKING_AGAIN = "reading data, and the store has to be asked again"
 _MEETING = "meeting the other ranks"
@@ -94,7 +95,7 @@ class Watchdog:
         if self._step_began is not None:
             self._steps_s.append(now - self._step_began)
         self._step, self._step_began = step, now
-        self.at("computing")
+        self.at(_BEGINNING)
 
     @property
     def step_began(self) -> float:
@@ -161,7 +162,7 @@ class Watchdog:
     @property
     def _shown_phase(self) -> str:
         """A store in trouble is no hang: whoever reads from it gives up by himself."""
-        return _ASKING_AGAIN if store_wait.is_on and self._phase not in (_MEETING, _SAVING) else self._phase
+        return _ASKING_AGAIN if store_wait.is_on and self._phase in (_BEGINNING, _READING) else self._phase
 
     def _debugged(self) -> bool:
         """Whether somebody stands in a debugger: then nothing hangs."""
