@@ -121,6 +121,7 @@ def test_what_cannot_be_sharded_is_refused_in_a_line(workplace: Workplace, confi
     done = workplace.train("case.yaml", "shard=true", processes=2, timeout=150)
     assert done.code != 0
     assert words in done.err + done.out, done.err[-3000:]
+    assert "EnforceNotMet" not in done.err  # a rank that met another's message
 
 
 def test_the_sharded_sum_forced_in_one_process_equals_the_local_fold(workplace: Workplace) -> None:
