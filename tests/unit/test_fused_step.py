@@ -15,6 +15,7 @@ from samestep.checkpoint import capture, restore
 from samestep.config import Config
 from samestep.fused_step import FusedStep
 from samestep.optimizers import build_optimizer
+from samestep.session.sharding import _against
 from samestep.task import Task
 
 SHAPES = [(10007, 1), (37, 13), (41, 3, 3, 3), (1009,), (64, 32), (1, 10)]
@@ -203,3 +204,13 @@ def test_a_restored_state_goes_on_as_if_nothing_had_been(wanted: dict[str, Any])
     for one, other in zip(again.parameters(), model.parameters(), strict=True):
         assert restored.state[one].keys() == optimizer.state[other].keys()
         assert all(torch.equal(value, optimizer.state[other][key]) for key, value in restored.state[one].items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_only_a_fused_step_of_16_bits_may_be_cut(name: str, dtype: torch.dtype) -> None:
+    optimizer = getattr(torch.optim, name)([torch.nn.Parameter(torch.ones(3, 5, dtype=dtype))], **ELEMENTWISE[name])
+    (line,) = _against(optimizer, is_ours=True)
+    assert line.startswith(f"shard: {name} without a fused kernel rounds parameters of 16 bits by their place; write adamw")
+    fused_one = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3, 5, dtype=dtype))], fused=True)
+    assert not _against(fused_one, is_ours=True)

@@ -22,7 +22,6 @@ _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 1 << 22  # mallopt(3)
 
 # Each number of their state and of their step belongs to one number of a parameter, and is the same however that is cut.
 _ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
-_OF_16_BITS = ("Adadelta", "Adam", "AdamW")  # whose kernels round parameters of 16 bits the same in every place
 
 
 def is_cut(config: Config, runtime: Runtime) -> bool:
@@ -66,12 +65,15 @@ def _against(optimizer: torch.optim.Optimizer, is_ours: bool) -> list[str]:
         words = ", ".join(map(str.lower, _ELEMENTWISE))
         return [f"shard: {kind} may need whole parameters to step; write one of {words}"]
     is_fused = any(group.get("fused") for group in optimizer.param_groups)
-    if is_fused and kind != "Adagrad" and not (is_ours and FusedStep.fits(optimizer)):
+    is_whole_lines = is_ours and FusedStep.fits(optimizer)
+    if is_fused and kind != "Adagrad" and not is_whole_lines:
         return [f"shard: torch's fused kernel of {kind} rounds the end of a tensor in another way; leave fused out"]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    fits = kind in _OF_16_BITS or (kind == "SGD" and is_fused)
-    if not fits and any(parameter.element_size() == 2 for parameter in parameters):
-        return [f"shard: {kind} rounds parameters of 16 bits by their place; write adamw, or precision: bf16 over float32"]
+    if not is_whole_lines and any(parameter.element_size() == 2 for parameter in parameters):
+        return [
+            f"shard: {kind} without a fused kernel rounds parameters of 16 bits by their place; write adamw without amsgrad, "
+            "foreach and fused, or precision: bf16 over float32"
+        ]
     return []
 
 
