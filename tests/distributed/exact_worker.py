@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from samestep import nearby
 from samestep.exact import OrderedSum, buckets, cuts, everyone, transfer
 
 SHAPES = [(3,), (7, 5), (2, 3, 3, 3), (1,), (64, 33), (8, 4, 1, 1)]
@@ -80,7 +81,7 @@ def check_any_case(groups: list[Any]) -> None:
         cap=st.sampled_from([0.0001, 0.001, 25.0]),
         channels_last=st.booleans(),
         part=st.sampled_from([3, 1 << 19]),
-        gathered=st.sampled_from([0, 1 << 15]),
+        way=st.sampled_from(["near", "gathered", "apart"]),
         missing=st.sampled_from([0.0, 0.3]),
         has_empty=st.booleans(),
         is_ddp=st.booleans(),
@@ -88,12 +89,14 @@ def check_any_case(groups: list[Any]) -> None:
     )
     def case(
         world_size: int, more: int, leaf_size: int, shapes: list[tuple[int, ...]], cap: float, channels_last: bool,
-        part: int, gathered: int, missing: float, has_empty: bool, is_ddp: bool, seed: int,
+        part: int, way: str, missing: float, has_empty: bool, is_ddp: bool, seed: int,
     ) -> None:  # fmt: skip
         if dist.get_rank() >= world_size:
             return
         transfer._MESSAGE_ELEMENTS = part  # small ones go by messages too, in many parts
-        transfer._GATHERED_ELEMENTS = gathered
+        transfer._SHARED_ELEMENTS = 1 << 21 if way == "near" else 0
+        transfer._GATHERED_ELEMENTS = 0 if way == "apart" else 1 << 15
+        nearby._IS_FIT = way == "near"
         micro_batches = (world_size + more) * leaf_size
         empty = micro_batches - 1 if has_empty and micro_batches > 1 else -1
         alone, bare = Given(shapes, channels_last), Given(shapes, channels_last)
@@ -117,7 +120,7 @@ def check_delays(steps: int) -> None:
 
     The larger buckets go by messages, the smaller ones by collectives, the smallest everywhere at once.
     """
-    transfer._MESSAGE_ELEMENTS, transfer._GATHERED_ELEMENTS = 1024, 500
+    transfer._MESSAGE_ELEMENTS, transfer._GATHERED_ELEMENTS, transfer._SHARED_ELEMENTS = 1024, 500, 500
     shapes: list[tuple[int, ...]] = [(64, 33), (33, 64), (64, 64), (7, 5), (64, 33)]
     bare, alone = Given(shapes, False), Given(shapes, False)
     buckets._FIRST_BYTES = buckets._BYTES = 5000
@@ -147,7 +150,7 @@ def check_bytes() -> None:
     world_size = dist.get_world_size()
     sizes = (world_size, 2 * world_size, 4 * world_size)
     for part, micro_batches in itertools.product((1024, 1 << 19), sizes):
-        transfer._MESSAGE_ELEMENTS, transfer._GATHERED_ELEMENTS = part, 0
+        transfer._MESSAGE_ELEMENTS, transfer._GATHERED_ELEMENTS, transfer._SHARED_ELEMENTS = part, 0, 0
         ordered = OrderedSum(bare, micro_batches, group=everyone())
         assert ordered.exchange is not None
         assert cuts(micro_batches, world_size)[1] == micro_batches // world_size

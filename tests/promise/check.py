@@ -125,7 +125,7 @@ class Checker:
             "world_size": size,
             "words": ["drawn.yaml", "--run", "drawn", *overrides],
             "env": {"PROMISE_FUSE": f"{signal}:{rank}:{place}:{call}"} if signal else {},
-            "by_pieces": (number + seed) % 2 == 1,  # each start in turn: the bits are the same on either way
+            "way": ("near", "by pieces", "far")[(number + seed) % 3],  # each start in turn: the bits are the same on all
         }
         answer: dict[str, Any] = self._trainer.ask(job)
         return answer

@@ -41,6 +41,35 @@ _RATES = [
         ("tests/distributed/test_exact.py::test_any_world_size_shape_bucket_and_gap_gives_the_single_process_tree",),
     ),
     Mutant(
+        "a-mark-before-its-message",
+        "nearby.py",
+        "        rows, end = self._rows[half], 0\n",
+        "        rows, end = self._rows[half], 0\n"
+        "        self._marks[(half * len(rows) + self._rank) * (_LINE // 8)] = count\n",
+        ("tests/unit/test_nearby.py::test_messages_arrive_whole_and_in_order_however_the_ranks_dawdle",),
+    ),
+    Mutant(
+        "one-place-for-all-messages",
+        "nearby.py",
+        "count, half = self._count, self._count % 2",
+        "count, half = self._count, 0",
+        ("tests/unit/test_nearby.py::test_messages_arrive_whole_and_in_order_however_the_ranks_dawdle",),
+    ),
+    Mutant(
+        "the-dead-are-waited-for",
+        "nearby.py",
+        "        fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)\n",
+        "",
+        ("tests/unit/test_nearby.py::test_messages_arrive_whole_and_in_order_however_the_ranks_dawdle",),
+    ),
+    Mutant(
+        "any-file-is-the-offered-one",
+        "nearby.py",
+        " and os.readlink(path).split()[0] == name",
+        "",
+        ("tests/unit/test_nearby.py::test_no_other_file_is_taken_for_the_offered_one",),
+    ),
+    Mutant(
         "sets-in-any-order-where-a-run-is-measured",
         "hash_order.py",
         '"replay", "evaluate", ',

@@ -1,7 +1,8 @@
-"""Prints what a training step does, as JSON: `python step_cost.py CONFIG [--as-on-a-gpu] [KEY=VALUE …]`, counts for one step.
+"""Prints what a training step does, as JSON: `python step_cost.py CONFIG [--as-on-a-gpu] [--far] [KEY=VALUE …]`, for one step.
 
 Counts don't wobble as times do. The steps counted are not among those that the watch over forwards looks into. Under torchrun
 it is one rank's step. As on a GPU: the step's numbers stay tensors there, and whoever reads one waits for the device.
+Far: as if each rank had a machine of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from samestep import nearby
 from samestep.config import load_config
 from samestep.control import StopFlag, leave_together
 from samestep.exact import norm
@@ -33,14 +35,19 @@ class Operators(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.counts: collections.Counter[str] = collections.Counter()
-        self.sent: collections.Counter[str] = collections.Counter()  # bytes given to each kind of collective
+        self.messages: collections.Counter[str] = collections.Counter()
+        self.sent: collections.Counter[str] = collections.Counter()  # bytes given to each kind of message
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.counts[str(func)] += 1
         if func.namespace == "c10d":
             given = args[1] if isinstance(args[1], torch.Tensor) else args[0][0]  # after the tensor to fill, if there is one
-            self.sent[str(func)] += given.nbytes
+            self.note(str(func), given)
         return func(*args, **(kwargs or {}))
+
+    def note(self, kind: str, *parts: torch.Tensor) -> None:
+        self.messages[kind] += 1
+        self.sent[kind] += sum(part.nbytes for part in parts)
 
 
 class Calls:
@@ -67,7 +74,7 @@ def stay_on_the_device(training: Training) -> None:
 
 
 def main() -> None:
-    given = [word for word in sys.argv[2:] if word != "--as-on-a-gpu"]
+    given = [word for word in sys.argv[2:] if not word.startswith("--")]
     words = ["device=cpu", "epochs=null", "steps=1000000", "with.samples=4096", "track.every=1000000", *given]
     config, _ = load_config(sys.argv[1], words)
     accelerator, task = make_accelerator(config), load_task(config.task, config.fields)
@@ -75,15 +82,19 @@ def main() -> None:
     training.evaluator, training.first_step, training.num_steps = None, 0, 0
     if "--as-on-a-gpu" in sys.argv:
         stay_on_the_device(training)
+    nearby._IS_FIT = "--far" not in sys.argv
     go_on(training, 35)
+    send = nearby.Channel.send
     with Operators() as operators:
+        nearby.Channel.send = lambda self, *parts: operators.note("near", *parts) or send(self, *parts)  # type: ignore[method-assign]
         go_on(training, STEPS)
+    nearby.Channel.send = send  # type: ignore[method-assign]
     calls = Calls()
     sys.setprofile(calls)
     go_on(training, STEPS)
     sys.setprofile(None)
     if accelerator.is_main_process:
-        counted = {"operators": operators.counts, "sent": operators.sent, "calls": calls.counts}
+        counted = {"operators": operators.counts, "messages": operators.messages, "sent": operators.sent, "calls": calls.counts}
         found = {name: {key: count / STEPS for key, count in counts.most_common()} for name, counts in counted.items()}
         print(json.dumps(found))
     leave_together()

@@ -17,7 +17,7 @@ from samestep.config import Config, load_config
 
 SOURCE = ROOT / "src" / "samestep"
 ROWS = [
-    ["errors", "randomness", "hash_order", "run_paths", "shipped", "store_wait"],
+    ["errors", "randomness", "hash_order", "run_paths", "shipped", "store_wait", "nearby"],
     ["metric_rows", "runtime", "run_names"],
     ["run_folder"],
     ["snapshot"],

@@ -9,6 +9,8 @@ import socket
 import psutil
 import torch.distributed as dist
 
+from samestep.nearby import abort
+
 
 def abort_device_collectives() -> None:
     """End what the GPU waits for, if it waits for a peer: else nothing that is queued behind it could be read."""
@@ -26,6 +28,7 @@ def break_collectives(store_port: int | None, loopback: bool = False) -> None:
     NCCL can abort; gloo (seen with torch 2.13) goes on waiting then, and notices nothing but its connections' end.
     """
     abort_device_collectives()
+    abort.is_set = True  # only ranks that are all on one machine wait there
     for connection in psutil.Process().net_connections("tcp"):
         ends = [end for end in (connection.laddr, connection.raddr) if end]
         if len(ends) != 2 or store_port in (ends[0].port, ends[1].port):

@@ -45,7 +45,8 @@ class Route:
 class Companion:
     """A few bytes of each rank's that travel with a bucket: one wait fewer, which is what a small model's step costs."""
 
-    make: Callable[[], torch.Tensor]  # (bytes,) of uint8, as many on every rank
+    size: Callable[[], int]  # in bytes, the same on every rank
+    make: Callable[[], torch.Tensor]  # (size,) of uint8
     take: Callable[[torch.Tensor], None]  # what all have made, (world_size, bytes), and maybe a few zeros after it
 
 

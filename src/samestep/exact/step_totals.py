@@ -93,13 +93,18 @@ class StepExchange:
         values = padded(torch.tensor(self._rows, dtype=torch.float64), self._most)
         return torch.cat([values.reshape(-1).view(torch.uint8), _packed(used, flag)])
 
+    def _message_size(self) -> int:
+        return self._most * (2 + 2 * len(self._names)) * torch.float64.itemsize + self._num_packed
+
     def travel_with(self, gradients: OrderedSum, asked: Callable[[], int]) -> None:
         """Let the message go along with the last bucket, where that one goes everywhere at once; `asked` gives the flag."""
         if gradients.exchange is None:
             return
         self.meeting, self.going_on = gradients.exchange.meeting, gradients.exchange.going_on
         if self._on_host:
-            gradients.exchange.companion = Companion(lambda: self.message(gradients.used, asked()), self._take)
+            gradients.exchange.companion = Companion(
+                self._message_size, lambda: self.message(gradients.used, asked()), self._take
+            )
 
     def _take(self, everyones: torch.Tensor) -> None:
         self._everyones = everyones
@@ -112,7 +117,7 @@ class StepExchange:
         width = 2 + 2 * len(self._names)
         if self._on_host:
             message = gather(self.message(used, asked())) if everyones is None else everyones
-            size = self._most * width * torch.float64.itemsize
+            size = self._message_size() - self._num_packed
             values, hosts = message[:, :size].contiguous().view(torch.float64), message[:, size : size + self._num_packed]
         else:  # what hosts know travels between hosts, so that nobody waits for a device
             values, hosts = gather(padded(self._stacked(), self._most)), gather(_packed(used, asked()))

@@ -4,15 +4,65 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 
 from samestep.exact.tree import cuts, tree_sum
+from samestep.nearby import Channel, accept, offer
 
 # Newer torch has renamed it, and warns of the old name.
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+_MOST_SHARED_BYTES = 1 << 26  # of a group's channels together
+_GATHER_BYTES = 1 << 16
+
+
+@dataclass
+class _Shared:
+    """What the ranks of a group share on one machine."""
+
+    channels: dict[object, Channel | None] = field(default_factory=dict)
+    bytes_asked: int = 0
+
+
+_shared: dict[dist.ProcessGroup, _Shared] = {}
+
+
+def channel(group: dist.ProcessGroup, key: object, num_bytes: int) -> Channel | None:
+    """The memory that these ranks share for messages of up to so many bytes; None if they are not on one machine.
+
+    `key` stands for one sequence of messages; all ranks ask for the same in the same order.
+    """
+    shared = _shared.setdefault(group, _Shared())
+    if key not in shared.channels:
+        shared.bytes_asked += 2 * dist.get_world_size(group) * num_bytes
+        has_room = shared.bytes_asked <= _MOST_SHARED_BYTES
+        shared.channels[key] = _make_channel(group, num_bytes) if has_room else None
+    return shared.channels[key]
+
+
+def _make_channel(group: dist.ProcessGroup, num_bytes: int) -> Channel | None:
+    rank, world_size = dist.get_rank(group), dist.get_world_size(group)
+    offered = offer(num_bytes, world_size) if rank == 0 else None
+    address, handle = offered or (None, None)
+    addresses = [address] * world_size
+    dist.all_gather_object(addresses, address, group)
+    if addresses[0] is None:
+        return None
+    if rank > 0:
+        handle = accept(addresses[0])
+    have_it = [False] * world_size
+    dist.all_gather_object(have_it, handle is not None, group)
+    if handle is None:
+        return None
+    if not all(have_it):
+        os.close(handle)
+        return None
+    return Channel(handle, num_bytes, rank, world_size)
 
 
 def gather(local: torch.Tensor) -> torch.Tensor:
@@ -22,7 +72,13 @@ def gather(local: torch.Tensor) -> torch.Tensor:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return local[None]
-    shape = (dist.get_world_size(), *local.shape)
+    world_size = dist.get_world_size()
+    if not local.is_cuda and local.nbytes <= _GATHER_BYTES:
+        assert dist.group.WORLD is not None
+        if (near := channel(dist.group.WORLD, "gather", _GATHER_BYTES)) is not None:
+            received = near.send(local.reshape(-1).view(torch.uint8))()
+            return received.clone().view(local.dtype).view(world_size, *local.shape)
+    shape = (world_size, *local.shape)
     nothing = math.nan if local.is_floating_point() else 0
     everyone = local.new_full(shape, nothing) if local.is_cuda else local.new_empty(shape)
     all_gather(everyone.view(-1), local.reshape(-1))

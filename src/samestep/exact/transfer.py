@@ -9,12 +9,14 @@ import torch
 import torch.distributed as dist
 
 from samestep.exact.route import Companion, Route, Transfer
-from samestep.exact.totals import all_gather
+from samestep.exact.totals import all_gather, channel
 from samestep.exact.tree import Sum, cuts
+from samestep.nearby import Channel
 
 _MESSAGE_ELEMENTS = 1 << 19  # of a piece that is sent in parts: 2 MB of float32
 _ALIGNED_BYTES = 8
-_GATHERED_ELEMENTS = 1 << 15  # of all ranks' blocks together, below which they all go everywhere
+# Of all ranks' blocks together, below which they all go everywhere: by a collective, and through memory that they share.
+_GATHERED_ELEMENTS, _SHARED_ELEMENTS = 1 << 15, 1 << 21
 
 
 def transfer(
@@ -29,10 +31,20 @@ def transfer(
     Args:
         companion: goes along where the bucket goes everywhere in one message, and stays behind where it does not.
     """
-    if flat.numel() * max(map(len, route.plan)) * route.world_size <= _GATHERED_ELEMENTS:
-        return Gathered(route, index, flat, blocks, companion)
+    everyones = flat.numel() * max(map(len, route.plan)) * route.world_size
+    if everyones <= (_GATHERED_ELEMENTS if flat.is_cuda else _SHARED_ELEMENTS):
+        near = None if flat.is_cuda else _channel(route, index, flat, companion)
+        if near is not None or everyones <= _GATHERED_ELEMENTS:
+            return Gathered(route, index, flat, blocks, companion, near)
     by_messages = flat.numel() >= 2 * _MESSAGE_ELEMENTS and not flat.is_cuda and route.world_size > 1
     return (Messages if by_messages else Collectives)(route, index, flat, blocks)
+
+
+def _channel(route: Route, index: int, flat: torch.Tensor, companion: Companion | None) -> Channel | None:
+    if route.group is None:
+        return None
+    num_bytes = flat.nbytes * max(map(len, route.plan)) + (companion.size() if companion is not None else 0) + _ALIGNED_BYTES
+    return channel(route.group, (index, num_bytes), num_bytes)
 
 
 class AllReduce:
@@ -55,7 +67,7 @@ class AllReduce:
 
 
 class Gathered:
-    """One all-gather of everyone's blocks, summed by each for itself: with few numbers, waiting once more is what costs."""
+    """Everyone's blocks go to everyone, and each sums for itself: with few numbers, waiting once more is what costs."""
 
     def __init__(
         self,
@@ -64,25 +76,37 @@ class Gathered:
         flat: torch.Tensor,
         blocks: list[Callable[[torch.Tensor], None]],
         companion: Companion | None,
+        near: Channel | None,
     ) -> None:
         self._route, self._flat, self._companion = route, flat, companion
-        parts = flat.new_zeros(max(map(len, route.plan)), flat.numel())
+        most = max(map(len, route.plan))
+        parts = flat[None] if most == 1 else flat.new_zeros(most, flat.numel())
         for write, row in zip(blocks, parts, strict=False):
             write(row)
-        parts[len(blocks)] = flat
-        send, self._size = parts.view(-1).view(torch.uint8), parts.nbytes
+        if most > 1:
+            parts[len(blocks)] = flat
+        send, self._size = [parts.view(-1).view(torch.uint8)], parts.nbytes
         if companion is not None:
             made = companion.make()
             padding = -(parts.nbytes + made.numel()) % _ALIGNED_BYTES  # so that every rank's row can be read as numbers
-            send = torch.cat([send, made, made.new_zeros(padding)])
-        self._received = route.buffer(index, route.world_size * send.numel(), send)
-        self._work = all_gather(self._received, send, group=route.group, async_op=True)
-        route.bytes_sent += send.numel() * (route.world_size - 1)
+            send += [made, made.new_zeros(padding)]
+        num_bytes = sum([part.numel() for part in send])
+        route.bytes_sent += num_bytes * (route.world_size - 1)
+        if near is not None:
+            self._receive = near.send(*send)
+            return
+        received = route.buffer(index, route.world_size * num_bytes, send[0])
+        work = all_gather(received, torch.cat(send), group=route.group, async_op=True)
+
+        def receive() -> torch.Tensor:
+            work.wait()
+            return received.view(route.world_size, -1)
+
+        self._receive = receive
 
     def sum_and_return(self) -> None:
-        self._work.wait()
-        everyones = self._received.view(self._route.world_size, -1)
-        counter: Sum[torch.Tensor] = Sum(torch.Tensor.add_)
+        everyones = self._receive()
+        counter: Sum[torch.Tensor] = Sum(torch.add)
         for held, row in zip(self._route.plan, everyones, strict=True):
             rows = row[: self._size].view(self._flat.dtype).view(-1, self._flat.numel())
             for block, values in zip(held, rows, strict=False):

@@ -1,0 +1,118 @@
+"""Memory that ranks share: messages arrive whole and in order, and a rank that dies keeps nobody waiting."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from samestep import nearby
+from samestep.nearby import Channel, accept, offer
+
+
+def ranks(world_size: int, num_bytes: int, work: Callable[[Channel, int], None], others: Callable[[Channel, int], None]) -> int:
+    """Rank 0 does `work` here, and the `others` in processes of their own; returns how many of those failed."""
+    offered = offer(num_bytes, world_size)
+    assert offered is not None
+    address, handle = offered
+    children = []
+    for rank in range(1, world_size):
+        if (child := os.fork()) == 0:
+            code = 1
+            try:
+                accepted = accept(address)
+                assert accepted is not None
+                others(Channel(accepted, num_bytes, rank, world_size), rank)
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    try:
+        work(Channel(handle, num_bytes, 0, world_size), 0)
+    finally:
+        codes = [os.waitpid(child, 0)[1] for child in children]
+    return sum(code != 0 for code in codes)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_messages_arrive_whole_and_in_order_however_the_ranks_dawdle(world_size: int) -> None:
+    num_bytes, turns = 100_000, 300
+
+    def talk(channel: Channel, rank: int) -> None:
+        torch.set_num_threads(1)
+        dice = random.Random(rank)
+        for turn in range(turns):
+            length = 1 + 997 * turn % num_bytes
+            for pause in (dice.random(), dice.random()):
+                time.sleep(pause**8 * 0.005)
+            mine = torch.full((length,), (turn + 7 * rank) % 251, dtype=torch.uint8)
+            receive = channel.send(mine[: length // 2], mine[length // 2 :])
+            time.sleep(dice.random() ** 8 * 0.005)
+            found = receive()
+            meant = torch.tensor([[(turn + 7 * other) % 251] for other in range(world_size)], dtype=torch.uint8)
+            assert torch.equal(found, meant.expand(-1, length)), (turn, rank)
+
+    assert ranks(world_size, num_bytes, talk, talk) == 0
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("number", [signal.SIGKILL, None], ids=["killed", "left"])
+def test_a_rank_that_ends_keeps_nobody_waiting(number: signal.Signals | None) -> None:
+    def die(channel: Channel, rank: int) -> None:
+        channel.send(torch.ones(8, dtype=torch.uint8))()
+        if number is not None:
+            os.kill(os.getpid(), number)
+
+    def wait(channel: Channel, rank: int) -> None:
+        assert channel.send(torch.ones(8, dtype=torch.uint8))().sum() == 16
+        with pytest.raises(RuntimeError, match="rank 1 has ended: Connection closed by peer"):
+            channel.send(torch.ones(8, dtype=torch.uint8))()
+
+    assert ranks(2, 8, wait, die) == (number is not None)
+
+
+@pytest.mark.timeout(60)
+def test_whoever_waits_is_torn_out_from_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(channel: Channel, rank: int) -> None:
+        threading.Timer(0.2, lambda: monkeypatch.setattr(nearby.abort, "is_set", True)).start()
+        with pytest.raises(RuntimeError, match="torn out"):
+            channel.send(torch.ones(8, dtype=torch.uint8))()
+
+    assert ranks(2, 8, wait, lambda channel, rank: time.sleep(2)) == 0
+
+
+def test_no_other_file_is_taken_for_the_offered_one(tmp_path: Path) -> None:
+    offered = offer(8, 2)
+    assert offered is not None
+    address, handle = offered
+    network, path, name = address.split()
+    try:
+        assert accept(f"{int(network) + 1} {path} {name}") is None
+        assert accept(f"{network} {path} {name}0") is None
+        assert accept(f"{network} /proc/{os.getpid()}/fd/999999 {name}") is None
+        with (tmp_path / "another").open("w") as file:
+            assert accept(f"{network} /proc/{os.getpid()}/fd/{file.fileno()} {name}") is None
+        accepted = accept(address)
+        assert accepted is not None
+        os.close(accepted)
+    finally:
+        os.close(handle)
+
+
+def test_where_there_is_no_room_nothing_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+
+    def full(handle: int, start: int, length: int) -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert offer(8, 2) is None
+    assert len(os.listdir("/proc/self/fd")) == before
