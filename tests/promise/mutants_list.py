@@ -56,11 +56,18 @@ _RATES = [
         ("tests/unit/test_nearby.py::test_messages_arrive_whole_and_in_order_however_the_ranks_dawdle",),
     ),
     Mutant(
-        "the-dead-are-waited-for",
+        "the-living-are-taken-for-dead",
         "nearby.py",
         "        fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)\n",
         "",
         ("tests/unit/test_nearby.py::test_messages_arrive_whole_and_in_order_however_the_ranks_dawdle",),
+    ),
+    Mutant(
+        "the-dead-are-waited-for",
+        "nearby.py",
+        "if self._is_dead(other) and",
+        "if other < 0 and",
+        ("tests/unit/test_nearby.py::test_a_rank_that_ends_keeps_nobody_waiting",),
     ),
     Mutant(
         "any-file-is-the-offered-one",

@@ -36,6 +36,10 @@ def ranks(world_size: int, num_bytes: int, work: Callable[[Channel, int], None],
         children.append(child)
     try:
         work(Channel(handle, num_bytes, 0, world_size), 0)
+    except BaseException:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        raise
     finally:
         codes = [os.waitpid(child, 0)[1] for child in children]
     return sum(code != 0 for code in codes)
@@ -54,6 +58,8 @@ def test_messages_arrive_whole_and_in_order_however_the_ranks_dawdle(world_size:
             for pause in (dice.random(), dice.random()):
                 time.sleep(pause**8 * 0.005)
             mine = torch.full((length,), (turn + 7 * rank) % 251, dtype=torch.uint8)
+            if turn == 100 and rank == 1:
+                time.sleep(0.3)  # whoever takes his time is not dead
             receive = channel.send(mine[: length // 2], mine[length // 2 :])
             time.sleep(dice.random() ** 8 * 0.005)
             found = receive()
@@ -65,7 +71,9 @@ def test_messages_arrive_whole_and_in_order_however_the_ranks_dawdle(world_size:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("number", [signal.SIGKILL, None], ids=["killed", "left"])
-def test_a_rank_that_ends_keeps_nobody_waiting(number: signal.Signals | None) -> None:
+def test_a_rank_that_ends_keeps_nobody_waiting(number: signal.Signals | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = threading.Timer(10, lambda: monkeypatch.setattr(nearby.abort, "is_set", True))
+
     def die(channel: Channel, rank: int) -> None:
         channel.send(torch.ones(8, dtype=torch.uint8))()
         if number is not None:
@@ -76,7 +84,11 @@ def test_a_rank_that_ends_keeps_nobody_waiting(number: signal.Signals | None) ->
         with pytest.raises(RuntimeError, match="rank 1 has ended: Connection closed by peer"):
             channel.send(torch.ones(8, dtype=torch.uint8))()
 
-    assert ranks(2, 8, wait, die) == (number is not None)
+    late.start()
+    try:
+        assert ranks(2, 8, wait, die) == (number is not None)
+    finally:
+        late.cancel()
 
 
 @pytest.mark.timeout(60)
