@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -42,6 +43,12 @@ def _plain_step(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
     return lambda: step(optimizer)
 
 
+@functools.lru_cache(maxsize=1)  # without clipping one step's weight is the next one's
+def _as_tensor(divisor: float) -> torch.Tensor:
+    """What torch divides a gradient of shape () by in float64; by a Python float it would be float32."""
+    return torch.tensor(divisor, dtype=torch.float64)
+
+
 def divide_and_clip(
     grads: list[torch.Tensor], weight: Scalar, clip: float | None, reduce: Callable[[torch.Tensor], torch.Tensor] | None = None
 ) -> Scalar:
@@ -56,8 +63,7 @@ def divide_and_clip(
     if clip is not None:
         over = norm / clip
         divisor = weight * (over.clamp(min=1.0) if isinstance(over, torch.Tensor) else max(over, 1.0))
-    # As a tensor everywhere: torch divides a gradient of shape () by it in float64, and by a Python float in float32.
-    by = torch.as_tensor(divisor, dtype=torch.float64)
+    by = divisor.to(torch.float64) if isinstance(divisor, torch.Tensor) else _as_tensor(divisor)
     if by.is_cuda and all(grad.dtype == torch.float32 for grad in grads):
         by = by.float()  # of one dtype it is a kernel or two, of two dtypes one for each gradient
     torch._foreach_div_(grads, by)

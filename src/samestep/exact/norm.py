@@ -35,7 +35,7 @@ def total_norm(grads: list[torch.Tensor], reduce: Callable[[torch.Tensor], torch
         grads: at least one, all on one device.
         reduce: sums `row_bins` over the ranks, each of which has some of the rows. By default all rows are here.
     """
-    if reduce is None and _on_host(grads[0]) and sum([len(grad) if grad.dim() else 1 for grad in grads]) <= _FEW_ROWS:
+    if reduce is None and _on_host(grads[0]) and sum([grad.shape[0] if grad.dim() else 1 for grad in grads]) <= _FEW_ROWS:
         return _root([norm * norm for grad in grads for norm in _norms_of(grad)])
     bins = row_bins(grads)
     return norm_of(bins if reduce is None else reduce(bins))
