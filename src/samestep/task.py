@@ -38,8 +38,8 @@ class Task(BaseModel):
     def data(self, split: str) -> Any:
         """The rows of a split, "train" or "eval"; None when there is no such split. Called first by one process.
 
-        A `datasets.Dataset`, `samestep.Parquet`, `Tokens` or `Mix`, or anything with `__len__` and `__getitem__` that gives a
-        row by its number.
+        Tensors or NumPy arrays by their columns' names, a `datasets.Dataset`, `samestep.Parquet`, `Tokens` or `Mix`, or
+        anything with `__len__` and `__getitem__` that gives a row by its number.
         """
         raise NotImplementedError
 

@@ -75,6 +75,7 @@ WRAPS = (
     "torch",
     "with_transform",
     "source",
+    "columns",
     "parquet",
     "mix",
 )
@@ -104,6 +105,15 @@ class Indexed:
 
     def __getitem__(self, number: int) -> Any:
         return self._dataset[number]
+
+
+class InMemory(dict[str, Any]):
+    """Columns as arrays and tensors, in turn; `drawn` are the same rows for the oracle."""
+
+    def __init__(self, columns: dict[str, Any], drawn: datasets.Dataset) -> None:
+        pairs = enumerate(columns.items())
+        super().__init__({name: torch.from_numpy(values) if place % 2 else values for place, (name, values) in pairs})
+        self.drawn = drawn
 
 
 def wrapped(dataset: datasets.Dataset, wrap: str, rng: np.random.Generator) -> Any:
@@ -217,6 +227,8 @@ class Drawn(Task):
             inner = dataset.features["x"].feature
             features = datasets.Features({**dataset.features, "x": datasets.Sequence(inner, length=np.shape(x)[1])})
             dataset = datasets.Dataset.from_dict(columns, features=features)
+        if self.wrap == "columns" and not isinstance(x, list):
+            return InMemory(columns, dataset)
         return wrapped(dataset, self.wrap, rng)
 
     def model(self) -> nn.Module:

@@ -123,8 +123,8 @@ _RATES = [
     Mutant(
         "divided-by-a-float",
         "optim.py",
-        "torch.as_tensor(divisor, dtype=torch.float64)",
-        "divisor",
+        "return torch.tensor(divisor, dtype=torch.float64)",
+        "return torch.tensor(divisor, dtype=torch.float32)",
         (f"{GRADIENTS}::test_a_scalars_gradient_is_divided_the_same_on_every_device",),
     ),
     Mutant(

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 
 from conftest import Workplace
 from samestep import Tokens
-from samestep.batches import identity, make_rows
+from samestep.batches import arrays, identity, make_rows
 from samestep.errors import UsageError
 from samestep.session.data import read_split
 from samestep.task import Task
@@ -82,6 +83,114 @@ def test_what_gives_no_rows_by_number_is_told(found: object) -> None:
 
     with pytest.raises(UsageError, match=f'data\\("train"\\) returned {type(found).__name__}; '):
         read_split(Odd(), 0, "train")
+
+
+class Given(Task):
+    """Gives what a test has made."""
+
+    _found: Any = None
+
+    def data(self, split: str) -> Any:
+        return self._found
+
+
+def given(found: Any, kind: type[Given] = Given) -> Any:
+    task = kind()
+    task._found = found
+    return task, read_split(task, 0, "train")
+
+
+COLUMNS: dict[str, Any] = {
+    "float": np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32),
+    "double": torch.arange(50.0, dtype=torch.float64),
+    "bytes": np.arange(200, dtype=np.uint8).reshape(50, 2, 2),
+    "bool": torch.arange(50) % 3 == 0,
+    "strided": torch.arange(100).reshape(2, 50).T,
+    "backwards": np.arange(50)[::-1],
+    "of another machine": np.arange(50).astype(">i4"),
+    "halves": torch.arange(50).to(torch.bfloat16),
+    "complex": torch.complex(torch.arange(50.0), torch.ones(50)).conj(),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_columns_in_memory_come_as_they_are(name: str) -> None:
+    column = COLUMNS[name]
+    task, rows = given({name: column})
+    read = make_rows(rows, task, 0, torch.float32).read(np.array([7, 49, 7]), 0)[name]
+    if isinstance(column, np.ndarray):
+        column = torch.from_numpy(np.ascontiguousarray(column).astype(column.dtype.newbyteorder("=")))
+    meant = column.float() if column.dtype == torch.float64 else column
+    assert read.dtype == meant.dtype
+    assert torch.equal(read, meant[[7, 49, 7]])
+    assert len(rows) == 50
+
+
+def test_columns_in_memory_are_what_a_data_set_of_them_is() -> None:
+    columns = {name: COLUMNS[name] for name in ("float", "bytes", "bool")}
+    task, rows = given(columns)
+    table = datasets.Dataset.from_dict({name: np.asarray(column) for name, column in columns.items()})
+    one, other = (make_rows(some, task, 0, torch.float32).read(np.arange(50)[::3].copy(), 0) for some in (rows, table))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_transform_sees_rows_of_the_kind_that_was_given() -> None:
+    class Changed(Given):
+        def transform(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+            assert isinstance(row["a"], np.ndarray)
+            assert isinstance(row["t"], torch.Tensor)
+            row["a"] += 100  # its own memory: the next epoch's row is as it was
+            return row
+
+    made = np.arange(12.0, dtype=np.float32).reshape(6, 2)
+    task, rows = given({"a": made, "t": torch.arange(6)}, Changed)
+    read = make_rows(rows, task, 0, torch.float32)
+    for _ in range(2):
+        assert read.read(np.array([5]), 0)["a"].tolist() == [[110.0, 111.0]]
+    assert made[5].tolist() == [10.0, 11.0]
+
+
+def test_an_array_mapped_from_a_file_is_not_read_into_memory(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(1000).reshape(100, 10))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    task, rows = given({"x": mapped})
+    assert rows.columns["x"].data_ptr() == mapped.ctypes.data
+    assert make_rows(rows, task, 0, torch.float32).read(np.array([3]), 0)["x"].tolist() == [list(range(30, 40))]
+
+
+def test_columns_in_memory_are_known_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def print_of(column: Any, **others: Any) -> Any:
+        return identity(given({"x": column, **others})[1])
+
+    column = torch.arange(100_000)
+    other = column.clone()
+    other[-1] = 0
+    assert print_of(column) == print_of(column.numpy())
+    assert print_of(column)["checksum"] != print_of(other)["checksum"]
+    assert print_of(column)["head"] == print_of(other)["head"]
+    assert print_of(column)["columns"] == ["x: int64 ()"]
+    assert print_of(column, y=column)["columns"] != print_of(column)["columns"]
+    monkeypatch.setattr(arrays, "WHOLE_BYTES", 0)
+    assert not print_of(column)["whole"]
+    assert print_of(column)["checksum"] != print_of(other)["checksum"]  # the last rows are always looked at
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"x": torch.zeros(3), "y": torch.zeros(4)}, "x has 3 rows and y 4; write columns of one length"),
+        ({"x": np.array(["a", "b"])}, "column x has values of <U1; write numbers"),
+        ({"x": np.array([1, None])}, "column x has values of object; write numbers"),
+        ({"x": torch.tensor(1.0)}, "column x is one number; write a dense tensor with a row for each example"),
+        ({"x": torch.eye(3).to_sparse()}, "column x is a tensor of layout torch.sparse_coo; write a dense tensor"),
+        ({"x": torch.zeros(0, 3)}, 'data("train") has no rows'),
+        ({"x": torch.zeros(3), "y": [1, 2, 3]}, "returned dict; return its columns as tensors or NumPy arrays, or"),
+    ],
+)
+def test_columns_that_are_none_are_told(columns: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        given(columns)
 
 
 def test_a_source_is_known_again_by_some_of_its_rows() -> None:

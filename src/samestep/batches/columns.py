@@ -9,7 +9,7 @@ import torch
 
 from samestep.batches.arrow import Column, as_column, fault
 from samestep.batches.rows import Rows, SourceRows
-from samestep.batches.source import Source
+from samestep.batches.source import Source, is_dataset
 from samestep.batches.stacking import torch_dtype
 from samestep.errors import UsageError
 from samestep.randomness.order import Integers
@@ -25,11 +25,9 @@ _ROW_IS_BATCH = (None, "torch")  # formats that give a row the same whichever ro
 
 def make_rows(dataset: Any, task: Task, seed: int, float_dtype: torch.dtype) -> Rows:
     """The rows of what `data()` returned; see `Rows`."""
-    import datasets
-
     if isinstance(dataset, Source):
         return dataset.as_rows(task, seed, float_dtype)
-    return (TableRows if isinstance(dataset, datasets.Dataset) else SourceRows)(dataset, task, seed, float_dtype)
+    return (TableRows if is_dataset(dataset) else SourceRows)(dataset, task, seed, float_dtype)
 
 
 class TableRows(Rows):

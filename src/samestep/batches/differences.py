@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from samestep.batches.identity import SLICE_ROWS, SLICES, Identity
+from samestep.batches.identity import Identity
+from samestep.batches.source import SLICE_ROWS, SLICES
 
 _ADVICE = "give data() the rows that the run began with, or start a new run"
 

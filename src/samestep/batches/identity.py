@@ -12,16 +12,13 @@ import torch
 import xxhash
 
 from samestep.batches.loading import read_some
-from samestep.batches.source import Source
+from samestep.batches.source import HEAD_ROWS, SLICE_ROWS, SLICES, WHOLE_BYTES, Source, is_dataset
 
 if TYPE_CHECKING:
     import datasets
 
 Identity = dict[str, Any]
 
-WHOLE_BYTES = 64 * 2**20  # a table of up to this size is summed whole, a larger one by slices from its first row to its last
-SLICES = SLICE_ROWS = 64
-_HEAD_ROWS = 4  # by which two splits are told to begin alike
 _SOURCE_ROWS = 16  # of what is read row by row, each at its own cost
 
 
@@ -34,18 +31,16 @@ def identity(dataset: Any, apart: bool = False) -> Identity:
     It speaks of the rows as `dataset[i]` numbers them, not of how they are kept: in memory or mapped from a file, in few
     chunks or many, in their own order or behind the row numbers that shuffle() and select() lay over a table.
     """
-    import datasets
-
     if isinstance(dataset, Source):
         return dataset.identity(apart)
-    if not isinstance(dataset, datasets.Dataset):
+    if not is_dataset(dataset):
         return _of_source(dataset, apart)
     whole = _fits(dataset)
     digest, head = xxhash.xxh3_128(), xxhash.xxh3_128()
     for name, values in _whole(dataset) if whole else _sample(dataset):
         digest.update(name.encode())
         _add(digest, values)
-    table = dataset.with_format("arrow")[:_HEAD_ROWS]
+    table = dataset.with_format("arrow")[:HEAD_ROWS]
     for name, values in zip(table.column_names, map(_joined, table.columns), strict=True):
         head.update(name.encode())
         _add(head, values)
@@ -62,7 +57,7 @@ def identity(dataset: Any, apart: bool = False) -> Identity:
 
 def _of_source(source: Any, apart: bool) -> Identity:
     """That of anything with `__len__` and `__getitem__`: a checksum of some rows, from the first to the last."""
-    first = list(range(min(_HEAD_ROWS, len(source))))
+    first = list(range(min(HEAD_ROWS, len(source))))
     numbers = [*first, *np.unique(np.linspace(len(first), len(source) - 1, _SOURCE_ROWS).astype(int)).tolist()]
     numbers = [number for number in numbers if number < len(source)]
     rows = read_some(source, numbers, apart)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -9,6 +10,11 @@ import torch
 from samestep.batches.rows import Rows
 from samestep.randomness.order import Order
 from samestep.task import Task
+
+# Data of up to so many bytes are summed whole for their identity, larger ones by slices from the first row to the last.
+WHOLE_BYTES = 64 * 2**20
+SLICES = SLICE_ROWS = 64
+HEAD_ROWS = 4  # by which two splits are told to begin alike
 
 
 class Source:
@@ -31,6 +37,12 @@ class Source:
 
     def identity(self, apart: bool = False) -> dict[str, Any]:
         raise NotImplementedError
+
+
+def is_dataset(found: object) -> bool:
+    """Whether it is a `datasets.Dataset`; a program that has none does without that library, which takes long to import."""
+    library = sys.modules.get("datasets")
+    return library is not None and isinstance(found, library.Dataset)
 
 
 def order_of(source: Any, seed: int) -> Order:

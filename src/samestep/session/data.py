@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +13,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from samestep.batches import Identity, Source, differences, doubt, identity, order_of
+from samestep.batches import Arrays, Identity, Source, are_arrays, differences, doubt, identity, is_dataset, order_of
 from samestep.config import Config
 from samestep.control import everyones, first_on_each_machine
 from samestep.errors import UsageError
@@ -19,11 +22,12 @@ from samestep.randomness.seeding import seed_all
 from samestep.runtime import Runtime
 from samestep.task import Task
 
+_BARS = "HF_DATASETS_DISABLE_PROGRESS_BARS"  # read when the library is imported
 _READING = 5  # sets the random numbers of data() apart from the forward's
 _SPLITS = ("train", "eval")
 _INSTEAD = {
     "DataFrame": "return datasets.Dataset.from_pandas(frame, preserve_index=False)",
-    "dict": "return datasets.Dataset.from_dict(columns)",
+    "dict": "return its columns as tensors or NumPy arrays, or datasets.Dataset.from_dict(columns)",
     "DatasetDict": "return one split of it, data_dict[split]",
     "IterableDataset": "return a datasets.Dataset, loaded without streaming=True, or samestep.Parquet(PATHS or URL)",
     "IterableDatasetDict": "return one split of it, loaded without streaming=True, or samestep.Parquet(PATHS or URL)",
@@ -150,19 +154,33 @@ def _told_apart(before: Identity | None, now: Identity | None, split: str, *word
     return differences(before, now, split, *words)
 
 
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Inside, `datasets` shows no bars of its own, if it is imported at all."""
+    if (library := sys.modules.get("datasets")) is not None:
+        library.disable_progress_bars()
+        yield
+        return
+    os.environ[_BARS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_BARS]
+
+
 def read_split(task: Task, seed: int, split: str) -> Any:
     """A split's rows, drawn from seeded numbers; None where the task has none. Raises UsageError if they are no rows.
 
     The numbers are the same for each split, so that the parts of a random split without a seed have no row in common.
     """
-    import datasets
-
-    datasets.disable_progress_bars()
     seed_all(seed, 0, 0, _READING)
-    found = task.data(split)
+    with _no_bars():
+        found = task.data(split)
     if found is None:
         return None
-    if not isinstance(found, datasets.Dataset) and not _is_source(found):
+    if are_arrays(found):
+        found = Arrays(found)
+    if not is_dataset(found) and not _is_source(found):
         instead = _instead_of_stream(found) or _INSTEAD.get(type(found).__name__, "return a datasets.Dataset")
         raise UsageError(f'data: data("{split}") returned {type(found).__name__}; {instead} (docs/data.md)')
     if len(found) == 0:
