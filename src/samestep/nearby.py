@@ -110,13 +110,17 @@ class Channel:
             start, end = end, end + part.numel()
             rows[self._rank, start:end] = part
         first = half * len(rows)
-        self._marks[(first + self._rank) * (_LINE // 8)] = count
+        own = (first + self._rank) * (_LINE // 8)
+        self._marks[own + 1] = end
+        self._marks[own] = count
 
         def received() -> torch.Tensor:
             for other in self._others:
                 place = (first + other) * (_LINE // 8)
                 if self._marks[place] != count:
                     self._wait(place, count, other)
+                if self._marks[place + 1] != end:
+                    raise RuntimeError(f"rank {other} has sent {self._marks[place + 1]} bytes, and this one {end}")
             return rows[:, :end]
 
         return received

@@ -141,7 +141,9 @@ class Checker:
             is_right = 2 in answer["codes"] and any(reason in words for reason in must)
         else:
             found = features(run)
-            is_right = not {1, 2}.isdisjoint(answer["codes"]) and any(ASTRAY[name] in words for name in ASTRAY if name in found)
+            is_right = not {1, 2}.isdisjoint(answer["codes"]) and any(
+                part in words for name, parts in ASTRAY.items() if name in found for part in parts
+            )
         in_the_middle = r"samestep: (rank \d+ on \S+: )?shard: " if 1 in answer["codes"] else "samestep: shard: "
         if not is_right or not all(re.match(in_the_middle, line) for line in words.splitlines()):
             raise Broken(f"shard: exit {answer['codes']}: {words}\nwhere it was to be refused as {must or 'astray, if at all'}")

@@ -99,6 +99,11 @@ def rate_factor(schedule: dict[str, Any], step: int, steps: int) -> float:
     return 1.0
 
 
+def as_rows(found: Any) -> Any:
+    """What data() gave, as rows by number: of columns in memory the data set that they were made with."""
+    return found.drawn if isinstance(found, dict) else found  # type: ignore[attr-defined]
+
+
 class Reader:
     """Rows as `dataset[i]` gives them, in the dtype that their column has, as micro-batches."""
 
@@ -283,9 +288,9 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
     leaf_size = num_micro // (config.get("leaves") or num_micro)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.get("precision") == "bf16")
     seed_all(seed, 0, 0, READING)
-    dataset = task.data("train")
+    dataset = as_rows(task.data("train"))
     seed_all(seed, 0, 0, READING)
-    held_out = task.data("eval")
+    held_out = as_rows(task.data("eval"))
     assert dataset is not None
     seed_all(seed)
     model = task.model()

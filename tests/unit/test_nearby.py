@@ -92,6 +92,16 @@ def test_a_rank_that_ends_keeps_nobody_waiting(number: signal.Signals | None, mo
 
 
 @pytest.mark.timeout(60)
+def test_messages_of_two_sizes_are_no_messages() -> None:
+    def talk(channel: Channel, rank: int) -> None:
+        receive = channel.send(torch.zeros(8 + rank, dtype=torch.uint8))
+        with pytest.raises(RuntimeError, match=f"rank {1 - rank} has sent {9 - rank} bytes, and this one {8 + rank}"):
+            receive()
+
+    assert ranks(2, 100, talk, talk) == 0
+
+
+@pytest.mark.timeout(60)
 def test_whoever_waits_is_torn_out_from_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     def wait(channel: Channel, rank: int) -> None:
         threading.Timer(0.2, lambda: monkeypatch.setattr(nearby.abort, "is_set", True)).start()

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from samestep.errors import UsageError
-from samestep.exact.totals import gather
+from samestep.exact.totals import gather, keep_to_collectives
 
 _RAISED = -1 << 62  # of who has left a forward by an error: no block's number, nor a hash in all likelihood
 USED_ROWS = "a parameter of which this rank has its rows alone is used"
@@ -65,6 +65,7 @@ class ShardedModel:
         from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.fsdp import fully_shard
 
+        keep_to_collectives(group)
         self.model, self.group = model, group
         self.rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
         self.blocks: list[nn.Module] = [*blocks, model]

@@ -25,6 +25,7 @@ _GATHER_BYTES = 1 << 16
 class _Shared:
     """What the ranks of a group share on one machine."""
 
+    is_off: bool = False
     channels: dict[object, Channel | None] = field(default_factory=dict)
     bytes_asked: int = 0
 
@@ -38,11 +39,19 @@ def channel(group: dist.ProcessGroup, key: object, num_bytes: int) -> Channel | 
     `key` stands for one sequence of messages; all ranks ask for the same in the same order.
     """
     shared = _shared.setdefault(group, _Shared())
+    if shared.is_off:
+        return None
     if key not in shared.channels:
         shared.bytes_asked += 2 * dist.get_world_size(group) * num_bytes
         has_room = shared.bytes_asked <= _MOST_SHARED_BYTES
         shared.channels[key] = _make_channel(group, num_bytes) if has_room else None
     return shared.channels[key]
+
+
+def keep_to_collectives(group: dist.ProcessGroup) -> None:
+    """From here on nothing goes by shared memory: where a forward is one of all ranks, one that went another way meets the
+    others in a collective of theirs, and hears of it by what they say there."""
+    _shared.setdefault(group, _Shared()).is_off = True
 
 
 def _make_channel(group: dist.ProcessGroup, num_bytes: int) -> Channel | None:
