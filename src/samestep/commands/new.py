@@ -11,7 +11,6 @@ from samestep.errors import UsageError, shortened
 
 _TASK = '''"""Which of three spiral arms does a point belong to? Put your own data, model and loss in their places."""
 
-import datasets
 import numpy as np
 import torch
 from torch import nn
@@ -26,16 +25,16 @@ class {name}(Task):
     dropout: float = 0.0
 
     def data(self, split):
-        """Rows with columns of numbers, for "train" and "eval"; None for a split that there is none of.
+        """Columns of numbers, for "train" and "eval"; None for a split that there is none of.
 
-        datasets.load_dataset(...) and load_from_disk(...) give the same. All random numbers are seeded for you.
+        A datasets.Dataset will do as well, and much else (docs/data.md). All random numbers are seeded for you.
         """
         rng = np.random.default_rng(0 if split == "train" else 1)
         rows = 3000 if split == "train" else 600
         arm, along = rng.integers(0, 3, rows), rng.uniform(0.1, 1.0, rows)
         angle = 2.1 * arm + 4 * along + rng.normal(0, 0.1, rows)
         x = np.stack([along * np.cos(angle), along * np.sin(angle)], 1).astype(np.float32)
-        return datasets.Dataset.from_dict({{"x": x, "arm": arm}})
+        return {{"x": x, "arm": arm}}
 
     # def transform(self, row, rng):  # of one row, in training and evaluation; rng depends on (seed, epoch, row) alone
     #     return {{**row, "x": row["x"] + rng.normal(0, 0.01, 2).astype(np.float32)}}
