@@ -13,6 +13,7 @@ import platform
 import secrets
 import sys
 import time
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -21,6 +22,7 @@ _LINE = 64  # bytes
 _SPIN_S, _YIELD_S = 20e-6, 200e-6  # waiting turns from one to the next, and then to sleeping
 _LONGEST_SLEEP_S = 0.002
 _LOOK_AFTER_S = 0.05  # whether the others live
+_LONGEST_WAIT_S = 1800.0  # as a collective's
 _IS_FIT = sys.platform == "linux" and platform.machine() == "x86_64"  # processors that show each other stores in their order
 
 
@@ -86,13 +88,16 @@ class Channel:
     Args:
         handle: of what one rank has offered and the others have accepted, for as many bytes and ranks.
         num_bytes: of the longest message.
+
+    Raises OSError where the system gives no lock or no memory.
     """
 
     def __init__(self, handle: int, num_bytes: int, rank: int, world_size: int) -> None:
         self._handle = handle
         self._rank, self._others = rank, [other for other in range(world_size) if other != rank]
-        fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
-        memory = mmap.mmap(self._handle, _size(num_bytes, world_size))
+        weakref.finalize(self, os.close, handle)  # which ends the lock
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
+        memory = mmap.mmap(handle, _size(num_bytes, world_size))
         self._marks = memoryview(memory).cast("Q")
         whole = torch.frombuffer(memory, dtype=torch.uint8)[2 * world_size * _LINE :]
         self._rows = whole.view(2, world_size, -1)
@@ -135,6 +140,8 @@ class Channel:
                 time.sleep(min(waited / 8, _LONGEST_SLEEP_S))
             elif waited > _SPIN_S:
                 os.sched_yield()
+            if waited > _LONGEST_WAIT_S:
+                raise RuntimeError(f"Timed out waiting for rank {other} after {waited:.0f} s")
             if now - looked > _LOOK_AFTER_S:
                 looked = now
                 if self._is_dead(other) and self._marks[place] != count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -159,6 +160,34 @@ def check_bytes() -> None:
         assert ordered.exchange.route.bytes_sent == ring, (micro_batches, ordered.exchange.route.bytes_sent / ring)
 
 
+def check_side_by_side(steps: int) -> None:
+    """Sums of equal models in one backward: each has messages of its own."""
+    shapes: list[tuple[int, ...]] = [(7, 5), (5, 7), (64, 3)]
+    buckets._FIRST_BYTES = buckets._BYTES = 100
+    size = dist.get_world_size()
+
+    def joint(sums: list[OrderedSum], models: list[Given], seed: int) -> list[torch.Tensor | None]:
+        for model in models:
+            model.zero_grad()
+        for index in sums[0].share:
+            with contextlib.ExitStack() as stack:
+                for ordered in sums:
+                    stack.enter_context(ordered.micro_batch(index))
+                losses = [
+                    ordered.connect(model(constants_of(model, index, seed + place, 0.0)))
+                    for place, (ordered, model) in enumerate(zip(sums, models, strict=True))
+                ]
+                torch.stack(losses).sum().backward()
+        for ordered in sums:
+            ordered.finish()
+        return [parameter.grad for model in models for parameter in model.list]
+
+    given, alone = ([Given(shapes, False) for _ in range(4)] for _ in range(2))
+    sums, references = [OrderedSum(model, size, group=everyone()) for model in given], [OrderedSum(m, size) for m in alone]
+    for number in range(steps):
+        assert equal(joint(sums, given, number), joint(references, alone, number)), number
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -166,6 +195,8 @@ if __name__ == "__main__":
         check_any_case([dist.new_group(list(range(size))) for size in range(1, dist.get_world_size() + 1)])
     elif sys.argv[1] == "delays":
         check_delays(int(sys.argv[2]))
+    elif sys.argv[1] == "side by side":
+        check_side_by_side(int(sys.argv[2]))
     else:
         check_bytes()
     dist.barrier()

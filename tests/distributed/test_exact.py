@@ -26,6 +26,11 @@ def test_two_hundred_steps_with_random_delays_end(workplace: Workplace) -> None:
     run(workplace, 4, "delays", "200")
 
 
+@pytest.mark.parametrize("processes", [2, 3])
+def test_sums_of_equal_models_in_one_backward_do_not_meet(workplace: Workplace, processes: int) -> None:
+    run(workplace, processes, "side by side", "20")
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_bytes_are_those_of_a_ring_all_reduce(workplace: Workplace, processes: int) -> None:
     run(workplace, processes, "bytes")

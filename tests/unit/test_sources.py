@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import Workplace
-from samestep import Tokens
-from samestep.batches import arrays, identity, make_rows
+from conftest import ROOT, Workplace
+from samestep import Mix, Tokens
+from samestep.batches import arrays, differences, doubt, identity, make_rows
+from samestep.config import load_config
 from samestep.errors import UsageError
-from samestep.session.data import read_split
+from samestep.runtime import read_runtime
+from samestep.session.data import read_data, read_split
 from samestep.task import Task
 
 
@@ -108,6 +110,12 @@ COLUMNS: dict[str, Any] = {
     "strided": torch.arange(100).reshape(2, 50).T,
     "backwards": np.arange(50)[::-1],
     "of another machine": np.arange(50).astype(">i4"),
+    "a packed field": np.zeros(50, [("x", "<f4"), ("y", "u1")])["x"],
+    "uint16": np.arange(50, dtype=np.uint16),
+    "uint32": np.arange(100, dtype=np.uint32).reshape(50, 2),
+    "uint64": np.arange(50, dtype=np.uint64),
+    "eighths": torch.arange(50).to(torch.float8_e4m3fn),
+    "a part with grad": torch.ones(50, 3, requires_grad=True)[:, :2],
     "halves": torch.arange(50).to(torch.bfloat16),
     "complex": torch.complex(torch.arange(50.0), torch.ones(50)).conj(),
 }
@@ -120,9 +128,9 @@ def test_columns_in_memory_come_as_they_are(name: str) -> None:
     read = make_rows(rows, task, 0, torch.float32).read(np.array([7, 49, 7]), 0)[name]
     if isinstance(column, np.ndarray):
         column = torch.from_numpy(np.ascontiguousarray(column).astype(column.dtype.newbyteorder("=")))
-    meant = column.float() if column.dtype == torch.float64 else column
+    meant = column.float() if column.dtype == torch.float64 else column.detach()
     assert read.dtype == meant.dtype
-    assert torch.equal(read, meant[[7, 49, 7]])
+    assert read.tolist() == [meant[place].tolist() for place in (7, 49, 7)]
     assert len(rows) == 50
 
 
@@ -159,7 +167,7 @@ def test_an_array_mapped_from_a_file_is_not_read_into_memory(tmp_path: Path) -> 
     assert make_rows(rows, task, 0, torch.float32).read(np.array([3]), 0)["x"].tolist() == [list(range(30, 40))]
 
 
-def test_columns_in_memory_are_known_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_columns_in_memory_are_known_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def print_of(column: Any, **others: Any) -> Any:
         return identity(given({"x": column, **others})[1])
 
@@ -171,9 +179,38 @@ def test_columns_in_memory_are_known_again(monkeypatch: pytest.MonkeyPatch) -> N
     assert print_of(column)["head"] == print_of(other)["head"]
     assert print_of(column)["columns"] == ["x: int64 ()"]
     assert print_of(column, y=column)["columns"] != print_of(column)["columns"]
+    monkeypatch.setattr(arrays, "_AT_ONCE_BYTES", 1000)
+    strided = column.repeat_interleave(2)[::2]
+    assert print_of(strided)["checksum"] == print_of(column)["checksum"]
     monkeypatch.setattr(arrays, "WHOLE_BYTES", 0)
-    assert not print_of(column)["whole"]
-    assert print_of(column)["checksum"] != print_of(other)["checksum"]  # the last rows are always looked at
+    assert print_of(column)["whole"]  # in memory there is no reason to look at some rows alone
+    before = mapped_print(tmp_path, column)
+    assert not before["whole"]
+    assert before["checksum"] != mapped_print(tmp_path, other)["checksum"]  # the last rows are always looked at
+    other = column.clone()
+    other[50_001] = 0
+    now = mapped_print(tmp_path, other)
+    assert differences(before, now, "train") == []
+    assert "if other rows changed, start a new run" in (doubt(before, now, "train") or "")
+
+
+def mapped_print(folder: Path, column: torch.Tensor) -> Any:
+    (folder / "x.npy").unlink(missing_ok=True)
+    np.save(folder / "x.npy", column.numpy())
+    return identity(given({"x": np.load(folder / "x.npy", mmap_mode="r")})[1])
+
+
+def test_rows_in_memory_are_drawn_by_weights_and_mixed() -> None:
+    class Weighted(Given):
+        def weights(self, split: str) -> Any:
+            return [1.0, 0.0, 0.0]
+
+    task = given({"x": torch.arange(3)}, Weighted)[0]
+    found = read_data(task, load_config(ROOT / "configs/seed.yaml", [])[0], read_runtime())
+    assert found.order(0).rows(0, 0, 3).tolist() == [0, 0, 0]
+    mixture = Mix([({"x": torch.arange(3)}, 1), ({"x": np.arange(10, 13)}, 1)])
+    rows = make_rows(mixture, task, 0, torch.float32).read(np.arange(6), 0)["x"].tolist()
+    assert sorted(rows) == [0, 1, 2, 10, 11, 12]
 
 
 @pytest.mark.parametrize(
@@ -184,6 +221,7 @@ def test_columns_in_memory_are_known_again(monkeypatch: pytest.MonkeyPatch) -> N
         ({"x": np.array([1, None])}, "column x has values of object; write numbers"),
         ({"x": torch.tensor(1.0)}, "column x is one number; write a dense tensor with a row for each example"),
         ({"x": torch.eye(3).to_sparse()}, "column x is a tensor of layout torch.sparse_coo; write a dense tensor"),
+        ({"x": np.ma.masked_less(np.arange(3), 1)}, "column x is a masked array; leave such rows out, or write .filled"),
         ({"x": torch.zeros(0, 3)}, 'data("train") has no rows'),
         ({"x": torch.zeros(3), "y": [1, 2, 3]}, "returned dict; return its columns as tensors or NumPy arrays, or"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +17,13 @@ from samestep.errors import UsageError
 from samestep.randomness.order import Integers, Order
 from samestep.task import Batch, Columns, Task
 
+_AT_ONCE_BYTES = 1 << 24  # of a column that does not lie in one piece
+
 
 def are_arrays(found: object) -> bool:
     """Whether it is what `Arrays` takes."""
-    return isinstance(found, Mapping) and bool(found) and all(isinstance(v, (torch.Tensor, np.ndarray)) for v in found.values())
+    values = list(found.values()) if isinstance(found, Mapping) else []
+    return bool(values) and all(isinstance(value, (torch.Tensor, np.ndarray)) for value in values)
 
 
 class Arrays(Source):
@@ -33,6 +37,8 @@ class Arrays(Source):
 
     def __init__(self, columns: Mapping[str, Any]) -> None:
         self.columns = {str(name): _as_tensor(str(name), column) for name, column in columns.items()}
+        self._held = {name: _selectable(column) for name, column in self.columns.items()}
+        self._files = [_file_of(column) for column in columns.values() if isinstance(column, np.memmap)]
         self._numpy = {str(name) for name, column in columns.items() if isinstance(column, np.ndarray)}
         lengths = {name: len(column) for name, column in self.columns.items()}
         (first, length), *others = lengths.items()
@@ -46,11 +52,19 @@ class Arrays(Source):
     def __getitem__(self, row: int) -> dict[str, Any]:
         return {name: values[0] for name, values in self.some(np.array([row])).items()}
 
-    def some(self, rows: Integers) -> dict[str, Any]:
-        """Each column's values in these rows, of the kind that was given, in memory of their own."""
+    def taken(self, rows: Integers) -> dict[str, torch.Tensor]:
+        """Each column's values in these rows, in memory of their own."""
         wanted = torch.from_numpy(rows)
-        found = {name: torch.index_select(column, 0, wanted) for name, column in self.columns.items()}
-        return {name: values.numpy() if name in self._numpy else values for name, values in found.items()}
+        found = {}
+        for name, held in self._held.items():
+            values = torch.index_select(held, 0, wanted)
+            dtype = self.columns[name].dtype
+            found[name] = values if values.dtype == dtype else values.view(dtype)
+        return found
+
+    def some(self, rows: Integers) -> dict[str, Any]:
+        """The same, of the kinds that were given."""
+        return {name: values.numpy() if name in self._numpy else values for name, values in self.taken(rows).items()}
 
     def as_rows(self, task: Task, seed: int, float_dtype: torch.dtype) -> Rows:
         return ArrayRows(self, task, seed, float_dtype)
@@ -60,8 +74,8 @@ class Arrays(Source):
 
     def identity(self, apart: bool = False) -> dict[str, Any]:
         length = len(self)
-        whole = sum(column.nbytes for column in self.columns.values()) <= WHOLE_BYTES
-        starts = [0] if whole else np.unique(np.linspace(0, max(0, length - SLICE_ROWS), SLICES).astype(int)).tolist()
+        whole = not self._files or sum(column.nbytes for column in self.columns.values()) <= WHOLE_BYTES
+        starts = np.unique(np.linspace(0, max(0, length - SLICE_ROWS), SLICES).astype(int)).tolist()
         return {
             "rows": length,
             "columns": [
@@ -69,24 +83,42 @@ class Arrays(Source):
                 for name, column in self.columns.items()
             ],
             "format": "arrays",
-            "checksum": self._checksum(starts, length if whole else SLICE_ROWS),
-            "head": self._checksum([0], HEAD_ROWS),
+            "checksum": self._checksum([range(length)] if whole else [range(start, start + SLICE_ROWS) for start in starts]),
+            "head": self._checksum([range(HEAD_ROWS)]),
             "whole": whole,
-            "fingerprint": "",
+            "fingerprint": "" if whole else " ".join(self._files),
         }
 
-    def _checksum(self, starts: list[int], num_rows: int) -> str:
+    def _checksum(self, slices: list[range]) -> str:
         digest = xxhash.xxh3_128()
-        for start in starts:
+        for rows in slices:
             for name, column in self.columns.items():
                 digest.update(name.encode())
-                digest.update(column[start : start + num_rows].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                at_once = max(1, _AT_ONCE_BYTES * max(1, len(column)) // max(1, column.nbytes))
+                for some in column[rows.start : rows.stop].split(at_once):
+                    digest.update(some.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return str(digest.hexdigest())
+
+
+def _selectable(column: torch.Tensor) -> torch.Tensor:
+    """Its bits as integers that torch can select from, where it cannot from the column's own dtype."""
+    if column.dtype in (torch.uint16, torch.uint32, torch.uint64) or (column.is_floating_point() and column.itemsize == 1):
+        return column.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[column.itemsize])
+    return column
+
+
+def _file_of(column: np.memmap[Any, Any]) -> str:
+    """What tells that a mapped file may have been written anew: its size and when that was."""
+    found = os.stat(column.filename) if column.filename is not None else None
+    return f"{found.st_size}@{found.st_mtime_ns}" if found is not None else ""
 
 
 def _as_tensor(name: str, column: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
     if isinstance(column, np.ndarray):
-        if not column.dtype.isnative or min(column.strides, default=0) < 0:  # torch knows neither
+        if isinstance(column, np.ma.MaskedArray):
+            raise UsageError(f"data: column {name} is a masked array; leave such rows out, or write .filled(VALUE)")
+        is_even = all(stride >= 0 and stride % column.itemsize == 0 for stride in column.strides)
+        if not (column.dtype.isnative and column.flags.aligned and is_even):  # torch knows nothing else
             column = column.astype(column.dtype.newbyteorder("="), order="C")
         try:
             with warnings.catch_warnings():
@@ -113,11 +145,9 @@ class ArrayRows(Rows):
     def read(self, rows: Integers, epoch: int) -> Batch:
         if self.may_draw:
             return super().read(rows, epoch)
-        wanted = torch.from_numpy(rows)
         batch = Columns()
-        for name, column in self._arrays.columns.items():
-            taken = torch.index_select(column, 0, wanted)
-            batch[name] = taken.to(self._float_dtype) if taken.dtype == torch.float64 else taken
+        for name, values in self._arrays.taken(rows).items():
+            batch[name] = values.to(self._float_dtype) if values.dtype == torch.float64 else values
         return batch
 
     def _found(self, rows: Integers) -> list[dict[str, Any]]:

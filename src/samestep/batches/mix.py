@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import xxhash
 
+from samestep.batches.arrays import Arrays, are_arrays
 from samestep.batches.columns import make_rows
 from samestep.batches.identity import identity
 from samestep.batches.rows import Rows
@@ -44,7 +45,7 @@ class Mix(Source):
 
     def __init__(self, sources: Mapping[Any, float] | Sequence[tuple[Any, float]], rows: int | None = None) -> None:
         pairs = list(sources.items() if isinstance(sources, Mapping) else sources)
-        self.sources = [source for source, _ in pairs]
+        self.sources = [Arrays(source) if are_arrays(source) else source for source, _ in pairs]
         for source in self.sources:
             _refuse_what_is_none(source)
         if not pairs or (rows is not None and rows < 1):

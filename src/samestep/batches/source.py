@@ -41,7 +41,7 @@ class Source:
 
 def is_dataset(found: object) -> bool:
     """Whether it is a `datasets.Dataset`; a program that has none does without that library, which takes long to import."""
-    library = sys.modules.get("datasets")
+    library = sys.modules.get("datasets.arrow_dataset")
     return library is not None and isinstance(found, library.Dataset)
 
 

@@ -10,7 +10,11 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
+from samestep.exact.totals import make_channel
 from samestep.exact.tree import Block, blocks_of, cuts
+from samestep.nearby import Channel
+
+_MOST_SHARED_BYTES = 1 << 26  # of a sum's channels together
 
 
 @dataclass
@@ -23,11 +27,23 @@ class Route:
     group: dist.ProcessGroup | None
     plan: list[list[Block]] = field(init=False)  # each rank's blocks
     bytes_sent: int = 0  # to other ranks, since the start
+    _channels: dict[tuple[int, int], Channel | None] = field(default_factory=dict)
     _buffers: dict[tuple[int, int, torch.dtype], torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         share = cuts(self.num_leaves, self.world_size)
         self.plan = [blocks_of(range(start, stop)) for start, stop in itertools.pairwise(share)]
+
+    def channel(self, index: int, num_bytes: int) -> Channel | None:
+        """Bucket `index`'s messages of up to so many bytes, where all ranks share memory; all ask for it together."""
+        if self.group is None:
+            return None
+        key = (index, num_bytes)
+        if key not in self._channels:
+            self._channels = {other: kept for other, kept in self._channels.items() if other[0] != index}
+            asked = 2 * self.world_size * sum(size for _, size in [*self._channels, key])
+            self._channels[key] = make_channel(self.group, num_bytes) if asked <= _MOST_SHARED_BYTES else None
+        return self._channels[key]
 
     def buffer(self, index: int, size: int, like: torch.Tensor) -> torch.Tensor:
         """Bucket `index`'s buffer for what arrives: fresh pages cost as much as the sum itself.

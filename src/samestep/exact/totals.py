@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-import os
+import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -17,44 +17,26 @@ from samestep.nearby import Channel, accept, offer
 # Newer torch has renamed it, and warns of the old name.
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
-_MOST_SHARED_BYTES = 1 << 26  # of a group's channels together
 _GATHER_BYTES = 1 << 16
 
-
-@dataclass
-class _Shared:
-    """What the ranks of a group share on one machine."""
-
-    is_off: bool = False
-    channels: dict[object, Channel | None] = field(default_factory=dict)
-    bytes_asked: int = 0
-
-
-_shared: dict[dist.ProcessGroup, _Shared] = {}
-
-
-def channel(group: dist.ProcessGroup, key: object, num_bytes: int) -> Channel | None:
-    """The memory that these ranks share for messages of up to so many bytes; None if they are not on one machine.
-
-    `key` stands for one sequence of messages; all ranks ask for the same in the same order.
-    """
-    shared = _shared.setdefault(group, _Shared())
-    if shared.is_off:
-        return None
-    if key not in shared.channels:
-        shared.bytes_asked += 2 * dist.get_world_size(group) * num_bytes
-        has_room = shared.bytes_asked <= _MOST_SHARED_BYTES
-        shared.channels[key] = _make_channel(group, num_bytes) if has_room else None
-    return shared.channels[key]
+# Of process groups, which come and go in loops of one's own.
+_gathering: weakref.WeakKeyDictionary[dist.ProcessGroup, Channel | None] = weakref.WeakKeyDictionary()
+_collective: weakref.WeakSet[dist.ProcessGroup] = weakref.WeakSet()
 
 
 def keep_to_collectives(group: dist.ProcessGroup) -> None:
     """From here on nothing goes by shared memory: where a forward is one of all ranks, one that went another way meets the
     others in a collective of theirs, and hears of it by what they say there."""
-    _shared.setdefault(group, _Shared()).is_off = True
+    _collective.add(group)
 
 
-def _make_channel(group: dist.ProcessGroup, num_bytes: int) -> Channel | None:
+def make_channel(group: dist.ProcessGroup, num_bytes: int) -> Channel | None:
+    """Memory that these ranks share for one sequence of messages of up to so many bytes; None if they are on no one machine.
+
+    All ranks ask for it together.
+    """
+    if group in _collective:
+        return None
     rank, world_size = dist.get_rank(group), dist.get_world_size(group)
     offered = offer(num_bytes, world_size) if rank == 0 else None
     address, handle = offered or (None, None)
@@ -64,14 +46,13 @@ def _make_channel(group: dist.ProcessGroup, num_bytes: int) -> Channel | None:
         return None
     if rank > 0:
         handle = accept(addresses[0])
-    have_it = [False] * world_size
-    dist.all_gather_object(have_it, handle is not None, group)
-    if handle is None:
-        return None
-    if not all(have_it):
-        os.close(handle)
-        return None
-    return Channel(handle, num_bytes, rank, world_size)
+    made = None
+    if handle is not None:
+        with contextlib.suppress(OSError), torch.inference_mode(False):
+            made = Channel(handle, num_bytes, rank, world_size)
+    have_it = [False] * world_size  # and are seen to live, each by a lock of its own
+    dist.all_gather_object(have_it, made is not None, group)
+    return made if all(have_it) else None
 
 
 def gather(local: torch.Tensor) -> torch.Tensor:
@@ -83,8 +64,11 @@ def gather(local: torch.Tensor) -> torch.Tensor:
         return local[None]
     world_size = dist.get_world_size()
     if not local.is_cuda and local.nbytes <= _GATHER_BYTES:
-        assert dist.group.WORLD is not None
-        if (near := channel(dist.group.WORLD, "gather", _GATHER_BYTES)) is not None:
+        world = dist.group.WORLD
+        assert world is not None
+        if world not in _gathering:
+            _gathering[world] = make_channel(world, _GATHER_BYTES)
+        if (near := _gathering[world]) is not None and world not in _collective:
             received = near.send(local.reshape(-1).view(torch.uint8))()
             return received.clone().view(local.dtype).view(world_size, *local.shape)
     shape = (world_size, *local.shape)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from samestep.exact.route import Companion, Route, Transfer
-from samestep.exact.totals import all_gather, channel
+from samestep.exact.totals import all_gather
 from samestep.exact.tree import Sum, cuts
 from samestep.nearby import Channel
 
@@ -33,18 +33,14 @@ def transfer(
     """
     everyones = flat.numel() * max(map(len, route.plan)) * route.world_size
     if everyones <= (_GATHERED_ELEMENTS if flat.is_cuda else _SHARED_ELEMENTS):
-        near = None if flat.is_cuda else _channel(route, index, flat, companion)
+        near = None
+        if not flat.is_cuda:
+            most_bytes = flat.nbytes * max(map(len, route.plan)) + _ALIGNED_BYTES
+            near = route.channel(index, most_bytes + (companion.size() if companion is not None else 0))
         if near is not None or everyones <= _GATHERED_ELEMENTS:
             return Gathered(route, index, flat, blocks, companion, near)
     by_messages = flat.numel() >= 2 * _MESSAGE_ELEMENTS and not flat.is_cuda and route.world_size > 1
     return (Messages if by_messages else Collectives)(route, index, flat, blocks)
-
-
-def _channel(route: Route, index: int, flat: torch.Tensor, companion: Companion | None) -> Channel | None:
-    if route.group is None:
-        return None
-    num_bytes = flat.nbytes * max(map(len, route.plan)) + (companion.size() if companion is not None else 0) + _ALIGNED_BYTES
-    return channel(route.group, (index, num_bytes), num_bytes)
 
 
 class AllReduce:

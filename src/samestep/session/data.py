@@ -64,7 +64,7 @@ def read_data(task: Task, config: Config, runtime: Runtime) -> Data:
         for split, rows in zip(_SPLITS, (train, held_out), strict=True)
     }
     weights = read_weights(task, config.seed, len(train))
-    if weights is not None and isinstance(train, Source):
+    if weights is not None and isinstance(train, Source) and not isinstance(train, Arrays):
         raise UsageError(
             f"data: found weights(), and rows of samestep.{type(train).__name__}, which has an order of its own; write "
             "samestep.Mix of several sources, each with its weight, or return None from weights()"
@@ -157,15 +157,16 @@ def _told_apart(before: Identity | None, now: Identity | None, split: str, *word
 @contextlib.contextmanager
 def _no_bars() -> Iterator[None]:
     """Inside, `datasets` shows no bars of its own, if it is imported at all."""
-    if (library := sys.modules.get("datasets")) is not None:
-        library.disable_progress_bars()
+    library = sys.modules.get("datasets")  # or a module of the user's own that is called so
+    if library is not None or _BARS in os.environ:
+        getattr(library, "disable_progress_bars", lambda: None)()
         yield
         return
     os.environ[_BARS] = "1"
     try:
         yield
     finally:
-        del os.environ[_BARS]
+        os.environ.pop(_BARS, None)
 
 
 def read_split(task: Task, seed: int, split: str) -> Any:
