@@ -58,7 +58,7 @@ _RATES = [
     Mutant(
         "the-living-are-taken-for-dead",
         "nearby.py",
-        "        fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)\n",
+        "        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)\n",
         "",
         ("tests/unit/test_nearby.py::test_messages_arrive_whole_and_in_order_however_the_ranks_dawdle",),
     ),
