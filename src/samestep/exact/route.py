@@ -39,10 +39,10 @@ class Route:
         if self.group is None:
             return None
         key = (index, num_bytes)
-        if key not in self._channels:
-            self._channels = {other: kept for other, kept in self._channels.items() if other[0] != index}
-            asked = 2 * self.world_size * sum(size for _, size in [*self._channels, key])
-            self._channels[key] = make_channel(self.group, num_bytes) if asked <= _MOST_SHARED_BYTES else None
+        if key not in self._channels:  # those of other layouts stay: what is frozen may change from step to step, and back
+            shared = sum(size for (_, size), made in self._channels.items() if made is not None)
+            fits = 2 * self.world_size * (shared + num_bytes) <= _MOST_SHARED_BYTES
+            self._channels[key] = make_channel(self.group, num_bytes) if fits else None
         return self._channels[key]
 
     def buffer(self, index: int, size: int, like: torch.Tensor) -> torch.Tensor:
