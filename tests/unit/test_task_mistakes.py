@@ -47,7 +47,7 @@ CASES = [  # the method, the exit code, the words
     (
         'def data(self, split): return {"x": [1.0]}',
         2,
-        "returned dict; return datasets.Dataset.from_dict(columns) (docs/data.md)",
+        "returned dict; return its columns as tensors or NumPy arrays, or datasets.Dataset.from_dict(columns) (docs/data.md)",
     ),
     ("def data(self, split): return None", 2, 'data("train") returned None; return a datasets.Dataset'),
     ("def data(self, split): return 'train.csv'", 2, "returned str; return datasets.load_dataset(...) or"),
