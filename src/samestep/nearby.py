@@ -134,6 +134,8 @@ class Channel:
         begun = looked = time.monotonic()
         while self._marks[place] != count:
             waited = (now := time.monotonic()) - begun
+            if self._marks[place] > count:
+                raise RuntimeError(f"rank {other} went on before this one had read what it sent")
             if abort.is_set:
                 raise RuntimeError("torn out of waiting for another rank: Connection closed by peer")
             if waited > _YIELD_S:
