@@ -23,25 +23,36 @@ def ranks(world_size: int, num_bytes: int, work: Callable[[Channel, int], None],
     assert offered is not None
     address, handle = offered
     children = []
+    (ready, say_ready), (go, say_go) = os.pipe(), os.pipe()  # none begins before all have their locks, as in make_channel
     for rank in range(1, world_size):
         if (child := os.fork()) == 0:
             code = 1
             try:
+                os.close(say_go)
                 accepted = accept(address)
                 assert accepted is not None
-                others(Channel(accepted, num_bytes, rank, world_size), rank)
+                channel = Channel(accepted, num_bytes, rank, world_size)
+                os.write(say_ready, b".")
+                os.read(go, 1)
+                others(channel, rank)
                 code = 0
             finally:
                 os._exit(code)
         children.append(child)
     try:
-        work(Channel(handle, num_bytes, 0, world_size), 0)
+        channel = Channel(handle, num_bytes, 0, world_size)
+        for _ in children:
+            assert os.read(ready, 1)
+        os.close(say_go)
+        work(channel, 0)
     except BaseException:
         for child in children:
             os.kill(child, signal.SIGKILL)
         raise
     finally:
         codes = [os.waitpid(child, 0)[1] for child in children]
+        for end in (ready, say_ready, go):
+            os.close(end)
     return sum(code != 0 for code in codes)
 
 
