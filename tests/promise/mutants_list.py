@@ -49,6 +49,13 @@ _RATES = [
         ("tests/unit/test_nearby.py::test_messages_arrive_whole_and_in_order_however_the_ranks_dawdle",),
     ),
     Mutant(
+        "summed-in-everyones-memory",
+        "exact/transfer.py",
+        "Sum(torch.add)",
+        "Sum(torch.Tensor.add_)",
+        ("tests/distributed/test_exact.py::test_any_world_size_shape_bucket_and_gap_gives_the_single_process_tree",),
+    ),
+    Mutant(
         "one-place-for-all-messages",
         "nearby.py",
         "count, half = self._count, self._count % 2",

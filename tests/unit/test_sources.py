@@ -159,9 +159,17 @@ def test_a_transform_sees_rows_of_the_kind_that_was_given() -> None:
     assert made[5].tolist() == [10.0, 11.0]
 
 
+def identity_whole(column: Any) -> bool:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrays, "WHOLE_BYTES", 0)
+        return bool(identity(given({"x": column})[1])["whole"])
+
+
 def test_an_array_mapped_from_a_file_is_not_read_into_memory(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.arange(1000).reshape(100, 10))
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert not identity_whole(np.asarray(mapped))
+    assert identity_whole(mapped[[1, 2]])  # a copy, in memory
     task, rows = given({"x": mapped})
     assert rows.columns["x"].data_ptr() == mapped.ctypes.data
     assert make_rows(rows, task, 0, torch.float32).read(np.array([3]), 0)["x"].tolist() == [list(range(30, 40))]

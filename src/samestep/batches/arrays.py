@@ -14,8 +14,8 @@ import xxhash
 from samestep.batches.rows import Rows
 from samestep.batches.source import HEAD_ROWS, SLICE_ROWS, SLICES, WHOLE_BYTES, Source
 from samestep.errors import UsageError
-from samestep.randomness.order import Integers, Order
-from samestep.task import Batch, Columns, Task
+from samestep.randomness.order import Integers
+from samestep.task import Batch, Task
 
 _AT_ONCE_BYTES = 1 << 24  # of a column that does not lie in one piece
 
@@ -38,7 +38,7 @@ class Arrays(Source):
     def __init__(self, columns: Mapping[str, Any]) -> None:
         self.columns = {str(name): _as_tensor(str(name), column) for name, column in columns.items()}
         self._held = {name: _selectable(column) for name, column in self.columns.items()}
-        self._files = [_file_of(column) for column in columns.values() if isinstance(column, np.memmap)]
+        self._files = [file for column in columns.values() if (file := _file_behind(column)) is not None]
         self._numpy = {str(name) for name, column in columns.items() if isinstance(column, np.ndarray)}
         lengths = {name: len(column) for name, column in self.columns.items()}
         (first, length), *others = lengths.items()
@@ -68,9 +68,6 @@ class Arrays(Source):
 
     def as_rows(self, task: Task, seed: int, float_dtype: torch.dtype) -> Rows:
         return ArrayRows(self, task, seed, float_dtype)
-
-    def order(self, seed: int) -> Order:
-        return Order(len(self), seed)
 
     def identity(self, apart: bool = False) -> dict[str, Any]:
         length = len(self)
@@ -107,10 +104,17 @@ def _selectable(column: torch.Tensor) -> torch.Tensor:
     return column
 
 
-def _file_of(column: np.memmap[Any, Any]) -> str:
-    """What tells that a mapped file may have been written anew: its size and when that was."""
-    found = os.stat(column.filename) if column.filename is not None else None
-    return f"{found.st_size}@{found.st_mtime_ns}" if found is not None else ""
+def _file_behind(column: Any) -> str | None:
+    """What tells that the file which an array is a view of may have been written anew: its size, and when that was."""
+    while isinstance(column, np.ndarray):
+        if isinstance(column, np.memmap) and column.filename is not None:  # a copy of one has none
+            try:
+                found = os.stat(column.filename)
+            except OSError:  # it is gone by now, and mapped all the same
+                return ""
+            return f"{found.st_size}@{found.st_mtime_ns}"
+        column = column.base
+    return None
 
 
 def _as_tensor(name: str, column: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
@@ -145,10 +149,7 @@ class ArrayRows(Rows):
     def read(self, rows: Integers, epoch: int) -> Batch:
         if self.may_draw:
             return super().read(rows, epoch)
-        batch = Columns()
-        for name, values in self._arrays.taken(rows).items():
-            batch[name] = values.to(self._float_dtype) if values.dtype == torch.float64 else values
-        return batch
+        return self._finished(self._arrays.taken(rows))
 
     def _found(self, rows: Integers) -> list[dict[str, Any]]:
         columns = self._arrays.some(rows)

@@ -33,7 +33,8 @@ class Source:
         raise NotImplementedError
 
     def order(self, seed: int) -> Order:
-        raise NotImplementedError
+        """The order of its rows; a permutation of all of them where it has none of its own."""
+        return Order(len(self), seed)
 
     def identity(self, apart: bool = False) -> dict[str, Any]:
         raise NotImplementedError

@@ -64,7 +64,7 @@ def read_data(task: Task, config: Config, runtime: Runtime) -> Data:
         for split, rows in zip(_SPLITS, (train, held_out), strict=True)
     }
     weights = read_weights(task, config.seed, len(train))
-    if weights is not None and isinstance(train, Source) and not isinstance(train, Arrays):
+    if weights is not None and isinstance(train, Source) and type(train).order is not Source.order:
         raise UsageError(
             f"data: found weights(), and rows of samestep.{type(train).__name__}, which has an order of its own; write "
             "samestep.Mix of several sources, each with its weight, or return None from weights()"
