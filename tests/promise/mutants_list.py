@@ -1043,6 +1043,13 @@ _SHARDED = [
         ("tests/unit/test_pace.py::test_an_audits_computing_is_no_waiting_for_data",),
     ),
     Mutant(
+        "an-audit-compares-with-a-forward-looked-at-again",
+        "exact/sharded_sum.py",
+        "self._prints, self._stash = False, True, prints, {}",
+        "self._stash = False, True, {}",
+        ("tests/distributed/test_sharding.py::test_leaves_that_end_short_and_a_forward_computed_again_change_nothing",),
+    ),
+    Mutant(
         "a-shards-first-row",
         "exact/sharded.py",
         "row_cuts(shape[0], self.world_size)[self.rank]",

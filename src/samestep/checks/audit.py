@@ -45,8 +45,7 @@ class Auditor(NoAudit):
             return
         counts = self._plan.num_rows(step, self._index) > 0
         if counts or self._gradients.is_sharded:
-            loss = self._recompute.backward(step, self._index)
-            self._recomputed = self._message(loss, self._gradients.prints())
+            self._recomputed = self._message(*self._recompute.backward(step, self._index))
             self._gradients.clear()
         if not counts:  # its owner has nothing to show for it
             self._recomputed = torch.zeros_like(self._message(torch.zeros(()), self._gradients.first_fingerprint))

@@ -30,11 +30,11 @@ class Recompute:
         self._seed, self._task, self._model, self._accelerator = seed, task, model, accelerator
         self._gradients, self._statistics, self._batches = gradients, statistics, batches
 
-    def backward(self, step: int, index: int) -> torch.Tensor:
-        """Returns the loss; the gradients are left in `grad`, for the caller to clear."""
+    def backward(self, step: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the loss and the gradients' fingerprints; the gradients are left in `grad`, for the caller to clear."""
         with self._forward(step, index) as loss:
             self._accelerator.backward(loss)
-        return loss.detach()
+            return loss.detach(), self._gradients.prints()
 
     def prints(self, step: int, index: int) -> torch.Tensor:
         """Fingerprints of the loss, and, unless sharded, of each trainable parameter's gradient, which is left nowhere."""

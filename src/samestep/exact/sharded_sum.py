@@ -163,6 +163,7 @@ class ShardedSum(OrderedSum):
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
         """A forward and backward inside, on every rank at once, are nobody's: their gradients go nowhere."""
+        prints = self._prints  # of the micro-batch that may be looked at again in here
         self._sync(False)
         self._begin(counts=False, looks=True)
         try:
@@ -171,7 +172,7 @@ class ShardedSum(OrderedSum):
                 self.meeting()
             self.going_on()
         finally:
-            self._looks, self._counts = False, True
+            self._looks, self._counts, self._prints, self._stash = False, True, prints, {}
             self._sharded.reshard()
 
     def finish(self, used: list[bool] | None = None) -> list[torch.Tensor]:
