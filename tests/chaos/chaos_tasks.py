@@ -10,11 +10,13 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+import torch.distributed as dist
 from pydantic import PrivateAttr
 from torch import nn
 from torch.nn import functional as F
 
 from samestep import Task
+from samestep.exact import StepExchange
 
 
 class Slow(Task):
@@ -63,6 +65,25 @@ class Faulty(Slow):
             while True:
                 time.sleep(0.01)
         return row
+
+
+class Unheard(Slow):
+    """At one micro-batch, once, both ranks begin to wait for a message that the other never sends."""
+
+    fault: str
+    mark: str
+    calls_before: int
+
+    _calls: int = -1
+
+    def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        self._calls += 1
+        rank = int(os.environ.get("RANK", "0"))
+        mark = Path(f"{self.mark}-{rank}")
+        if self._calls == self.calls_before and not mark.exists():
+            mark.touch()
+            StepExchange.total = lambda *args: dist.recv(torch.zeros(1), src=1 - rank)  # type: ignore[assignment, method-assign]
+        return super().loss(model, batch)
 
 
 class FaultyInBuckets(Faulty):

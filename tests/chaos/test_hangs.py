@@ -64,6 +64,19 @@ def test_a_rank_that_hangs_is_named_within_the_watchdogs_time(
         assert again.code == 0
 
 
+def test_where_all_wait_for_each_other_nobody_is_blamed_and_nothing_is_lost(workplace: Workplace) -> None:
+    config(workplace, "lost", 23, task="Unheard")
+    said = ended(workplace, start(workplace, 2))
+    assert "all ranks wait for each other, as where a message is lost: nothing has moved for " in said
+    assert "rank 1 on" in said  # the table of where each rank stands
+    assert "has saved step 11: no finished step is lost" in said
+    failures = [json.loads(path.read_text()) for path in (workplace.path / "runs/killed/logs").glob("*.failure.json")]
+    assert [failure["blamed"] for failure in failures] == [[], []]
+    again = workplace.train("case.yaml", "--run", "killed", processes=2)
+    assert "resumed from step 11" in again.out
+    assert again.code == 0
+
+
 def ended(workplace: Workplace, launcher: subprocess.Popen[str]) -> str:
     """What a launch has printed when it is over; a stopped rank is killed, for which torchrun would take half a minute."""
     ranks: list[psutil.Process] = []

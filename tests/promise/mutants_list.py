@@ -1036,6 +1036,13 @@ _SHARDED = [
         ),
     ),
     Mutant(
+        "each-rank-blames-itself",
+        "control/watchdog.py",
+        "        if self._world_size == 1:\n",
+        "        if not culprits:\n",
+        ("tests/chaos/test_hangs.py::test_where_all_wait_for_each_other_nobody_is_blamed_and_nothing_is_lost",),
+    ),
+    Mutant(
         "an-audit-counts-as-waiting-for-rows",
         "control/watchdog.py",
         "        self.at(_BEGINNING)\n",

@@ -37,7 +37,8 @@ class Watchdog:
     The culprits end at once; those that wait for them are torn out of their collective, and their main thread raises.
 
     Each rank writes a beat on the board every second: step, what it is doing, since when. A rank whose beats have ended is
-    stopped or lost; else those that do not wait for the others are the ones that all wait for.
+    stopped or lost; else those that do not wait for the others are the ones that all wait for. If there is none, as where the
+    network has lost a message, nobody is to blame: all are torn out, and save.
 
     Args:
         limit_s: 0 switches it off.
@@ -189,10 +190,12 @@ class Watchdog:
         ]
         late = [rank for rank in table if table[rank]["phase"] != _MEETING and rank not in frozen]
         behind = min((table[rank]["step"] for rank in late), default=0)
-        culprits = frozen or [rank for rank in late if table[rank]["step"] == behind] or [self._rank]
+        culprits = frozen or [rank for rank in late if table[rank]["step"] == behind]
+        if self._world_size == 1:
+            culprits = [self._rank]
         if any(table[rank]["phase"] in (_SAVING, _ASKING_AGAIN) for rank in culprits) and not frozen:
             return False
-        words = []
+        words = [] if culprits else ["all ranks wait for each other, as where a message is lost"]
         for rank in culprits:
             at = table[rank]
             doing = "does not answer any more, last seen" if rank in frozen else "has been"

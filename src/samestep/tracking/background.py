@@ -47,11 +47,17 @@ class RunInfo:
 
 
 class Background:
-    """Feeds a tracker from a thread: no step waits for it, and what goes wrong there ends in one line, never in the run."""
+    """Feeds a tracker from a thread: no step waits for it, and what goes wrong there ends in one line, never in the run.
 
-    def __init__(self, name: str, make: Callable[[], Sink], say: Callable[[str], None]) -> None:
-        self._name, self._make, self._say = name, make, say
+    Args:
+        pause_s: between one lot of rows and the next, for a tracker that can be told later what a kill has kept from it:
+            two threads that take turns for every row cost each other much more time than a row takes.
+    """
+
+    def __init__(self, name: str, make: Callable[[], Sink], say: Callable[[str], None], pause_s: float = 0.0) -> None:
+        self._name, self._make, self._say, self._pause_s = name, make, say, pause_s
         self._rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
+        self._is_ending = threading.Event()
         self._last_words: str | None = None
         self._is_left = False  # whatever it says now would come after the run's last line
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -63,6 +69,7 @@ class Background:
 
     def close(self, patience_s: float) -> None:
         self._rows.put(None)
+        self._is_ending.set()
         self._thread.join(patience_s)
         if self._thread.is_alive():
             self._is_left = True
@@ -75,6 +82,8 @@ class Background:
             sink = self._make()
             while (values := self._rows.get()) is not None:
                 sink.row(values)
+                if self._pause_s and self._rows.empty():
+                    self._is_ending.wait(self._pause_s)
             self._last_words = sink.close()
         except (Exception, SystemExit) as error:
             if self._is_left:

@@ -28,7 +28,7 @@ class Tracker:
         self._unit, self._num_steps, self._first_step = unit, num_steps, run.first_step
         self._others = [Background(name, functools.partial(find_tracker(name), run), self.line) for name in settings.also]
         if (mode := wandb_mode(settings.wandb)) != "off":
-            self._others.append(Background("wandb", lambda: WandbRun(run, mode), self.line))
+            self._others.append(Background("wandb", lambda: WandbRun(run, mode), self.line, pause_s=0.5))
         self._sinks: list[Metrics | Background] = [Metrics(RunFolder(run.path), self.line), *self._others]
         self._bar = (
             tqdm(total=num_steps, initial=run.first_step, unit="step", dynamic_ncols=True, leave=False)
