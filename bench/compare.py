@@ -53,10 +53,11 @@ class Measured:
 
 def run_once(contender: str, workload: str, processes: int, accumulate: int, peers: str) -> Measured:
     work = WORKLOADS[workload]
+    steps = work.steps[processes - 1]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         env = {
-            **os.environ, "BENCH_CLOCK": str(folder / "clock"), "BENCH_TICKS": str(work.steps * accumulate),
+            **os.environ, "BENCH_CLOCK": str(folder / "clock"), "BENCH_TICKS": str(steps * accumulate),
             "BENCH_ACCUMULATE": str(accumulate), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_SILENT": "true",
         }  # fmt: skip
         if contender in SAMESTEP:
@@ -64,7 +65,7 @@ def run_once(contender: str, workload: str, processes: int, accumulate: int, pee
             script += ["--run", "timed", *SAMESTEP[contender]]
         else:
             python = sys.executable if contender == "plain" else peers
-            script = [str(HERE / "contenders.py"), contender, workload, str(work.steps)]
+            script = [str(HERE / "contenders.py"), contender, workload, str(steps)]
         if processes > 1:
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
             script = [*launcher, *(["-m", "--", *script[1:]] if script[0] == "-m" else script)]
@@ -102,7 +103,7 @@ def _config(folder: Path, workload: str, processes: int, accumulate: int) -> Pat
     work = WORKLOADS[workload]
     path = folder / "timed.yaml"
     path.write_text(
-        f"task: {HERE / 'samestep_tasks.py'}:Timed\nwith: {{workload: {workload}}}\nsteps: {work.steps}\n"
+        f"task: {HERE / 'samestep_tasks.py'}:Timed\nwith: {{workload: {workload}}}\nsteps: {work.steps[processes - 1]}\n"
         f"global_batch_size: {work.batch * processes * accumulate}\nmicro_batch_size: {work.batch}\n"
         f"optimizer: {{name: adamw, lr: {work.lr}}}\ndevice: cpu\nthreads: 1\ntrack: {{every: 10, wandb: 'off'}}\n"
     )
@@ -146,7 +147,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", help=f"words: workloads ({', '.join(WORKLOADS)}), joined by commas")
     parser.add_argument("--processes", help="numbers, of 1 and 2, joined by commas", default="1,2")
-    parser.add_argument("--contenders", help="joined by commas; plain is always one")
+    parser.add_argument("--contenders", help="joined by semicolons; plain is always one")
     parser.add_argument("--out", type=Path, help="also write the tables into this file")
     words = parser.parse_args()
     workloads = words.only.split(",") if words.only else list(WORKLOADS)
@@ -162,7 +163,7 @@ def main() -> None:
     for workload, processes, accumulate in (plan for plan in plans if str(plan[1]) in words.processes.split(",")):
         wanted = ["plain", *PEERS, *(SAMESTEP if processes == 1 else ["samestep"])]
         if words.contenders:
-            wanted = ["plain", *(name for name in wanted if name in words.contenders.split(",") and name != "plain")]
+            wanted = ["plain", *(name for name in wanted if name in words.contenders.split(";") and name != "plain")]
         table = compare(workload, processes, accumulate, words.rounds, wanted, words.peers)
         print("\n".join(table), flush=True)
         lines += table

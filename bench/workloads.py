@@ -55,14 +55,14 @@ class Workload:
 
     Args:
         batch: rows of a micro-batch.
-        steps: optimizer steps of a timed run.
+        steps: optimizer steps of a timed run, on one process and on two: many, where wandb begins beside them.
         kind: "squares", "classes" or "tokens": what the loss is.
     """
 
     make: Callable[[], nn.Module]
     rows: Callable[[], tuple[torch.Tensor, torch.Tensor]]
     batch: int
-    steps: int
+    steps: tuple[int, int]
     kind: str
     lr: float = 1e-3
 
@@ -154,7 +154,7 @@ class _GPT(nn.Module):
 
 
 WORKLOADS = {
-    "tiny": Workload(lambda: nn.Linear(10, 1), _line_rows, batch=32, steps=5000, kind="squares"),
-    "cnn": Workload(_cnn, _image_rows, batch=64, steps=500, kind="classes"),
-    "gpt": Workload(_GPT, _text_rows, batch=8, steps=75, kind="tokens"),
+    "tiny": Workload(lambda: nn.Linear(10, 1), _line_rows, batch=32, steps=(30_000, 5000), kind="squares"),
+    "cnn": Workload(_cnn, _image_rows, batch=64, steps=(500, 500), kind="classes"),
+    "gpt": Workload(_GPT, _text_rows, batch=8, steps=(75, 75), kind="tokens"),
 }

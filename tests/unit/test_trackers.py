@@ -258,6 +258,39 @@ def test_a_tracker_that_fails_is_one_line_and_takes_nothing_more(error: BaseExce
     assert background._rows.qsize() <= 3
 
 
+def test_a_tracker_with_a_pause_gets_its_rows_in_lots_and_the_last_at_once() -> None:
+    got: list[int] = []
+    begins, pauses = threading.Event(), threading.Event()
+
+    class Pause(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses.set()
+            return super().wait(timeout)
+
+    class Slow:
+        def __init__(self) -> None:
+            begins.wait(20)
+
+        def row(self, values: Row) -> None:
+            got.append(values["step"])
+
+        def close(self) -> None: ...
+
+    said: list[str] = []
+    background = Background("mine", Slow, said.append, pause_s=100.0)
+    background._is_ending = Pause()
+    background.row({"step": 1})
+    background.row({"step": 2})
+    begins.set()
+    assert pauses.wait(20)
+    background.row({"step": 3})
+    background.row({"step": 4})
+    assert got == [1, 2]
+    background.close(20.0)
+    assert got == [1, 2, 3, 4]
+    assert said == []
+
+
 def test_a_tracker_that_is_not_done_in_time_says_nothing_after_the_run() -> None:
     goes_on, has_ended = threading.Event(), threading.Event()
 
