@@ -108,16 +108,27 @@ class Indexed:
 
 
 class InMemory(dict[str, Any]):
-    """Columns as arrays and tensors, in turn; `drawn` are the same rows for the oracle."""
+    """Columns as arrays, some of a mapped file, and tensors, in turn; `drawn` are the same rows for the oracle."""
 
-    def __init__(self, columns: dict[str, Any], drawn: datasets.Dataset) -> None:
-        pairs = enumerate(columns.items())
-        super().__init__({name: torch.from_numpy(values) if place % 2 else values for place, (name, values) in pairs})
+    def __init__(self, columns: dict[str, Any], drawn: datasets.Dataset, rng: np.random.Generator) -> None:
+        super().__init__()
+        for place, (name, values) in enumerate(columns.items()):
+            self[name] = torch.from_numpy(values) if place % 2 else mapped(values, rng) if rng.integers(2) else values
         self.drawn = drawn
 
 
-def wrapped(dataset: datasets.Dataset, wrap: str, rng: np.random.Generator) -> Any:
-    """The same number of rows, seen through what users lay over a data set."""
+def mapped(values: Any, rng: np.random.Generator) -> Any:
+    """The array, read from a file."""
+    file, half = Path(f"column-{rng.integers(1 << 40)}.npy"), Path(f"{os.getpid()}.half.npy")
+    np.save(half, values)
+    with contextlib.suppress(FileExistsError):  # of another process, or of an earlier start
+        os.link(half, file)
+    half.unlink()
+    return np.load(file, mmap_mode="r")
+
+
+def wrapped(dataset: datasets.Dataset, columns: dict[str, Any], wrap: str, rng: np.random.Generator) -> Any:
+    """The same number of rows, seen through what users lay over a data set; `columns` are those of `dataset`."""
     rows = len(dataset)
     match wrap:
         case "selected":
@@ -137,7 +148,7 @@ def wrapped(dataset: datasets.Dataset, wrap: str, rng: np.random.Generator) -> A
         case "parquet":
             return in_files(dataset, rng)
         case "mix":
-            return mixed(dataset, rng)
+            return mixed(dataset, columns, rng)
         case "with_transform":
             return dataset.with_transform(_nudged)
     return dataset
@@ -161,12 +172,19 @@ def in_files(dataset: datasets.Dataset, rng: np.random.Generator) -> Parquet:
     return source
 
 
-def mixed(dataset: datasets.Dataset, rng: np.random.Generator) -> Mix:
+def mixed(dataset: datasets.Dataset, columns: dict[str, Any], rng: np.random.Generator) -> Mix:
     """The rows shared out among sources of each kind, each with a weight; `drawn` are those for the oracle."""
     ends = sorted({0, *rng.integers(0, len(dataset), 2).tolist(), len(dataset)})
-    parts = [dataset.select(range(start, stop)) for start, stop in itertools.pairwise(ends)]
-    kinds: list[Any] = [lambda part: part, Indexed, lambda part: in_files(part, rng)]
-    sources = [kinds[int(rng.integers(3))](part) for part in parts]
+    parts = [range(start, stop) for start, stop in itertools.pairwise(ends)]
+
+    def in_memory(part: range) -> InMemory:
+        return InMemory({name: values[part.start : part.stop] for name, values in columns.items()}, dataset.select(part), rng)
+
+    kinds: list[Any] = [dataset.select, lambda part: Indexed(dataset.select(part))]
+    kinds.append(lambda part: in_files(dataset.select(part), rng))
+    if not isinstance(columns["x"], list):
+        kinds.append(in_memory)
+    sources = [kinds[int(rng.integers(len(kinds)))](part) for part in parts]
     weights = rng.integers(1, 6, len(parts)).tolist()
     mixture = Mix(list(zip(sources, weights, strict=True)))
     mixture.drawn = [(getattr(source, "drawn", source), weight) for source, weight in zip(sources, weights, strict=True)]  # type: ignore[attr-defined]
@@ -228,8 +246,8 @@ class Drawn(Task):
             features = datasets.Features({**dataset.features, "x": datasets.Sequence(inner, length=np.shape(x)[1])})
             dataset = datasets.Dataset.from_dict(columns, features=features)
         if self.wrap == "columns" and not isinstance(x, list):
-            return InMemory(columns, dataset)
-        return wrapped(dataset, self.wrap, rng)
+            return InMemory(columns, dataset, rng)
+        return wrapped(dataset, columns, self.wrap, rng)
 
     def model(self) -> nn.Module:
         _burn("model")
