@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import datasets
+from typing import Any
+
 import numpy as np
 from torch import nn
 from torch.nn import functional as F
@@ -19,7 +20,7 @@ class Digits(Task):
     channels: int = 16
     dropout: float = 0.1
 
-    def data(self, split: str) -> datasets.Dataset | None:
+    def data(self, split: str) -> dict[str, Any] | None:
         try:
             from sklearn.datasets import load_digits
         except ImportError:
@@ -28,7 +29,7 @@ class Digits(Task):
         held_out = np.arange(len(found.target)) % _HELD_OUT == 0
         chosen = held_out if split == "eval" else ~held_out
         images = (found.images[chosen] / 16).astype(np.float32)
-        return datasets.Dataset.from_dict({"image": images.reshape(len(images), 64), "digit": found.target[chosen]})
+        return {"image": images.reshape(len(images), 64), "digit": found.target[chosen]}
 
     def model(self) -> nn.Module:
         return nn.Sequential(

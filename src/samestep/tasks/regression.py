@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import datasets
+from typing import Any
+
 import numpy as np
 from torch import nn
 
@@ -15,13 +16,13 @@ class Regression(Task):
     samples: int = 100
     features: int = 10
 
-    def data(self, split: str) -> datasets.Dataset | None:
+    def data(self, split: str) -> dict[str, Any] | None:
         if split != "train":
             return None
         rng = np.random.default_rng(0)
         x = rng.standard_normal((self.samples, self.features), dtype=np.float32)
         y = rng.standard_normal((self.samples, 1), dtype=np.float32)
-        return datasets.Dataset.from_dict({"x": x, "y": y})
+        return {"x": x, "y": y}
 
     def model(self) -> nn.Module:
         return nn.Linear(self.features, 1)
