@@ -20,9 +20,9 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from mutants_list import MUTANTS, Mutant
 
@@ -56,7 +56,7 @@ def broken(mutant: Mutant, root: Path = ROOT) -> str:
 class _Server:
     """The ranks' server as a fork of this process, in the place of a Popen: it would import for long what is here already."""
 
-    def __init__(self, serve: Callable[[], None]) -> None:
+    def __init__(self, serve: Callable[[], None], others: Sequence[_Server] = ()) -> None:
         asked, ask = os.pipe()
         answers, answer = os.pipe()
         self._pid = os.fork()
@@ -66,6 +66,9 @@ class _Server:
             os.dup2(answer, 1)
             for handle in (asked, ask, answers, answer):
                 os.close(handle)
+            for other in others:  # which would not hear of its end while somebody else can still ask it
+                other.stdin.close()
+                other.stdout.close()
             sys.stdin = os.fdopen(0)
             try:
                 serve()
@@ -73,7 +76,8 @@ class _Server:
                 os._exit(0)
         os.close(asked)
         os.close(answer)
-        self.stdin, self.stdout = os.fdopen(ask, "w"), os.fdopen(answers)
+        self.stdin: TextIO = os.fdopen(ask, "w")
+        self.stdout: TextIO = os.fdopen(answers)
 
     def wait(self, timeout: float) -> None:
         os.waitpid(self._pid, 0)
@@ -85,6 +89,7 @@ def _pytest(copy: Path, words: list[str]) -> None:
     os.dup2(said, 1)
     os.dup2(said, 2)
     os.chdir(copy)
+    multiprocessing.set_start_method(None, force=True)  # a run's loader processes start as they do anywhere
     os.environ["COLUMNS"] = "1000"  # or pytest cuts off why a test failed
     os.environ["PYTHONPATH"] = str(copy / "src")  # for what the tests start; it goes before the installed one
     here = str(Path(__file__).parent)
@@ -94,8 +99,9 @@ def _pytest(copy: Path, words: list[str]) -> None:
         sys.path.insert(0, str(copy / "tests/promise"))
         import ranks
 
-        server = _Server(ranks.serve)
-        ranks.subprocess = types.SimpleNamespace(Popen=lambda *words, **options: server, PIPE=None)  # type: ignore[assignment, attr-defined]
+        trainer = _Server(ranks.serve)
+        servers = iter([trainer, _Server(ranks.serve, others=[trainer])])  # the oracle is asked beside it
+        ranks.subprocess = types.SimpleNamespace(Popen=lambda *words, **options: next(servers), PIPE=None)  # type: ignore[assignment, attr-defined]
     import pytest
 
     code = int(pytest.main(words))
