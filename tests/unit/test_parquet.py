@@ -120,6 +120,9 @@ def test_values_of_any_type_are_a_rows_own_whatever_is_read_beside_it(tmp_path: 
         np.arange(3), 0
     )
     assert (found["square"].dtype, found["flag"].tolist()) == (torch.bfloat16, [True, False, True])
+    uneven_in_one_group = pa.array([[row] * (3 if row == 5 else 2) for row in range(20)], pa.list_(pa.int16()))
+    rows = make_rows(Parquet(write(tmp_path / "two.parquet", 20, pair=uneven_in_one_group)), Plain(), 0, torch.float32)
+    assert rows.read(np.array([0, 12]), 0)["pair"].tolist() == [[0, 0], [12, 12]]
 
 
 def test_what_cannot_be_rows_is_one_line(folder: Path, tmp_path: Path) -> None:
