@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from samestep import Task
 from samestep.exact import StepExchange
+from samestep.tracking import Reports
 
 
 class Slow(Task):
@@ -58,6 +59,8 @@ class Faulty(Slow):
                 os.kill(os.getpid(), signal.SIGKILL)
             elif self.fault == "raise":
                 raise ValueError("planted")
+            elif self.fault == "report":  # as where metrics.jsonl lies on a file system that hangs
+                Reports.post = lambda *args: time.sleep(1e6)  # type: ignore[method-assign]
         return super().loss(model, batch)
 
     def transform(self, row: dict[str, object], rng: np.random.Generator) -> dict[str, object]:
@@ -65,6 +68,20 @@ class Faulty(Slow):
             while True:
                 time.sleep(0.01)
         return row
+
+
+class FaultyAfterStep(Slow):
+    """Rank 1 stays in after_step for ever, once."""
+
+    fault: str
+    mark: str
+    calls_before: int
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        if os.environ.get("RANK", "0") == "1" and step == 12 and not Path(self.mark).exists():
+            Path(self.mark).touch()
+            while True:
+                time.sleep(0.01)
 
 
 class Unheard(Slow):

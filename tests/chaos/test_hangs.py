@@ -40,8 +40,10 @@ def paragraphs(workplace: Workplace, run: str) -> list[str]:
         ("endless", 23, "Faulty", "has been reading data in step 12", 11),
         ("endless", 23, "FaultyInBuckets", "has been reading data in step 12", 11),
         ("endless", 26, "Faulty", "has been evaluating in step 13", 13),
+        ("report", 23, "Faulty", "has been meeting the other ranks in step 12", 12),
+        ("after", 0, "FaultyAfterStep", "has been running after_step in step 12", 12),
     ],
-    ids=["stop", "endless", "endless, several buckets", "endless, in an evaluation"],
+    ids=["stop", "endless", "endless, several buckets", "endless, in an evaluation", "beside a step", "in after_step"],
 )
 def test_a_rank_that_hangs_is_named_within_the_watchdogs_time(
     workplace: Workplace, fault: str, calls_before: int, task: str, words: str, finished: int

@@ -1043,6 +1043,20 @@ _SHARDED = [
         ("tests/chaos/test_hangs.py::test_where_all_wait_for_each_other_nobody_is_blamed_and_nothing_is_lost",),
     ),
     Mutant(
+        "a-rank-that-is-a-step-behind-is-not-named",
+        "control/watchdog.py",
+        "            late = list(table)\n",
+        "            pass\n",
+        ("tests/chaos/test_hangs.py::test_a_rank_that_hangs_is_named_within_the_watchdogs_time",),
+    ),
+    Mutant(
+        "after-step-counts-as-waiting",
+        "session/model.py",
+        '            watch.at("running after_step")\n',
+        "",
+        ("tests/chaos/test_hangs.py::test_a_rank_that_hangs_is_named_within_the_watchdogs_time",),
+    ),
+    Mutant(
         "an-audit-counts-as-waiting-for-rows",
         "control/watchdog.py",
         "        self.at(_BEGINNING)\n",

@@ -37,8 +37,9 @@ class Watchdog:
     The culprits end at once; those that wait for them are torn out of their collective, and their main thread raises.
 
     Each rank writes a beat on the board every second: step, what it is doing, since when. A rank whose beats have ended is
-    stopped or lost; else those that do not wait for the others are the ones that all wait for. If there is none, as where the
-    network has lost a message, nobody is to blame: all are torn out, and save.
+    stopped or lost; else those that do not wait for the others are the ones that all wait for. Should all seem to wait,
+    it is those that are a step behind. If there is none, as where the network has lost a message, nobody is to blame: all are
+    torn out, and save.
 
     Args:
         limit_s: 0 switches it off.
@@ -189,6 +190,8 @@ class Watchdog:
             if rank != self._rank and ("beat" not in at or json.loads(before.get(rank, "{}")).get("beat") == at["beat"])
         ]
         late = [rank for rank in table if table[rank]["phase"] != _MEETING and rank not in frozen]
+        if not late and len({at["step"] for at in table.values()}) > 1:  # one that is a step behind has met them all
+            late = list(table)
         behind = min((table[rank]["step"] for rank in late), default=0)
         culprits = frozen or [rank for rank in late if table[rank]["step"] == behind]
         if self._world_size == 1:

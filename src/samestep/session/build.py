@@ -123,7 +123,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         autocast=contextlib.nullcontext if config.precision == "no" else accelerator.autocast,
         backward=torch.Tensor.backward if accelerator.scaler is None else accelerator.backward,
         optimizer=optimizer,
-        after_step=make_after_step(config, task, model, optimizer, purity, first_step),
+        after_step=make_after_step(config, task, model, optimizer, purity, first_step, plans.watch),
         plan=plan,
         batches=batches,
         gradients=gradients,
