@@ -93,7 +93,7 @@ def run_once(contender: str, workload: str, processes: int, accumulate: int, pee
 
 def _per_step(notes: list[list[float]], accumulate: int) -> tuple[float, float]:
     """The median window's wall time for a step, and the mean CPU time: other processes cannot lengthen that much."""
-    counted = notes[len(notes) // 5 :]
+    counted = notes[len(notes) // 5 :: 4]  # long windows: what comes twice a second (wandb's rows) is in each
     walls = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(counted)]
     cpu = (counted[-1][2] - counted[0][2]) / (counted[-1][0] - counted[0][0])
     return statistics.median(walls) * accumulate, cpu * accumulate
@@ -150,6 +150,8 @@ def main() -> None:
     parser.add_argument("--contenders", help="joined by semicolons; plain is always one")
     parser.add_argument("--out", type=Path, help="also write the tables into this file")
     words = parser.parse_args()
+    if unknown := set((words.contenders or "plain").split(";")) - {"plain", *PEERS, *SAMESTEP}:
+        parser.error(f"--contenders: found {', '.join(sorted(unknown))}; there are {'; '.join(['plain', *PEERS, *SAMESTEP])}")
     workloads = words.only.split(",") if words.only else list(WORKLOADS)
     names = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "accelerate"))
     asked = "import lightning, transformers as t; print(f'lightning {lightning.__version__}, transformers {t.__version__}')"

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from samestep import Task
+from samestep.errors import TrainingError
 from samestep.exact import StepExchange
 from samestep.tracking import Reports
 
@@ -85,7 +86,10 @@ class FaultyAfterStep(Slow):
 
 
 class Unheard(Slow):
-    """At one micro-batch, once, both ranks begin to wait for a message that the other never sends."""
+    """At one micro-batch, once, both ranks begin to wait for a message that the other never sends.
+
+    With the fault "nan" what they hear, once torn out of that, is a loss that is not finite, as where a GPU waits.
+    """
 
     fault: str
     mark: str
@@ -99,8 +103,16 @@ class Unheard(Slow):
         mark = Path(f"{self.mark}-{rank}")
         if self._calls == self.calls_before and not mark.exists():
             mark.touch()
-            StepExchange.total = lambda *args: dist.recv(torch.zeros(1), src=1 - rank)  # type: ignore[assignment, method-assign]
+            StepExchange.total = lambda *args: self._wait(1 - rank)  # type: ignore[assignment, method-assign]
         return super().loss(model, batch)
+
+    def _wait(self, other: int) -> None:
+        try:
+            dist.recv(torch.zeros(1), src=other)
+        except RuntimeError:
+            if self.fault == "nan":
+                raise TrainingError("step 12: the loss is nan") from None
+            raise
 
 
 class FaultyInBuckets(Faulty):

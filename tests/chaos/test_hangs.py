@@ -66,8 +66,9 @@ def test_a_rank_that_hangs_is_named_within_the_watchdogs_time(
         assert again.code == 0
 
 
-def test_where_all_wait_for_each_other_nobody_is_blamed_and_nothing_is_lost(workplace: Workplace) -> None:
-    config(workplace, "lost", 23, task="Unheard")
+@pytest.mark.parametrize("fault", ["lost", "nan"])
+def test_where_all_wait_for_each_other_nobody_is_blamed_and_nothing_is_lost(workplace: Workplace, fault: str) -> None:
+    config(workplace, fault, 23, task="Unheard")
     said = ended(workplace, start(workplace, 2))
     assert "all ranks wait for each other, as where a message is lost: nothing has moved for " in said
     assert "rank 1 on" in said  # the table of where each rank stands

@@ -210,7 +210,7 @@ def _compare(folder: Path, run: Run, meant: dict[str, Any], at_the_end: bool, sa
     for row, want in zip(found, meant["rows"], strict=False):
         keys = [key for key in want if key in _PER_STEP or key == "step" or key.startswith("eval_")]
         for key in keys:
-            if not _same(row.get(key), want[key]):
+            if key not in row or not _same(row[key], want[key]):
                 raise Broken(f"step {want['step']}: {key} is {row.get(key)}, the oracle's {want[key]}")
         extra = {key for key in row if key.startswith("eval_") or key in _PER_STEP} - set(keys)
         if extra:

@@ -32,6 +32,7 @@ _LONGEST_S = 600
 _FORKING = multiprocessing.get_context("forkserver")  # with all that is slow to import, and nothing of samestep
 _FORKING.set_forkserver_preload(["accelerate", "datasets", "pytest", "torch._dynamo"])
 _PRELOADED = ("-W", "ignore::pytest.PytestAssertRewriteWarning")  # of modules that are there already
+_SERVERS = 3  # the cases' own, the drawn runs', and the oracle's, which is asked beside these
 _ALL_PASSED, _SOME_FAILED = 0, 1  # pytest's exit codes; any other is a mistake here, and sees nothing
 
 
@@ -99,9 +100,10 @@ def _pytest(copy: Path, words: list[str]) -> None:
         sys.path.insert(0, str(copy / "tests/promise"))
         import ranks
 
-        trainer = _Server(ranks.serve)
-        servers = iter([trainer, _Server(ranks.serve, others=[trainer])])  # the oracle is asked beside it
-        ranks.subprocess = types.SimpleNamespace(Popen=lambda *words, **options: next(servers), PIPE=None)  # type: ignore[assignment, attr-defined]
+        servers: list[_Server] = []
+        for _ in range(_SERVERS):
+            servers.append(_Server(ranks.serve, others=servers))
+        ranks.subprocess = types.SimpleNamespace(Popen=lambda *words, **options: servers.pop(), PIPE=None)  # type: ignore[assignment, attr-defined]
     import pytest
 
     code = int(pytest.main(words))

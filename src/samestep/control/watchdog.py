@@ -27,6 +27,7 @@ _BEGINNING = "beginning a step"  # an audit reads rows and computes then
 _READING = "reading data"
 _ASKING_AGAIN = "reading data, and the store has to be asked again"
 _MEETING = "meeting the other ranks"
+_TORN_OUT = "torn out of a meeting"
 _SAVING = "saving"
 _DEBUGGERS = ("bdb.py", "pdb.py", "pydevd.py")
 
@@ -39,7 +40,7 @@ class Watchdog:
     Each rank writes a beat on the board every second: step, what it is doing, since when. A rank whose beats have ended is
     stopped or lost; else those that do not wait for the others are the ones that all wait for. Should all seem to wait,
     it is those that are a step behind. If there is none, as where the network has lost a message, nobody is to blame: all are
-    torn out, and save.
+    torn out.
 
     Args:
         limit_s: 0 switches it off.
@@ -70,6 +71,7 @@ class Watchdog:
         self.read_s = 0.0  # this rank's time in waiting for data, all steps together
         self._steps_s: collections.deque[float] = collections.deque(maxlen=200)
         self._main = threading.main_thread().ident
+        self.has_torn_out = False  # what this rank raises now, or takes for a loss, is the collective's end
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -135,6 +137,7 @@ class Watchdog:
             while not self._ended.wait(_BEAT_S):
                 self._beat()
                 if self._verdict is not None and self._verdict.exists():
+                    self.has_torn_out = True
                     break_collectives(self._store_port)
                     return
                 patience_s = self._patience_s()
@@ -176,21 +179,25 @@ class Watchdog:
         return False
 
     def _fire(self, patience_s: float) -> bool:
-        """Name the culprits and end this process or its wait; False if one saves or asks a store again, which is no hang."""
+        """Name the culprits and end this process or its wait; False if it has moved on, or one saves or asks a store again."""
         before = self._board.read("beat")
         for _ in range(5):
             time.sleep(0.5 * _BEAT_S)
             self._beat()
+        if self._ended.is_set() or time.monotonic() - self._since < patience_s:
+            return False
         table = {rank: json.loads(text) for rank, text in self._board.read("beat").items()}
         unheard = {"step": 0, "phase": "starting", "host": "a host that was never heard of", "for_s": 0}
         table = {rank: table.get(rank, unheard) for rank in range(self._world_size)}
         frozen = [
             rank
             for rank, at in table.items()
-            if rank != self._rank and ("beat" not in at or json.loads(before.get(rank, "{}")).get("beat") == at["beat"])
+            if rank != self._rank
+            and at["phase"] != _TORN_OUT  # by its own watchdog, and beats no more
+            and ("beat" not in at or json.loads(before.get(rank, "{}")).get("beat") == at["beat"])
         ]
-        late = [rank for rank in table if table[rank]["phase"] != _MEETING and rank not in frozen]
-        if not late and len({at["step"] for at in table.values()}) > 1:  # one that is a step behind has met them all
+        late = [rank for rank in table if table[rank]["phase"] not in (_MEETING, _TORN_OUT) and rank not in frozen]
+        if not late and len({at["step"] for at in table.values()}) > 1:  # all have come to the meeting that one is still in
             late = list(table)
         behind = min((table[rank]["step"] for rank in late), default=0)
         culprits = frozen or [rank for rank in late if table[rank]["step"] == behind]
@@ -217,7 +224,9 @@ class Watchdog:
             ),
             {rank: str(table[rank]["host"]) for rank in culprits},
         )
-        if self._rank not in culprits:  # it waits in a collective: torn out of that, it saves what is finished
+        if self._rank not in culprits or len(culprits) == self._world_size > 1:  # torn out of a wait, it saves what it can
+            self.has_torn_out, self._phase = True, _TORN_OUT
+            self._beat()
             break_collectives(self._store_port, loopback=True)
             self._ended.wait(_TORN_OUT_S)
         if not self._ended.is_set():

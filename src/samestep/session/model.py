@@ -147,6 +147,7 @@ def make_after_step(
             seed_all(config.seed, step, 0, _AFTER_STEP, device=optimizer.device)
             with optimizer.stepping(), purity.after_step(step), torch.no_grad():
                 task.after_step(model, step + 1)
+            watch.meeting()
 
     return after_step
 

@@ -201,7 +201,7 @@ class _Rank:
             refusal = self.folder.refusal() if self.folder.path.exists() else ["rank 0 refused this run"]
             error = UsageError(*refusal) if refusal else error
         is_early = isinstance(error, UsageError) and run.finished <= 1  # a first step is no loss, and may be unsavable
-        if isinstance(error, TrainingError) or is_early:
+        if (isinstance(error, TrainingError) and not run.watch.has_torn_out) or is_early:
             return error
         has_trained = save_what_is_finished(run, saver, self.folder, self.runtime, board)
         if has_trained and isinstance(error, UsageError):  # a mistake that only a later row has shown
