@@ -65,10 +65,11 @@ class Rows:
         return {name: stack(name, [row[name] for row in rows], numbers) for name in rows[0]}
 
     def _finished(self, batch: Batch) -> Batch:
-        return Columns(
-            (name, tensor.to(self._float_dtype) if tensor.dtype == torch.float64 and name not in self._keep_float64 else tensor)
-            for name, tensor in batch.items()
-        )
+        finished = Columns(batch)
+        for name, tensor in batch.items():
+            if tensor.dtype == torch.float64 and name not in self._keep_float64:
+                finished[name] = tensor.to(self._float_dtype)
+        return finished
 
 
 class SourceRows(Rows):
