@@ -80,6 +80,14 @@ def test_where_all_wait_for_each_other_nobody_is_blamed_and_nothing_is_lost(work
     assert again.code == 0
 
 
+def test_where_all_hang_in_their_own_code_what_is_finished_is_saved(workplace: Workplace) -> None:
+    config(workplace, "in the loss", 23, task="Unheard")
+    said = ended(workplace, start(workplace, 2))
+    assert "rank 0 on" in said
+    assert "has been computing in step 12" in said
+    assert "has saved step 11: no finished step is lost" in said
+
+
 def ended(workplace: Workplace, launcher: subprocess.Popen[str]) -> str:
     """What a launch has printed when it is over; a stopped rank is killed, for which torchrun would take half a minute."""
     ranks: list[psutil.Process] = []

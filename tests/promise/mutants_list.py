@@ -1036,6 +1036,13 @@ _SHARDED = [
         ),
     ),
     Mutant(
+        "where-all-hang-nothing-is-saved",
+        "control/watchdog.py",
+        " or len(culprits) == self._world_size > 1:",
+        ":",
+        ("tests/chaos/test_hangs.py::test_where_all_hang_in_their_own_code_what_is_finished_is_saved",),
+    ),
+    Mutant(
         "each-rank-blames-itself",
         "control/watchdog.py",
         "        if self._world_size == 1:\n",
