@@ -29,10 +29,10 @@ from samestep.checkpoint import Checkpoints, Saved, capture, files, read, verify
 from samestep.config import load_config
 from samestep.control import StopFlag, leave_together
 from samestep.loop import train
-from samestep.run_folder import RunFolder
+from samestep.run.folder import RunFolder
 from samestep.runtime import prepare_environment, read_runtime
 from samestep.session import Plans, build, make_accelerator, make_saver
-from samestep.task_loading import load_task
+from samestep.task.loading import load_task
 from samestep.tracking import NullTracker
 
 ROOT = Path(__file__).parent.parent

@@ -26,8 +26,8 @@ import torch
 from datasets.distributed import split_dataset_by_node
 
 from samestep import Parquet
-from samestep.batches import make_rows, order_of
-from samestep.randomness.blocks import BlockOrder
+from samestep.randomness.block_order import BlockOrder
+from samestep.sources import make_rows, order_of
 from samestep.task import Task
 from samestep.tasks.text import Text
 

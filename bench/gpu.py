@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from samestep.config import load_config
-from samestep.task_loading import load_task
+from samestep.task.loading import load_task
 from samestep.tracking import peak_flops
 
 HERE = Path(__file__).parent

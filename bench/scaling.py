@@ -26,10 +26,10 @@ from samestep.control import StopFlag
 from samestep.control.board import StoreBoard
 from samestep.loop import train
 from samestep.randomness.order import Order
-from samestep.run_folder import RunFolder
+from samestep.run.folder import RunFolder
 from samestep.runtime import prepare_environment, read_runtime
 from samestep.session import Plans, build, make_accelerator
-from samestep.task_loading import load_task
+from samestep.task.loading import load_task
 from samestep.tracking import NullTracker, cut_back
 
 ROOT = Path(__file__).parent.parent

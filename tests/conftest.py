@@ -18,7 +18,7 @@ import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests/slurm"), str(ROOT / "tests/promise")]
+sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("slurm", "promise", "unit")]
 pytest_plugins = ["slurm_site"]  # the one cluster of a session, for whoever asks for it
 
 

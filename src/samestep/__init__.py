@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from samestep import exact
-    from samestep.batches import Tokens
-    from samestep.batches.mix import Mix
-    from samestep.batches.parquet import Parquet
-    from samestep.cli.script import main
-    from samestep.commands.call import train
+    from samestep.cli.main_call import main
     from samestep.commands.load import load
+    from samestep.commands.spawn import train
+    from samestep.sources import Tokens
+    from samestep.sources.mix import Mix
+    from samestep.sources.parquet.source import Parquet
     from samestep.task import Task
 
 __all__ = ["Mix", "Parquet", "Task", "Tokens", "__version__", "exact", "load", "main", "train"]
@@ -20,13 +20,13 @@ __all__ = ["Mix", "Parquet", "Task", "Tokens", "__version__", "exact", "load", "
 __version__ = "0.1.0"
 
 _PLACES = {
-    "Mix": "samestep.batches.mix",
-    "Parquet": "samestep.batches.parquet",
+    "Mix": "samestep.sources.mix",
+    "Parquet": "samestep.sources.parquet.source",
     "Task": "samestep.task",
-    "Tokens": "samestep.batches",
+    "Tokens": "samestep.sources",
     "load": "samestep.commands.load",
-    "main": "samestep.cli.script",
-    "train": "samestep.commands.call",
+    "main": "samestep.cli.main_call",
+    "train": "samestep.commands.spawn",
 }
 
 

@@ -1,6 +1,6 @@
 """`python -m samestep …`, and what launchers start with `-m samestep`."""
 
-from samestep.hash_order import fix_hash_order
+from samestep.runtime.hash_order import fix_hash_order
 
 fix_hash_order()
 

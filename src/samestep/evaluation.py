@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from samestep.batches import Rows, on_device
+from samestep.batches import on_device
 from samestep.config import Config, Converge
 from samestep.control import Watchdog, everyones
 from samestep.errors import UsageError
 from samestep.exact import ShardedModel, cuts, gather, ordered_total
 from samestep.randomness.seeding import seed_all
+from samestep.sources import Rows
 from samestep.task import Task, checked_metrics
 
 _LOOKED_AT = 100  # micro-batches, for the name of a metric that only some of them have

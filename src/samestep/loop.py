@@ -23,7 +23,7 @@ from samestep.control import StopFlag, Watchdog, agreed
 from samestep.errors import Stopped
 from samestep.evaluation import Best, Convergence, Evaluator
 from samestep.exact import OrderedSum, ShardedModel, Statistics, StepExchange, is_finite
-from samestep.optim import GatedOptimizer, divide_and_clip
+from samestep.optimizer.step import GatedOptimizer, divide_and_clip
 from samestep.randomness.seeding import seed_all
 from samestep.task import Task, checked_loss
 from samestep.tracking import NullTracker, Reports, Tracker

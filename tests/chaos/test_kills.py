@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from conftest import Workplace
-from samestep.metric_rows import timeless
+from samestep.run.metric_rows import timeless
 
 TASKS = Path(__file__).parent / "chaos_tasks.py"
 # A number that a resume gets wrong is seen: each run has a rate of its own at every step, a clip and dropout.

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from samestep import nearby
 from samestep.exact import OrderedSum, buckets, cuts, everyone, transfer
+from samestep.runtime import shared_memory
 
 SHAPES = [(3,), (7, 5), (2, 3, 3, 3), (1,), (64, 33), (8, 4, 1, 1)]
 
@@ -97,7 +97,7 @@ def check_any_case(groups: list[Any]) -> None:
         transfer._MESSAGE_ELEMENTS = part  # small ones go by messages too, in many parts
         transfer._SHARED_ELEMENTS = 1 << 21 if way == "near" else 0
         transfer._GATHERED_ELEMENTS = 0 if way == "apart" else 1 << 15
-        nearby._IS_FIT = way == "near"
+        shared_memory._IS_FIT = way == "near"
         micro_batches = (world_size + more) * leaf_size
         empty = micro_batches - 1 if has_empty and micro_batches > 1 else -1
         alone, bare = Given(shapes, channels_last), Given(shapes, channels_last)

@@ -15,8 +15,8 @@ from ranks import Ranks
 
 import samestep
 from conftest import ROOT, Workplace
-from samestep.metric_rows import timeless
-from samestep.task_loading import load_task
+from samestep.run.metric_rows import timeless
+from samestep.task.loading import load_task
 
 EXAMPLES = ROOT / "examples"
 LANGUAGE_MODELS = ("peft", "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama")
@@ -201,7 +201,7 @@ def test_what_export_writes_is_read_by_from_pretrained(place: Place, monkeypatch
     import transformers
 
     from samestep.commands.export import export
-    from samestep.commands.recorded import recorded
+    from samestep.commands.find_run import recorded
 
     place.train("finetune.py", f"tuned-{lora}", f"{SMALL['finetune.py']} lora={lora} epochs=null steps=3 lr=1e-2")
     monkeypatch.chdir(place.path)

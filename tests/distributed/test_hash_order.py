@@ -89,7 +89,7 @@ def test_only_what_reads_data_starts_again_and_no_debugger_loses_its_process(
     code = f"""
 import os, sys
 {before}
-from samestep.hash_order import fix_hash_order
+from samestep.runtime.hash_order import fix_hash_order
 fix_hash_order()
 print(os.environ.get("PYTHONHASHSEED", "unset"))
 """

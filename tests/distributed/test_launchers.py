@@ -335,8 +335,8 @@ launch.launch("uneven.yaml", None, 1, ())
 
 
 def test_a_live_run_has_one_owner(uneven: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    from samestep import run_folder
     from samestep.errors import UsageError
+    from samestep.run import folder as run_folder
 
     uneven.write("slow.yaml", SLOW)
     first = subprocess.Popen(

@@ -27,10 +27,16 @@ SHARDED = f"{CASES}::test_a_sharded_run_has_an_unsharded_ones_bits"
 RESHARDED = f"{CASES}::test_a_killed_sharded_run_goes_on_at_another_size_as_if_nothing_had_been"
 PAST = f"{CASES}::test_what_reaches_past_a_sharded_model_is_refused_in_a_line"
 HOOK = "tests/distributed/test_exact.py::test_the_hook_can_be_forced_on_one_process"
-OPTIM, GRADIENTS, BATCHES = "tests/unit/test_optim.py", "tests/unit/test_gradients.py", "tests/unit/test_batches.py"
-TREE, ORDER, SAVING = "tests/unit/test_tree.py", "tests/unit/test_order.py", "tests/unit/test_checkpoint.py"
-REPORT = "tests/unit/test_report.py"
-CONTROL, TRACKING, IDENTITY = "tests/unit/test_control.py", "tests/unit/test_tracking.py", "tests/unit/test_identity.py"
+OPTIM = "tests/unit/optimizer/test_step.py"
+GRADIENTS = "tests/unit/exact/test_gradients.py"
+BATCHES = "tests/unit/batches/test_batches.py"
+TREE = "tests/unit/exact/test_tree.py"
+ORDER = "tests/unit/randomness/test_order.py"
+SAVING = "tests/unit/checkpoint/test_checkpoint.py"
+REPORT = "tests/unit/report/test_report.py"
+CONTROL = "tests/unit/control/test_control.py"
+TRACKING = "tests/unit/tracking/test_tracking.py"
+IDENTITY = "tests/unit/sources/test_identity.py"
 
 _RATES = [
     Mutant(
@@ -42,11 +48,11 @@ _RATES = [
     ),
     Mutant(
         "a-mark-before-its-message",
-        "nearby.py",
+        "runtime/shared_memory.py",
         "        rows, end = self._rows[half], 0\n",
         "        rows, end = self._rows[half], 0\n"
         "        self._marks[(half * len(rows) + self._rank) * (_LINE // 8)] = count\n",
-        ("tests/unit/test_nearby.py::test_messages_arrive_whole_and_in_order_however_the_ranks_dawdle",),
+        ("tests/unit/runtime/test_shared_memory.py::test_messages_arrive_whole_and_in_order_however_the_ranks_dawdle",),
     ),
     Mutant(
         "summed-in-everyones-memory",
@@ -57,42 +63,42 @@ _RATES = [
     ),
     Mutant(
         "one-place-for-all-messages",
-        "nearby.py",
+        "runtime/shared_memory.py",
         "count, half = self._count, self._count % 2",
         "count, half = self._count, 0",
-        ("tests/unit/test_nearby.py::test_messages_arrive_whole_and_in_order_however_the_ranks_dawdle",),
+        ("tests/unit/runtime/test_shared_memory.py::test_messages_arrive_whole_and_in_order_however_the_ranks_dawdle",),
     ),
     Mutant(
         "the-living-are-taken-for-dead",
-        "nearby.py",
+        "runtime/shared_memory.py",
         "        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)\n",
         "",
-        ("tests/unit/test_nearby.py::test_messages_arrive_whole_and_in_order_however_the_ranks_dawdle",),
+        ("tests/unit/runtime/test_shared_memory.py::test_messages_arrive_whole_and_in_order_however_the_ranks_dawdle",),
     ),
     Mutant(
         "the-dead-are-waited-for",
-        "nearby.py",
+        "runtime/shared_memory.py",
         "if self._is_dead(other) and",
         "if other < 0 and",
-        ("tests/unit/test_nearby.py::test_a_rank_that_ends_keeps_nobody_waiting",),
+        ("tests/unit/runtime/test_shared_memory.py::test_a_rank_that_ends_keeps_nobody_waiting",),
     ),
     Mutant(
         "any-file-is-the-offered-one",
-        "nearby.py",
+        "runtime/shared_memory.py",
         " and os.readlink(path).split()[0] == name",
         "",
-        ("tests/unit/test_nearby.py::test_no_other_file_is_taken_for_the_offered_one",),
+        ("tests/unit/runtime/test_shared_memory.py::test_no_other_file_is_taken_for_the_offered_one",),
     ),
     Mutant(
         "sets-in-any-order-where-a-run-is-measured",
-        "hash_order.py",
+        "runtime/hash_order.py",
         '"replay", "evaluate", ',
         '"replay", ',
         ("tests/distributed/test_hash_order.py::test_a_set_has_one_order_under_every_launcher",),
     ),
     Mutant(
         "base-rate",
-        "optim.py",
+        "optimizer/step.py",
         "        factor = self._rate(step)  #",
         "        if not self._counted:\n"
         '            self._base = [float(group["lr"]) for group in self.inner.param_groups]\n'
@@ -101,77 +107,77 @@ _RATES = [
     ),
     Mutant(
         "one-rate-for-all-groups",
-        "optim.py",
+        "optimizer/step.py",
         'group["lr"] = base * factor',
         'group["lr"] = self._base[0] * factor',
         (f"{OPTIM}::test_each_group_keeps_a_rate_of_its_own",),
     ),
     Mutant(
         "warm-up",
-        "schedules.py",
+        "optimizer/schedules.py",
         "return (step + 1) / warmup",
         "return step / warmup",
         (f"{OPTIM}::test_warm_up_then_cosine_to_the_floor",),
     ),
     Mutant(
         "floor",
-        "schedules.py",
+        "optimizer/schedules.py",
         "schedule.floor + (1 - schedule.floor) * shape",
         "max(schedule.floor, shape)",
         (f"{OPTIM}::test_warm_up_then_cosine_to_the_floor",),
     ),
     Mutant(
         "nan-steps",
-        "optim.py",
+        "optimizer/step.py",
         "        elif counts:  #",
         "        else:  #",
         (f"{OPTIM}::test_a_step_that_is_not_finite_changes_nothing",),
     ),
     Mutant(
         "divided-by-a-float",
-        "optim.py",
+        "optimizer/step.py",
         "return torch.tensor(divisor, dtype=torch.float64)",
         "return torch.tensor(divisor, dtype=torch.float32)",
         (f"{GRADIENTS}::test_a_scalars_gradient_is_divided_the_same_on_every_device",),
     ),
     Mutant(
         "adams-count-of-steps",
-        "fused_step.py",
+        "optimizer/fused.py",
         "        torch._foreach_add_(self._counted, 1)\n",
         "",
         (f"{OPTIM}::test_adam_sorted_once_is_torchs_own_to_the_bit",),
     ),
     Mutant(
         "adam-steps-without-gradients",
-        "fused_step.py",
+        "optimizer/fused.py",
         "if have_grads != self._have_grads:",
         "if not any(self._have_grads):",
         (f"{OPTIM}::test_adam_sorted_once_is_torchs_own_to_the_bit",),
     ),
     Mutant(
         "adam-counts-what-did-not-count",
-        "fused_step.py",
+        "optimizer/fused.py",
         "        if found_inf is not None:",
         "        if False:",
         (f"{OPTIM}::test_adam_sorted_once_is_torchs_own_to_the_bit",),
     ),
     Mutant(
         "a-step-sees-where-a-tensor-was-cut",
-        "fused_step.py",
+        "optimizer/fused.py",
         "self._is_whole = parameter.is_cuda or (is_dense and self._size == parameter.numel())",
         "self._is_whole = True",
-        ("tests/unit/test_fused_step.py::test_no_cut_and_no_number_of_threads_changes_a_fused_step",),
+        ("tests/unit/optimizer/test_fused.py::test_no_cut_and_no_number_of_threads_changes_a_fused_step",),
     ),
     Mutant(
         "norms-squares-added-with-rounding",
         "exact/norm.py",
         "_UPPER_HALF = -(1 << 27)",
         "_UPPER_HALF = -1",
-        ("tests/unit/test_norm.py::test_any_cut_into_rows_and_any_order_gives_the_same_norm",),
+        ("tests/unit/exact/test_norm.py::test_any_cut_into_rows_and_any_order_gives_the_same_norm",),
     ),
     Mutant(
         "clip-before-division",
-        "optim.py",
+        "optimizer/step.py",
         "norm = ratio(total_norm(grads, reduce), weight)",
         "norm = total_norm(grads, reduce)",
         (f"{GRADIENTS}::test_clipping_scales_by_the_norm_of_the_divided_gradient",),
@@ -284,7 +290,7 @@ _SEEDS = [
         "session/model.py",
         "    seed_all(config.seed)\n",
         "    pass\n",
-        ("tests/unit/test_model.py::test_the_same_seed_gives_the_same_model_and_another_seed_another",),
+        ("tests/unit/session/test_model.py::test_the_same_seed_gives_the_same_model_and_another_seed_another",),
     ),
     Mutant(
         "seed-of-micro-batch",
@@ -303,7 +309,7 @@ _SEEDS = [
     ),
     Mutant(
         "seed-of-transform",
-        "batches/rows.py",
+        "sources/rows.py",
         "mix(self._seed, epoch, number)",
         "mix(self._seed, numbers[0], number)",
         (f"{BATCHES}::test_transform_draws_from_seed_epoch_and_row_alone",),
@@ -324,7 +330,7 @@ _SEEDS = [
     ),
     Mutant(
         "seed-of-optimizer",
-        "optim.py",
+        "optimizer/step.py",
         "            seed_all(self._seed, step, 0, _STEPPING, device=self.device)\n",
         "            pass\n",
         (STATE, "-k", "noise"),
@@ -341,7 +347,7 @@ _SEEDS = [
         "session/data.py",
         "    seed_all(seed, 0, 0, _READING)\n",
         "    seed_all(seed, [*_SPLITS, split].index(split), 0, _READING)\n",
-        ("tests/unit/test_data.py::test_the_parts_of_a_random_split_without_a_seed_have_no_row_in_common",),
+        ("tests/unit/session/test_data.py::test_the_parts_of_a_random_split_without_a_seed_have_no_row_in_common",),
     ),
     Mutant(
         "seed-of-evaluation",
@@ -390,35 +396,35 @@ _ROWS = [
     ),
     Mutant(
         "transform-passed-over",
-        "batches/rows.py",
+        "sources/rows.py",
         '        if not self._task.overrides("transform"):\n',
         "        if True:\n",
         (f"{BATCHES}::test_transform_draws_from_seed_epoch_and_row_alone",),
     ),
     Mutant(
         "view-passed-over",
-        "batches/columns.py",
+        "sources/columns.py",
         "            columns = {}\n",
         "            pass\n",
-        ("tests/unit/test_formats.py::test_a_batch_holds_what_the_rows_of_the_data_set_are",),
+        ("tests/unit/sources/test_formats.py::test_a_batch_holds_what_the_rows_of_the_data_set_are",),
     ),
     Mutant(
         "selection-passed-over",
-        "batches/columns.py",
+        "sources/columns.py",
         "        wanted = rows if self._indices is None else self._indices[rows]\n        batch = Columns()",
         "        wanted = rows\n        batch = Columns()",
         (f"{BATCHES}::test_a_selection_reads_the_rows_it_selected",),
     ),
     Mutant(
         "checksum-of-rows",
-        "batches/differences.py",
+        "sources/differences.py",
         'before["checksum"] != now["checksum"]',
         "False",
         (f"{IDENTITY}::test_one_changed_value_is_another_data_set",),
     ),
     Mutant(
         "checksum-without-order",
-        "batches/identity.py",
+        "sources/identity.py",
         "values if rows is None else _taken(values, rows)",
         "values",
         (f"{IDENTITY}::test_a_shuffle_is_the_same_data_when_written_out",),
@@ -533,7 +539,7 @@ _STATE = [
     ),
     Mutant(
         "no-sync-of-state",
-        "run_folder.py",
+        "run/folder.py",
         "            os.fsync(file.fileno())\n        temporary.rename(path)",
         "        temporary.rename(path)",
         (f"{SAVING}::test_state_json_is_durable_before_it_has_its_name",),
@@ -570,7 +576,7 @@ _STATE = [
     ),
     Mutant(
         "overtaken",
-        "run_folder.py",
+        "run/folder.py",
         'if self._start is not None and (self.starts / f"{self._start + 1:04d}.json").exists():',
         "if False:",
         (f"{SAVING}::test_a_start_that_was_overtaken_saves_nothing",),
@@ -584,7 +590,7 @@ _STATE = [
     ),
     Mutant(
         "rows-beyond-the-checkpoint",
-        "tracking/sinks.py",
+        "tracking/metrics_file.py",
         'return bool(row["step"] < step or (row["step"] == step and ("loss" in row or not evaluates_again)))',
         "return True",
         (f"{TRACKING}::test_rows_after_the_checkpoint_are_cut",),
@@ -688,7 +694,7 @@ _WATCH = [
     ),
     Mutant(
         "momentum-from-nothing",
-        "optimizers.py",
+        "optimizer/build.py",
         'optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)',
         "pass",
         (SAME, "-k", "LaterPart"),
@@ -702,21 +708,21 @@ _WATCH = [
     ),
     Mutant(
         "new-buffers-unwatched",
-        "checks/held.py",
+        "checks/registered.py",
         "        if (size := self._count()) == self._size:\n",
         "        if (size := self._count()):\n",
         (LATE, "-k", "buffer or empty"),
     ),
     Mutant(
         "new-buffers-saved",
-        "checks/held.py",
+        "checks/registered.py",
         "                names[key] = None\n",
         "                pass\n",
         (LATE, "-k", "buffer or empty"),
     ),
     Mutant(
         "evaluation-not-undone",
-        "checks/held.py",
+        "checks/registered.py",
         "                    tensor.copy_(copies[name])\n",
         "                    pass\n",
         (LATE, "-k", "evaluation and mean"),
@@ -768,7 +774,7 @@ _WATCH = [
         "config/reading.py",
         "repeated = _repeated_keys(node, set())",
         "repeated = list[tuple[str, str]]()",
-        ("tests/unit/test_config.py::test_a_key_that_stands_twice_is_refused_with_both_lines",),
+        ("tests/unit/config/test_config.py::test_a_key_that_stands_twice_is_refused_with_both_lines",),
     ),
     Mutant(
         "sighup",
@@ -803,14 +809,14 @@ _WATCH = [
         "tracking/wandb_run.py",
         "        for row in run.rows():\n            self.row(row)\n",
         "",
-        ("tests/unit/test_trackers.py::test_a_server_gets_what_it_lacks_and_nothing_twice",),
+        ("tests/unit/tracking/test_trackers.py::test_a_server_gets_what_it_lacks_and_nothing_twice",),
     ),
     Mutant(
         "evaluation-counts-as-steps",
         "tracking/reports.py",
         "        self.pace.pause()\n",
         "",
-        ("tests/unit/test_pace.py::test_a_row_counts_its_steps_and_leaves_evaluation_out",),
+        ("tests/unit/tracking/test_pace.py::test_a_row_counts_its_steps_and_leaves_evaluation_out",),
     ),
 ]
 
@@ -834,17 +840,17 @@ _SEEN = [
 _CALLS: list[Mutant] = [
     Mutant(
         "a-notebook-that-ends-kills-its-run",
-        "commands/call.py",
+        "commands/spawn.py",
         "partial(end_with_parent, signal.SIGTERM)",
         "partial(end_with_parent, signal.SIGKILL)",
         ("tests/distributed/test_call.py::test_the_run_stops_and_saves_at",),
     ),
     Mutant(
         "a-parameter-taken-for-a-cells-name",
-        "commands/cell.py",
+        "commands/notebook_source.py",
         "else symbol.is_global())",
         "else symbol.is_referenced())",
-        ("tests/unit/test_cell.py::test_the_file_has_all_that_the_class_uses_and_nothing_else",),
+        ("tests/unit/commands/test_notebook_source.py::test_the_file_has_all_that_the_class_uses_and_nothing_else",),
     ),
 ]
 
@@ -862,7 +868,7 @@ _PARTS: list[Mutant] = [
         "        seed_all(number, 0, 0, _LOADING)\n",
         "",
         (
-            "tests/unit/test_sources.py::test_before_loader_processes_begin_no_row_is_read_here_and_workers_may_change_on_a_resume",
+            "tests/unit/sources/test_sources.py::test_before_loader_processes_begin_no_row_is_read_here_and_workers_may_change_on_a_resume",
         ),
     ),
     Mutant(
@@ -870,85 +876,91 @@ _PARTS: list[Mutant] = [
         "session/failure.py",
         "saver.would_meet_again(best)",
         "False",
-        ("tests/unit/test_failure.py::test_a_survivor_saves_nothing_beyond_a_best_that_never_reached_the_disk",),
+        ("tests/unit/session/test_failure.py::test_a_survivor_saves_nothing_beyond_a_best_that_never_reached_the_disk",),
     ),
     Mutant(
         "draws-of-another-epoch",
         "randomness/order.py",
         "first, second = _round_keys(self.seed, epoch)[:2]",
         "first, second = _round_keys(self.seed, 0)[:2]",
-        ("tests/unit/test_order.py::test_weighted_rows_come_as_often_as_their_weights_say_and_without_weight_never",),
+        (
+            "tests/unit/randomness/test_order.py::test_weighted_rows_come_as_often_as_their_weights_say_and_without_weight_never",
+        ),
     ),
 ]
 
-_BLOCKS, _PARQUET, _MIX = "tests/unit/test_blocks.py", "tests/unit/test_parquet.py", "tests/unit/test_mix.py"
+_BLOCKS, _PARQUET, _MIX = (
+    "tests/unit/randomness/test_block_order.py",
+    "tests/unit/sources/test_parquet.py",
+    "tests/unit/sources/test_mix.py",
+)
 _STREAMS = [
     Mutant(
         "rows-of-a-window-in-their-own-order",
-        "randomness/blocks.py",
+        "randomness/block_order.py",
         "places = super()._at(positions, epoch)",
         "places = positions",
         (f"{_BLOCKS}::test_epochs_and_seeds_differ_in_blocks_and_within_windows",),
     ),
     Mutant(
         "blocks-dealt-once-for-all-epochs",
-        "randomness/blocks.py",
+        "randomness/block_order.py",
         "mix(self.seed, _DEALING, epoch)",
         "mix(self.seed, _DEALING, 0)",
         (f"{_BLOCKS}::test_epochs_and_seeds_differ_in_blocks_and_within_windows",),
     ),
     Mutant(
         "read-ahead-of-the-window-after-the-next",
-        "randomness/blocks.py",
+        "randomness/block_order.py",
         "following = (epoch, window + 1) if window + 1 <",
         "following = (epoch, window + 2) if window + 2 <",
         (f"{_BLOCKS}::test_a_window_is_read_through_before_the_next_and_what_comes_next_is_known",),
     ),
     Mutant(
         "a-read-cut-short-is-taken",
-        "batches/store.py",
+        "sources/parquet/store.py",
         "if len(part) != after - first:",
         "if not part:",
         (f"{_PARQUET}::test_a_store_in_trouble_is_asked_again_and_named_once",),
     ),
     Mutant(
         "a-store-is-asked-again-at-once",
-        "batches/store.py",
+        "sources/parquet/store.py",
         "min(_asked_wait_s(error), _LONGEST_ASKED_S))",
         "0.0)",
         (f"{_PARQUET}::test_a_store_is_asked_again_as_late_as_it_wishes",),
     ),
     Mutant(
         "a-store-is-named-each-time",
-        "store_wait.py",
+        "control/store_wait.py",
         "not self._until[1], 1.0",
         "not self._until[1], 0.0",
         (f"{_PARQUET}::test_a_store_in_trouble_is_asked_again_and_named_once",),
     ),
     Mutant(
         "a-file-that-changed-is-read-on",
-        "batches/parquet.py",
+        "sources/parquet/source.py",
         "                self._store.refuse_change(file)\n",
         "                pass\n",
         (f"{_PARQUET}::test_a_file_that_changes_or_vanishes_after_the_start_is_refused_by_name",),
     ),
     Mutant(
         "the-disk-fills",
-        "batches/row_groups.py",
+        "sources/parquet/row_groups.py",
         "if used + needed <= self._limit:",
         "if used + needed <= 10 * self._limit:",
         (f"{_PARQUET}::test_the_disk_holds_no_more_than_was_allowed_and_the_next_window_before_it_is_asked_for",),
     ),
     Mutant(
         "each-process-decodes-for-itself",
-        "batches/parquet.py",
+        "sources/parquet/source.py",
         "self._folder = here / digest(*marks",
         "self._folder = here / digest(id(self), *marks",
         (f"{_PARQUET}::test_footers_are_read_once_and_row_groups_once_for_all_processes_of_a_machine",),
     ),
     Mutant(
         "a-column-that-one-group-has-in-another-shape",
-        "batches/row_groups.py",
+        "sources/parquet/row_groups.py",
         "if len(known) < len(columns) or",
         "if not known or",
         (f"{_PARQUET}::test_values_of_any_type_are_a_rows_own_whatever_is_read_beside_it",),
@@ -962,24 +974,24 @@ _STREAMS = [
     ),
     Mutant(
         "a-mixture-begins-its-sources-anew",
-        "batches/mix.py",
+        "sources/mix.py",
         "positions = np.arange(epoch * self.num_rows + start, epoch * self.num_rows + stop)",
         "positions = np.arange(start, stop)",
         (f"{_MIX}::test_each_source_has_its_share_and_gives_all_its_rows_before_any_again",),
     ),
     Mutant(
         "one-order-for-all-epochs-of-a-source",
-        "batches/mix.py",
+        "sources/mix.py",
         "order.rows(epoch, start, stop))",
         "order.rows(0, start, stop))",
         (f"{_MIX}::test_epochs_of_a_source_have_orders_of_their_own_and_entering_anywhere_gives_the_same",),
     ),
     Mutant(
         "shares-nearly-exact",
-        "batches/mix.py",
+        "sources/mix.py",
         "np.argsort((2 * turns + 1) /",
         "np.argsort((2 * turns + 2) /",
-        ("tests/unit/test_mix.py::test_what_a_mixture_gives_is_what_counting_gives",),
+        ("tests/unit/sources/test_mix.py::test_what_a_mixture_gives_is_what_counting_gives",),
     ),
 ]
 
@@ -993,14 +1005,14 @@ _SHARDED = [
     ),
     Mutant(
         "sharded-rounds-first-leaf-off-by-one",
-        "exact/sharded_exchange.py",
+        "exact/sharded/exchange.py",
         "            first = ordered.round * ordered.world_size\n",
         "            first = ordered.round * ordered.world_size + 1\n",
         (SHARDED,),
     ),
     Mutant(
         "sharded-gradients-of-no-rows-kept",
-        "exact/sharded_sum.py",
+        "exact/sharded/sum.py",
         "            parameter.grad = parameter.grad.zero_() if self._syncs and parameter.grad is not None else None\n",
         "            pass\n",
         (SHARDED,),
@@ -1010,14 +1022,14 @@ _SHARDED = [
         "session/model.py",
         "    if config.compile:\n        compile_blocks(model)\n    if config.recompute:\n        recompute_blocks(model)\n",
         "    if config.recompute:\n        recompute_blocks(model)\n    if config.compile:\n        compile_blocks(model)\n",
-        ("tests/unit/test_model.py::test_recompute_keeps_the_bits_of_compiled_blocks",),
+        ("tests/unit/session/test_model.py::test_recompute_keeps_the_bits_of_compiled_blocks",),
     ),
     Mutant(
         "a-copy-computes-with-the-compiled-models-weights",
-        "regional_compile.py",
+        "session/blocks.py",
         'if "forward" in vars(block):',
         "if True:",
-        ("tests/unit/test_model.py::test_a_copy_of_a_compiled_model_computes_with_weights_of_its_own",),
+        ("tests/unit/session/test_model.py::test_a_copy_of_a_compiled_model_computes_with_weights_of_its_own",),
     ),
     Mutant(
         "an-evaluations-way-is-not-compared",
@@ -1028,7 +1040,7 @@ _SHARDED = [
     ),
     Mutant(
         "who-raises-while-looked-at-tells-nobody",
-        "exact/sharded.py",
+        "exact/sharded/model.py",
         "                self.refuse_other_mark(_RAISED)\n",
         "                pass\n",
         (
@@ -1068,25 +1080,25 @@ _SHARDED = [
         "control/watchdog.py",
         "        self.at(_BEGINNING)\n",
         "        self.at(_READING)\n",
-        ("tests/unit/test_pace.py::test_an_audits_computing_is_no_waiting_for_data",),
+        ("tests/unit/tracking/test_pace.py::test_an_audits_computing_is_no_waiting_for_data",),
     ),
     Mutant(
         "an-audit-compares-with-a-forward-looked-at-again",
-        "exact/sharded_sum.py",
+        "exact/sharded/sum.py",
         "self._prints, self._stash = False, True, prints, {}",
         "self._stash = False, True, {}",
         ("tests/distributed/test_sharding.py::test_leaves_that_end_short_and_a_forward_computed_again_change_nothing",),
     ),
     Mutant(
         "a-shards-first-row",
-        "exact/sharded.py",
+        "exact/sharded/model.py",
         "row_cuts(shape[0], self.world_size)[self.rank]",
         "min(self.rank * (shape[0] // self.world_size), shape[0])",
         (RESHARDED,),
     ),
     Mutant(
         "sharded-norm-of-a-ranks-own-rows",
-        "exact/sharded_sum.py",
+        "exact/sharded/sum.py",
         "        dist.all_reduce(parts, group=self._sharded.group)\n",
         "",
         (SHARDED,),
@@ -1100,35 +1112,35 @@ _SHARDED = [
     ),
     Mutant(
         "sharded-rows-at-a-wrong-offset",
-        "checkpoint/parts.py",
+        "checkpoint/sharded.py",
         "file.seek(offset + first *",
         "file.seek(offset + self._rank *",
-        ("tests/unit/test_parts.py::test_the_files_are_those_of_one_process",),
+        ("tests/unit/checkpoint/test_sharded.py::test_the_files_are_those_of_one_process",),
     ),
     Mutant(
         "digests-of-a-ranks-rows-not-compared",
-        "checkpoint/parts.py",
+        "checkpoint/sharded.py",
         "!= words[name]:",
         "is None:",
-        ("tests/unit/test_parts.py::test_rows_that_the_disk_holds_otherwise_are_no_checkpoint",),
+        ("tests/unit/checkpoint/test_sharded.py::test_rows_that_the_disk_holds_otherwise_are_no_checkpoint",),
     ),
     Mutant(
         "recomputed-with-later-numbers-and-buffers",
-        "regional_compile.py",
+        "session/blocks.py",
         "            names[key] = value  # a copy, so that what the forward left stays as it is\n",
         "            pass\n",
         (SHARDED,),
     ),
     Mutant(
         "rows-alone-taken-for-the-parameter",
-        "exact/sharded.py",
+        "exact/sharded/model.py",
         "            if func.__name__ not in _HARMLESS:\n",
         "            if False:\n",
         (PAST,),
     ),
     Mutant(
         "a-block-that-runs-twice",
-        "exact/sharded_exchange.py",
+        "exact/sharded/exchange.py",
         "            if self.round == ordered.round:\n",
         "            if False:\n",
         (PAST,),

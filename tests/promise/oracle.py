@@ -20,11 +20,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from samestep.batches import order_of
 from samestep.randomness.mixing import mix
 from samestep.randomness.order import Draws
 from samestep.randomness.seeding import seed_all
-from samestep.regional_compile import compile_blocks
+from samestep.session.blocks import compile_blocks
+from samestep.sources import order_of
 from samestep.task import Task
 
 LOADING, EVALUATING, STEPPING, AFTER_STEP, READING = range(1, 6)  # what else draws random numbers, each from its own words

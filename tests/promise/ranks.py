@@ -196,8 +196,10 @@ def _redirect(name: str) -> None:
 def _run_rank(job: dict[str, Any], rank: int, port: int) -> None:
     import numpy as np
 
-    from samestep import cli, nearby, snapshot
+    from samestep import cli
     from samestep.exact import transfer
+    from samestep.run import snapshot
+    from samestep.runtime import shared_memory
 
     random.seed()  # as a process of its own begins: what nobody seeds would be the same in every fork
     np.random.seed()
@@ -205,7 +207,7 @@ def _run_rank(job: dict[str, Any], rank: int, port: int) -> None:
     if job.get("way") == "by pieces":  # drawn models are small, and would all go one way
         transfer._GATHERED_ELEMENTS = transfer._SHARED_ELEMENTS = 0
     if job.get("way") == "far":  # as if each rank had a machine of its own
-        nearby._IS_FIT = False
+        shared_memory._IS_FIT = False
     atexit._clear()  # what was registered by the imports of the process that forks is its own
     found: list[dict[str, Path]] = []
     look = snapshot._files  # through all modules, of which there are far more here than in a process that trains alone

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ranks import HERE, Ranks
 
-from samestep.metric_rows import timeless
+from samestep.run.metric_rows import timeless
 
 CONFIG = """
 task: case_tasks.py:{task}

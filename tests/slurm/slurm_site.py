@@ -18,7 +18,7 @@ import pytest
 from cluster import Cluster, missing
 
 from conftest import ROOT, Workplace
-from samestep.metric_rows import timeless
+from samestep.run.metric_rows import timeless
 
 TASKS = ROOT / "tests/chaos/chaos_tasks.py"
 LACKING = missing()

@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from samestep import nearby
 from samestep.config import load_config
 from samestep.control import StopFlag, leave_together
 from samestep.exact import norm
 from samestep.loop import Training, train
-from samestep.runtime import read_runtime
+from samestep.runtime import read_runtime, shared_memory
 from samestep.session import Plans, build, make_accelerator
-from samestep.task_loading import load_task
+from samestep.task.loading import load_task
 from samestep.tracking import NullTracker
 
 STEPS = 10
@@ -82,13 +81,13 @@ def main() -> None:
     training.evaluator, training.first_step, training.num_steps = None, 0, 0
     if "--as-on-a-gpu" in sys.argv:
         stay_on_the_device(training)
-    nearby._IS_FIT = "--far" not in sys.argv
+    shared_memory._IS_FIT = "--far" not in sys.argv
     go_on(training, 35)
-    send = nearby.Channel.send
+    send = shared_memory.Channel.send
     with Operators() as operators:
-        nearby.Channel.send = lambda self, *parts: operators.note("near", *parts) or send(self, *parts)  # type: ignore[method-assign]
+        shared_memory.Channel.send = lambda self, *parts: operators.note("near", *parts) or send(self, *parts)  # type: ignore[method-assign]
         go_on(training, STEPS)
-    nearby.Channel.send = send  # type: ignore[method-assign]
+    shared_memory.Channel.send = send  # type: ignore[method-assign]
     calls = Calls()
     sys.setprofile(calls)
     go_on(training, STEPS)

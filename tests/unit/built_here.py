@@ -6,11 +6,11 @@ from conftest import ROOT
 from samestep.config import load_config
 from samestep.control import StopFlag
 from samestep.loop import Training
-from samestep.metric_rows import Row
+from samestep.run.metric_rows import Row
 from samestep.runtime import read_runtime
 from samestep.session import Plans, build, make_accelerator
 from samestep.task import Task
-from samestep.task_loading import load_task
+from samestep.task.loading import load_task
 from samestep.tracking import NullTracker
 
 

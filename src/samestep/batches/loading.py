@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from samestep.batches.rows import Rows
 from samestep.errors import SamestepError
 from samestep.randomness.order import Integers, Order
 from samestep.randomness.seeding import seed_all
+from samestep.sources.rows import Rows
 from samestep.task import Batch, Columns
 
 _LOADING = 1  # sets the loading's random numbers apart from the forward's

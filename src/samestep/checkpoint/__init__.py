@@ -1,9 +1,9 @@
 """Checkpoints: whole or absent, verified before they are used, and knowing nothing of ranks."""
 
 from samestep.checkpoint.files import Checkpoints
-from samestep.checkpoint.parts import SharedCheckpoints
 from samestep.checkpoint.reading import checksum, read, read_chosen, verify
 from samestep.checkpoint.saving import NullSaver, Saver, SharedSaver
+from samestep.checkpoint.sharded import SharedCheckpoints
 from samestep.checkpoint.state import Saved, capture, refuse_unsavable, restore, restore_modes, weights_hash
 
 __all__ = [

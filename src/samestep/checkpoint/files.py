@@ -17,7 +17,7 @@ import xxhash
 from samestep.checkpoint.reading import FORMAT, PART_BYTES, Damaged, text_checksum, verify
 from samestep.checkpoint.state import Saved
 from samestep.checkpoint.tensors import MALFORMED, pieces
-from samestep.run_folder import RunFolder, make_durable
+from samestep.run.folder import RunFolder, make_durable
 
 _ROOM_FOR_THE_REST_BYTES = 1 << 20
 

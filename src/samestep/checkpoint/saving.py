@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from samestep.checkpoint.files import Checkpoints
-from samestep.checkpoint.parts import SharedCheckpoints
+from samestep.checkpoint.sharded import SharedCheckpoints
 from samestep.checkpoint.state import Saved
 from samestep.config import Checkpoint
 from samestep.control import decided_by_main

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import xxhash
 
-from samestep.task_loading import TASK_MODULE
+from samestep.task.loading import TASK_MODULE
 
 _MOST_ENTRIES = (10_000, 100, 20, 20)  # of a container, by depth: what is larger is data, and so is
 _MOST_BYTES = 1 << 24  # a tensor or an array of more; neither is copied, and the latter is not looked at whole

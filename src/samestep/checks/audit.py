@@ -9,9 +9,9 @@ import torch
 
 from samestep.batches import Plan
 from samestep.checks.recompute import Recompute
-from samestep.device_kind import beside_a_difference
 from samestep.errors import TrainingError
 from samestep.exact import OrderedSum, fingerprint, gather
+from samestep.runtime.device_kind import beside_a_difference
 
 
 class NoAudit:

@@ -16,9 +16,9 @@ import torch
 
 from samestep.batches import MicroBatch
 from samestep.checks import attributes
-from samestep.checks.held import Held, Judge
+from samestep.checks.optimizer_attributes import Stepper
 from samestep.checks.recompute import Recompute
-from samestep.checks.stepper import Stepper
+from samestep.checks.registered import Held, Judge
 from samestep.control import everyones
 from samestep.errors import UsageError
 from samestep.exact import OrderedSum, ShardedModel, fingerprint

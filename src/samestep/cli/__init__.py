@@ -12,16 +12,16 @@ from pathlib import Path
 
 import click
 
-from samestep.cli.bits import add_bits
+from samestep.cli.comparing import add_bits
 from samestep.cli.completion import add_completion
+from samestep.cli.internal import add_scripts
 from samestep.cli.mistyped import in_one_line
 from samestep.cli.models import add_models
-from samestep.cli.scripts import add_scripts
 from samestep.cli.starting import add_starting, version
 from samestep.cli.streams import open_closed_streams, outlive_readers
 from samestep.cli.watching import add_watching
 from samestep.errors import SamestepError, Stopped, UsageError, place_in_user_code
-from samestep.hash_order import fix_hash_order
+from samestep.runtime.hash_order import fix_hash_order
 
 _LET_RANK_0_SPEAK_S = 2.0
 

@@ -27,7 +27,7 @@ class _Run(_Words):
 
 class _Config(_Words):
     def offered(self, start: str) -> Iterator[CompletionItem]:
-        from samestep.shipped import shipped_configs
+        from samestep.runtime.shipped import shipped_configs
 
         folder = start.rpartition("/")[0]
         for path in sorted(Path(folder).glob("*")):

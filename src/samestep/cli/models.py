@@ -38,7 +38,7 @@ def evaluate(run: str, split: str, step: int | None, as_json: bool, overrides: t
       samestep evaluate first --data train evaluate.batches=20
       samestep evaluate first --data test --step 400 --json
     """
-    from samestep.commands.recorded import recorded
+    from samestep.commands.find_run import recorded
 
     folder, config = recorded(run, overrides)
     from samestep.commands import evaluate as command
@@ -60,7 +60,7 @@ def export(run: str, path: Path, step: int | None) -> None:
       samestep export first first.safetensors
       samestep export tuned my-model/
     """
-    from samestep.commands.recorded import recorded
+    from samestep.commands.find_run import recorded
 
     folder, config = recorded(run)
     from samestep.commands import export as command

@@ -6,8 +6,8 @@ from typing import Any
 
 from samestep.config import load_config
 from samestep.errors import UsageError
-from samestep.metric_rows import parsed, timeless
-from samestep.run_folder import RunFolder
+from samestep.run.folder import RunFolder
+from samestep.run.metric_rows import parsed, timeless
 
 _LEFT_OUT = {"fingerprints"}  # their sum is compared
 

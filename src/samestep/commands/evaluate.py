@@ -8,10 +8,10 @@ from samestep.config import Config
 from samestep.control import Watchdog
 from samestep.errors import UsageError
 from samestep.randomness.seeding import seed_all
-from samestep.regional_compile import compile_blocks
-from samestep.run_folder import RunFolder
+from samestep.run.folder import RunFolder
 from samestep.runtime import prepare_environment, read_runtime
 from samestep.session import make_accelerator, make_evaluator, read_split
+from samestep.session.blocks import compile_blocks
 
 
 def evaluate(folder: RunFolder, config: Config, split: str, step: int | None) -> dict[str, float]:

@@ -11,7 +11,7 @@ from samestep.checkpoint import restore, weights_hash
 from samestep.commands.load import checkpoint_of, task_of
 from samestep.config import Config
 from samestep.errors import UsageError
-from samestep.run_folder import RunFolder
+from samestep.run.folder import RunFolder
 
 
 def export(folder: RunFolder, config: Config, to: Path, step: int | None) -> str:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from samestep.errors import UsageError
-from samestep.shipped import shipped
+from samestep.runtime.shipped import shipped
 
 _LAID_OUT = ("launch", "slurm", "configs")
 _ANY_PYTHON = "  python=${PYTHON:-python3}"

@@ -12,8 +12,8 @@ from samestep.commands.launcher import launch as launch_ranks
 from samestep.commands.train import train
 from samestep.config import load_config
 from samestep.errors import UsageError
-from samestep.run_folder import RunFolder
-from samestep.run_names import default_name
+from samestep.run.folder import RunFolder
+from samestep.run.names import default_name
 from samestep.runtime import processes_here, read_runtime
 
 _DEMO = "configs/stdlib.yaml"  # the one here, or else the one that comes with samestep

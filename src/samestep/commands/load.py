@@ -9,9 +9,9 @@ import torch
 from samestep.checkpoint import Checkpoints, Saved, read, restore
 from samestep.config import Config, load_config
 from samestep.errors import UsageError
-from samestep.run_folder import RunFolder
+from samestep.run.folder import RunFolder
 from samestep.task import Task
-from samestep.task_loading import load_task
+from samestep.task.loading import load_task
 
 
 def load(run: str | Path, step: int | None = None) -> torch.nn.Module:

@@ -11,15 +11,15 @@ from samestep.checkpoint import Checkpoints, read, verify, weights_hash
 from samestep.checks import NoPurity
 from samestep.config import Config
 from samestep.control import StopFlag
-from samestep.device_kind import beside_a_difference, device_kind, differences
 from samestep.errors import TrainingError, UsageError
 from samestep.loop import Training, train
-from samestep.metric_rows import parsed
-from samestep.run_folder import RunFolder
+from samestep.run.folder import RunFolder
+from samestep.run.metric_rows import parsed
 from samestep.runtime import prepare_environment, read_runtime
+from samestep.runtime.device_kind import beside_a_difference, device_kind, differences
 from samestep.session import Plans, build, make_accelerator
 from samestep.task import Batch, Loss, Ratio
-from samestep.task_loading import load_task
+from samestep.task.loading import load_task
 from samestep.tracking import NullTracker
 
 _CHECKED = ("loss", "grad_norm", "fingerprint")

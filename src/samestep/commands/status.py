@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 
 from samestep.errors import UsageError
-from samestep.metric_rows import last_rows
-from samestep.run_folder import RunFolder
+from samestep.run.folder import RunFolder
+from samestep.run.metric_rows import last_rows
 from samestep.slurm.controller import JobState, jobs_now
 
 _COLUMNS = ("run", "state", "step", "loss", "steps/s", "left", "job", "nodes", "restarts", "saved")

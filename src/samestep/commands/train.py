@@ -7,8 +7,8 @@ import contextlib
 
 from samestep.config import Config, load_config
 from samestep.errors import Overtaken, SamestepError, Stopped, UsageError
-from samestep.run_folder import RunFolder
-from samestep.run_names import default_name
+from samestep.run.folder import RunFolder
+from samestep.run.names import default_name
 from samestep.runtime import (
     Runtime,
     end_with_launcher,

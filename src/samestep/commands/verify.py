@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from samestep.config import load_config
 from samestep.errors import TrainingError, UsageError
-from samestep.run_folder import RunFolder
+from samestep.run.folder import RunFolder
 from samestep.runtime import processes_here, visible_gpus
-from samestep.task_loading import load_task
+from samestep.task.loading import load_task
 
 _COMPARED = ("loss", "grad_norm", "fingerprints")
 

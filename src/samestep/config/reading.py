@@ -14,9 +14,9 @@ from yaml.reader import ReaderError
 
 from samestep.config.schema import Config
 from samestep.errors import UsageError, nearest, shortened, validation_lines
-from samestep.script import read_script
-from samestep.shipped import shipped_config, shipped_configs
-from samestep.snapshot import as_kept
+from samestep.run.snapshot import as_kept
+from samestep.runtime.shipped import shipped_config, shipped_configs
+from samestep.task.script import read_script
 
 _MOST_DIGITS = 100
 _LONGEST_SHOWN = 100  # of what was typed

@@ -1,8 +1,8 @@
 """Stop flags, what ranks agree on, and the watch over a step that hangs."""
 
+from samestep.control.abort import abort_device_collectives
 from samestep.control.agreement import StopFlag, agreed, decided_by_main, everyones, first_on_each_machine, leave_together
 from samestep.control.board import Board, NoBoard, is_victim, make_board, survivor
-from samestep.control.lost import abort_device_collectives
 from samestep.control.watchdog import Watchdog
 
 __all__ = [

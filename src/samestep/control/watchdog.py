@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from samestep.control.abort import break_collectives
 from samestep.control.board import Board, NoBoard
-from samestep.control.lost import break_collectives
-from samestep.store_wait import store_wait
+from samestep.control.store_wait import store_wait
 
 _BEAT_S = 1.0
 _FIRST_STEP = 10  # the first may compile, build caches and open files

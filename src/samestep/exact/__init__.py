@@ -3,8 +3,8 @@
 from samestep.exact.gradients import FastSum, OrderedSum, check_world_size, everyone
 from samestep.exact.norm import total_norm
 from samestep.exact.scalars import Scalar, as_float, is_finite, ratio
-from samestep.exact.sharded import USED_ROWS, Shard, ShardedModel, refuse_uncuttable, row_cuts
-from samestep.exact.sharded_sum import ShardedSum
+from samestep.exact.sharded.model import USED_ROWS, Shard, ShardedModel, refuse_uncuttable, row_cuts
+from samestep.exact.sharded.sum import ShardedSum
 from samestep.exact.statistics import Statistics
 from samestep.exact.step_totals import StepExchange, Totals
 from samestep.exact.totals import fingerprint, gather, in_order, ordered_total, padded

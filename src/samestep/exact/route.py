@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from samestep.exact.totals import make_channel
 from samestep.exact.tree import Block, blocks_of, cuts
-from samestep.nearby import Channel
+from samestep.runtime.shared_memory import Channel
 
 _MOST_SHARED_BYTES = 1 << 26  # of a sum's channels together
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from samestep.exact.tree import cuts, tree_sum
-from samestep.nearby import Channel, accept, offer
+from samestep.runtime.shared_memory import Channel, accept, offer
 
 # Newer torch has renamed it, and warns of the old name.
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

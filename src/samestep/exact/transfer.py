@@ -11,7 +11,7 @@ import torch.distributed as dist
 from samestep.exact.route import Companion, Route, Transfer
 from samestep.exact.totals import all_gather
 from samestep.exact.tree import Sum, cuts
-from samestep.nearby import Channel
+from samestep.runtime.shared_memory import Channel
 
 _MESSAGE_ELEMENTS = 1 << 19  # of a piece that is sent in parts: 2 MB of float32
 _ALIGNED_BYTES = 8

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from samestep.config import parse_yaml
-from samestep.run_folder import RunFolder
+from samestep.run.folder import RunFolder
 
 Floats = npt.NDArray[np.float64]
 

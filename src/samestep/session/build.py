@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from samestep.batches import Batches, Plan, make_rows
+from samestep.batches import Batches, Plan
 from samestep.checkpoint import NullSaver, Saved
 from samestep.checks import Auditor, NoAudit, Purity, Recompute
 from samestep.config import Config
@@ -21,12 +21,13 @@ from samestep.errors import UsageError
 from samestep.evaluation import Best, Convergence, Evaluator, refuse_unknown_metrics
 from samestep.exact import FastSum, OrderedSum, ShardedModel, ShardedSum, Statistics, StepExchange, everyone
 from samestep.loop import Training
-from samestep.optim import GatedOptimizer
+from samestep.optimizer.step import GatedOptimizer
 from samestep.randomness.order import Order
 from samestep.runtime import Runtime, has_rank
 from samestep.session.data import notes_on_data, read_data, refuse_other_data
 from samestep.session.model import lay_out, make_after_step, make_model, notes_on, refuse_unequal_models
 from samestep.session.sharding import is_cut, refuse_unshardable, shard
+from samestep.sources import make_rows
 from samestep.task import Task
 from samestep.tracking import NullTracker, Pace, Reports, Tracker
 

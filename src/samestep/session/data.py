@@ -13,13 +13,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from samestep.batches import Arrays, Identity, Source, are_arrays, differences, doubt, identity, is_dataset, order_of
 from samestep.config import Config
 from samestep.control import everyones, first_on_each_machine
 from samestep.errors import UsageError
 from samestep.randomness.order import Draws, Order
 from samestep.randomness.seeding import seed_all
 from samestep.runtime import Runtime
+from samestep.sources import Arrays, Identity, Source, are_arrays, differences, doubt, identity, is_dataset, order_of
 from samestep.task import Task
 
 _BARS = "HF_DATASETS_DISABLE_PROGRESS_BARS"  # read when the library is imported

@@ -14,7 +14,7 @@ from samestep.control import Board, is_victim, survivor
 from samestep.errors import UsageError, place_in_user_code
 from samestep.exact import USED_ROWS
 from samestep.loop import Training
-from samestep.run_folder import RunFolder, write_atomically
+from samestep.run.folder import RunFolder, write_atomically
 from samestep.runtime import Runtime, tell_launcher
 from samestep.task import Columns, batch_behind
 

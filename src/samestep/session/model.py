@@ -16,11 +16,11 @@ from samestep.config import Config
 from samestep.control import Watchdog, everyones
 from samestep.errors import UsageError
 from samestep.exact import ShardedModel
-from samestep.optim import GatedOptimizer, leave_dynamo_out
-from samestep.optimizers import build_optimizer
+from samestep.optimizer.build import build_optimizer
+from samestep.optimizer.step import GatedOptimizer, leave_dynamo_out
 from samestep.randomness.seeding import seed_all
-from samestep.regional_compile import compile_blocks, recompute_blocks
-from samestep.run_folder import RunFolder
+from samestep.run.folder import RunFolder
+from samestep.session.blocks import compile_blocks, recompute_blocks
 from samestep.task import Task
 
 _AFTER_STEP = 4  # sets after_step's random numbers apart from the forward's

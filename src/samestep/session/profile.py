@@ -16,7 +16,7 @@ from torch.profiler import profile as trace_of
 from samestep.config import Profile
 from samestep.errors import Stopped
 from samestep.loop import Training
-from samestep.run_folder import RunFolder, write_atomically
+from samestep.run.folder import RunFolder, write_atomically
 
 _SHOWN = 10
 

@@ -22,22 +22,22 @@ from samestep.control import (
     is_victim,
     make_board,
 )
-from samestep.device_kind import device_kind, differences
 from samestep.errors import Stopped, TrainingError, UsageError
 from samestep.exact import check_world_size
 from samestep.loop import Training, train
-from samestep.run_folder import RunFolder
+from samestep.run.folder import RunFolder
 from samestep.runtime import Runtime
+from samestep.runtime.device_kind import device_kind, differences
 from samestep.session.build import Plans, build, make_accelerator
 from samestep.session.failure import mistake_behind, record_failure, save_what_is_finished
+from samestep.session.flops import find_step_at_peak
 from samestep.session.profile import profiled
 from samestep.session.saving import make_saver
 from samestep.session.sharding import is_cut
-from samestep.session.shown import shown
-from samestep.session.speed import find_step_at_peak
+from samestep.session.show import shown
 from samestep.session.start import Start, begin, info_for_trackers, open_run
 from samestep.task import Task
-from samestep.task_loading import load_task
+from samestep.task.loading import load_task
 from samestep.tracking import NullTracker, Tracker, cut_back
 
 _PATIENCE_AT_THE_END_S = 600.0  # for a disk that is full when all the work is done

@@ -6,7 +6,7 @@ from samestep.checkpoint import Checkpoints, Saved, Saver, SharedCheckpoints, Sh
 from samestep.control import NoBoard, make_board
 from samestep.errors import UsageError
 from samestep.loop import Training
-from samestep.run_folder import RunFolder
+from samestep.run.folder import RunFolder
 from samestep.runtime import Runtime
 
 _SAVED_BYTES_PER_S = 200e6  # what a slow disk takes

@@ -12,10 +12,10 @@ from torch import nn
 from samestep.config import Config
 from samestep.errors import UsageError
 from samestep.exact import Shard, ShardedModel, everyone, refuse_uncuttable
-from samestep.fused_step import FusedStep
-from samestep.optimizers import PartOptimizers
-from samestep.regional_compile import repeated_blocks
+from samestep.optimizer.build import PartOptimizers
+from samestep.optimizer.fused import FusedStep
 from samestep.runtime import Runtime
+from samestep.session.blocks import repeated_blocks
 from samestep.task import Task
 
 _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 1 << 22  # mallopt(3)

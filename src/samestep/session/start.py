@@ -13,16 +13,16 @@ from typing import Any
 import psutil
 
 from samestep import config as configuration
-from samestep import snapshot
 from samestep.checkpoint import Checkpoints, checksum
 from samestep.config import Config
 from samestep.errors import UsageError
-from samestep.metric_rows import last_rows
-from samestep.run_folder import RunFolder, write_atomically
+from samestep.run import snapshot
+from samestep.run.folder import RunFolder, write_atomically
+from samestep.run.metric_rows import last_rows
 from samestep.runtime import Runtime
 from samestep.slurm.controller import jobs_now
 from samestep.task import Task
-from samestep.task_loading import load_module
+from samestep.task.loading import load_module
 from samestep.tracking import RunInfo, find_tracker
 
 

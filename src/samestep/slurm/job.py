@@ -19,8 +19,8 @@ from typing import Any
 
 from samestep.config import load_config
 from samestep.errors import Stopped, TrainingError, UsageError
-from samestep.run_folder import RunFolder
-from samestep.run_names import default_name
+from samestep.run.folder import RunFolder
+from samestep.run.names import default_name
 from samestep.runtime import read_runtime
 from samestep.slurm.controller import Job, dead, read_job
 from samestep.slurm.link import Hub

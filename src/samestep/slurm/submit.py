@@ -11,15 +11,15 @@ import sys
 from pathlib import Path
 
 from samestep.config import Config, load_config
+from samestep.config.preflight import room
 from samestep.errors import UsageError
-from samestep.preflight import room
-from samestep.run_folder import RunFolder, write_atomically
-from samestep.run_names import default_name
+from samestep.run.folder import RunFolder, write_atomically
+from samestep.run.names import default_name
 from samestep.runtime import read_runtime
-from samestep.shipped import is_checkout, shipped
+from samestep.runtime.shipped import is_checkout, shipped
 from samestep.slurm.controller import code_root, find_slurm
 from samestep.slurm.sweep import points
-from samestep.task_loading import load_task
+from samestep.task.loading import load_task
 
 _FLAGS = {
     "--contiguous", "--exclusive", "--hold", "-H", "--no-requeue", "--requeue", "--overcommit", "-O", "--oversubscribe", "-s",
@@ -61,7 +61,7 @@ def submit(config_path: str, words: tuple[str, ...], run: str | None, sweep: Pat
         raise UsageError(*mistakes)
     room(config.runs)
     if not load_task(config.task, config.fields).overrides("optimizer"):
-        from samestep.optimizers import checked_optimizer  # it imports torch, as the task has by now
+        from samestep.optimizer.build import checked_optimizer  # it imports torch, as the task has by now
 
         for key, wanted in config.optimizers.items():
             checked_optimizer(wanted, key)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from samestep.metric_rows import Row, parsed
+from samestep.run.metric_rows import Row, parsed
 
 
 class Sink(Protocol):

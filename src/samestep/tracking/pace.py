@@ -10,7 +10,7 @@ import time
 import torch
 
 from samestep.control import Watchdog
-from samestep.metric_rows import Row
+from samestep.run.metric_rows import Row
 
 # Dense FLOPs a second by NVIDIA's data sheets, at bf16 on tensor cores and at fp32; the first pattern that fits counts.
 _PEAKS = {

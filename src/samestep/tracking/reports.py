@@ -13,7 +13,7 @@ from samestep.batches import Plan
 from samestep.config import Config
 from samestep.errors import TrainingError
 from samestep.exact import Scalar, Totals, fingerprint
-from samestep.metric_rows import Row
+from samestep.run.metric_rows import Row
 from samestep.tracking.pace import Pace
 from samestep.tracking.tracker import NullTracker, Tracker
 

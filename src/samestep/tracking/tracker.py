@@ -11,11 +11,11 @@ import time
 from tqdm import tqdm
 
 from samestep.config import Track
-from samestep.metric_rows import Row
-from samestep.run_folder import RunFolder
+from samestep.run.folder import RunFolder
+from samestep.run.metric_rows import Row
 from samestep.tracking.background import Background, RunInfo
-from samestep.tracking.others import find_tracker
-from samestep.tracking.sinks import Metrics
+from samestep.tracking.metrics_file import Metrics
+from samestep.tracking.other_trackers import find_tracker
 from samestep.tracking.wandb_run import WandbRun, wandb_mode
 
 RECENT_ROWS = 8  # kept in every checkpoint, for the case that rank 0 dies between a step and its row

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from samestep.metric_rows import Row
+from samestep.run.metric_rows import Row
 from samestep.tracking.background import RunInfo
 
 # What `wandb.init` takes from us, unless the environment says it in wandb's own words.

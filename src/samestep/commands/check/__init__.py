@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from samestep.config import load_config
-from samestep.preflight import Line, room, shares, sizes_asked
+from samestep.config.preflight import Line, room, shares, sizes_asked
 from samestep.runtime import prepare_environment, processes_here, read_runtime
 
 

@@ -14,9 +14,9 @@ from torch.cuda import comm
 
 from samestep.commands import verify
 from samestep.config import Config
+from samestep.config.preflight import Line, shown_bytes
 from samestep.errors import SamestepError
 from samestep.exact import fingerprint
-from samestep.preflight import Line, shown_bytes
 from samestep.tracking import wandb_mode
 
 _SIZE = 1024  # of the matrices that devices multiply

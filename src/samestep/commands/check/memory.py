@@ -12,9 +12,9 @@ import torch
 
 from samestep.batches import Batches
 from samestep.checks import Recompute
+from samestep.config.preflight import Line, room, shown_bytes
 from samestep.loop import Training
-from samestep.preflight import Line, room, shown_bytes
-from samestep.regional_compile import repeated_blocks
+from samestep.session.blocks import repeated_blocks
 from samestep.task import Batch
 
 _ROWS_MEASURED = (2, 4)  # by which the memory of any number of rows is reckoned

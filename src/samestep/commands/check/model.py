@@ -10,16 +10,16 @@ import torch
 from samestep.checks import Recompute
 from samestep.commands.check.memory import activation_bytes, disk, fitting, memory, needs
 from samestep.config import Config
+from samestep.config.preflight import Line
 from samestep.control import StopFlag
 from samestep.errors import TrainingError, UsageError
 from samestep.evaluation import evaluating
 from samestep.loop import Training, train
-from samestep.preflight import Line
 from samestep.randomness.seeding import seed_all
 from samestep.runtime import Runtime
 from samestep.session import Plans, build, in_user_code, make_accelerator, mistake_behind
 from samestep.task import checked_loss
-from samestep.task_loading import load_task
+from samestep.task.loading import load_task
 from samestep.tracking import NullTracker, find_tracker
 
 _LONG_STEP_S = 20.0

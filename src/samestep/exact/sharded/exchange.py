@@ -1,0 +1,87 @@
+"""How a block's parameters come together, and where its gradients go: in place of FSDP2's own all-gather and reduce-scatter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from samestep.errors import UsageError
+from samestep.exact.sharded.model import ShardedModel
+from samestep.exact.totals import all_gather
+from samestep.exact.tree import Block, Sum
+
+if TYPE_CHECKING:
+    from samestep.exact.sharded.sum import ShardedSum
+
+
+def _left_out(block: nn.Module) -> UsageError:
+    """Only torch 2.13 can be asked to exchange zeros where no rank has a gradient: a tree without a leaf has another order."""
+    return UsageError(
+        f"shard: a micro-batch had no gradient for any of {type(block).__name__.removeprefix('FSDP')}, which needs torch 2.13; "
+        "use each block in every micro-batch, or leave shard out"
+    )
+
+
+def make_exchanges(ordered: ShardedSum, sharded: ShardedModel) -> tuple[type, type]:
+    """The classes of a block's two exchanges, whose bases are there once FSDP2 is imported."""
+    from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
+
+    class Gathering(AllGather):
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+            return torch.empty(*size, dtype=dtype, device=device)
+
+        def __call__(self, output_tensor: Any, input_tensor: Any, group: Any, async_op: bool = False) -> Any:
+            ordered.meeting()
+            if ordered.is_on_host or ordered.looks_at_all:  # on a GPU everybody waits for that
+                sharded.refuse_other_mark(self.number)
+            work = all_gather(output_tensor, input_tensor, group=group, async_op=async_op)
+            ordered.going_on()
+            return work
+
+    class Folding(ReduceScatter):
+        """Of one block: this rank's rows of the leaves so far, flat, as a partly summed tree."""
+
+        def __init__(self, number: int, block: nn.Module) -> None:
+            self.sum: Sum[torch.Tensor] = Sum(torch.Tensor.add_)
+            self.number, self.block, self.round = number, block, -1  # the last that was added
+
+        def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+            return torch.empty(*size, dtype=dtype, device=device)
+
+        def __call__(self, output_tensor: Any, input_tensor: Any, group: Any, op: Any, async_op: bool = False) -> None:
+            if self.round == ordered.round:
+                raise UsageError(
+                    f"shard: {type(self.block).__name__.removeprefix('FSDP')} runs twice in one micro-batch, and gives its "
+                    "gradients each time; run each block once, or leave shard out"
+                )
+            if ordered.round != self.round + 1:
+                raise _left_out(self.block)
+            self.round = ordered.round
+            arrived = torch.empty_like(input_tensor)
+            ordered.meeting()
+            if ordered.is_on_host or ordered.looks_at_all:
+                sharded.refuse_other_mark(~self.number)
+            dist.all_to_all_single(arrived, input_tensor, group=group)
+            ordered.going_on()
+            first = ordered.round * ordered.world_size
+            for leaf, rows in enumerate(arrived.view(ordered.world_size, -1), first):
+                if leaf < ordered.num_leaves:
+                    self.sum.push(Block(leaf, 0), rows.clone())
+            if first + ordered.world_size >= ordered.num_leaves:
+                output_tensor.copy_(self.sum.total())
+            else:
+                output_tensor.zero_()
+
+        def begin_step(self) -> None:
+            """Raise UsageError if the step before has ended without its last leaves."""
+            if self.sum.blocks:
+                raise _left_out(self.block)
+            self.round = -1
+
+    return Gathering, Folding

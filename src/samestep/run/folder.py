@@ -1,0 +1,212 @@
+"""Every path of a run, the atomic write, and the run's one owner."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from samestep.errors import Overtaken, TrainingError, UsageError
+from samestep.run.names import check_name, no_such_run
+from samestep.run.paths import RunPaths
+
+_WAIT_FOR_OWNER_S = 60.0
+_DISCARDING_S = 5.0
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    make_durable(path.parent)
+
+
+def make_durable(path: Path) -> None:
+    """Have what a file holds on disk, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class RunFolder(RunPaths):
+    """A run's folder: who owns it, what state it is in, and its starts."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._lock: int | None = None
+        self._writing = threading.Lock()  # state.json is read and written by a saving thread too
+        self._start: int | None = None
+        self._made_here = False
+
+    @classmethod
+    def named(cls, runs: str, name: str) -> RunFolder:
+        """The folder of a run called `name`; UsageError if that cannot be the name of a folder."""
+        check_name(name)
+        return cls(Path(runs) / name)
+
+    @classmethod
+    def found(cls, run: str, runs: str = "runs") -> RunFolder:
+        """An existing run, given by its path or by its name under `runs`."""
+        with contextlib.suppress(OSError, ValueError):  # a name too long, or with a null in it
+            for path in (Path(run), Path(runs) / run):
+                if run and (path / "state.json").is_file():
+                    return cls(path)
+        raise no_such_run(run, runs)
+
+    def failures(self) -> list[dict[str, Any]]:
+        """What the failed ranks of the latest start wrote, first the one to blame, then in order of time."""
+        found = [json.loads(path.read_text()) for path in self.logs.glob("rank-*.failure.json")]
+        return sorted(found, key=lambda failure: (failure["victim"], failure["time"]))
+
+    def refusal(self) -> list[str] | None:
+        """The lines in which a rank of this start has refused the task or its data, if one has."""
+        return next((failure["paragraph"].splitlines() for failure in self.failures() if failure.get("refusal")), None)
+
+    def tidy(self) -> None:
+        """A new start begins: what an earlier one died of is in its logs, and what it had half written is nothing."""
+        for path in (*self.logs.glob("rank-*.failure.json"), *self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")):
+            if path.is_file():  # checkpoints keep their own order
+                path.unlink(missing_ok=True)
+
+    def sync_metrics(self) -> None:
+        """Make the rows durable: a checkpoint carries only the last few."""
+        with contextlib.suppress(FileNotFoundError):
+            make_durable(self.metrics)
+
+    def create(self) -> None:
+        self.logs.mkdir(parents=True, exist_ok=True)
+
+    def read_state(self) -> dict[str, Any]:
+        """What state.json says; empty for a run that has none yet."""
+        try:
+            state = json.loads(self.state.read_text())
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            state = None
+        if not isinstance(state, dict):
+            raise UsageError(f"{self.state}: found no state of a run in it; move the folder away, or restore the file")
+        return state
+
+    def write_state(self, **changes: Any) -> dict[str, Any]:
+        """Lay changes over state.json. Only the owner calls this while a run is alive."""
+        with self._writing:
+            self.refuse_if_succeeded()
+            state = {**self.read_state(), **changes, "time": time.time()}
+            write_atomically(self.state, json.dumps(state, indent=1) + "\n")
+        return state
+
+    def next_start(self) -> int:
+        """The number that the next start of this run will have, from 1."""
+        return max((int(path.stem) for path in self.starts.glob("*.json") if path.stem.isdigit()), default=0) + 1
+
+    def begin_start(self, number: int, facts: dict[str, Any]) -> None:
+        """Take a start's number. Raises TrainingError if another process has taken it."""
+        self.starts.mkdir(exist_ok=True)
+        try:
+            with (self.starts / f"{number:04d}.json").open("x") as file:
+                file.write(json.dumps(facts, indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError:
+            raise TrainingError(f"{self.path}: another process has begun start {number} of this run; this one ends") from None
+        make_durable(self.starts)
+        self.continue_start(number)
+
+    @property
+    def start(self) -> int:
+        """The number of the start that this process belongs to, from 1; 0 before it belongs to any."""
+        return self._start or 0
+
+    def claim_save(self) -> bool:
+        """Whether this process is the first of its start to ask: the one that saves when ranks cannot talk to each other."""
+        try:
+            (self.starts / f"{self.start:04d}.saved-by-a-survivor").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def continue_start(self, number: int) -> None:
+        """Write from here on as part of start `number`, which another rank of it has begun."""
+        self._start = number
+
+    def has_begun(self) -> bool:
+        """Whether the start that this process belongs to stands in the folder."""
+        return self._start is not None and (self.starts / f"{self._start:04d}.json").exists()
+
+    def refuse_if_succeeded(self) -> None:
+        """Raise Overtaken if a later start owns the run: a node that was cut off may still have its disk."""
+        if self._start is not None and (self.starts / f"{self._start + 1:04d}.json").exists():
+            raise Overtaken(f"{self.path}: start {self._start + 1} has taken this run over; start {self._start} writes no more")
+
+    def take(self, host: str, job: str | None = None) -> None:
+        """Become the run's owner, waiting for a dying one; the kernel gives a dead owner's lock back.
+
+        A POSIX lock is not inherited by loader processes, and works across machines wherever the file system locks.
+        """
+        self._made_here = not self.path.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / ".owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise UsageError(f"runs: {self.path} can't be written ({error.strerror}); write runs=FOLDER") from None
+        deadline = time.monotonic() + _WAIT_FOR_OWNER_S
+        while True:
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    break  # a file system without locks: nothing better is to be had there
+                if time.monotonic() > deadline:
+                    owner = os.pread(handle, 4096, 0).decode(errors="replace").strip()
+                    os.close(handle)
+                    raise UsageError(f"{self.path}: this run is owned by {owner or 'another process'}, which is alive; "
+                                     "end it, or write another --run NAME") from None  # fmt: skip
+                time.sleep(0.2)
+        os.ftruncate(handle, 0)
+        words = f"pid {os.getpid()} on {host}" + (f" in job {job}" if job else "")
+        os.pwrite(handle, words.encode(), 0)
+        self._lock = handle
+
+    def is_taken(self) -> bool:
+        """Whether a living process owns the run."""
+        with contextlib.suppress(OSError), (self.path / ".owner").open("r+b") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                return error.errno in (errno.EACCES, errno.EAGAIN)
+        return False
+
+    def release(self) -> None:
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._lock, 0)
+            os.close(self._lock)
+            self._lock = None
+
+    def discard(self) -> None:
+        """Leave nothing behind of a fresh start that was refused.
+
+        The rank whose start made the folder removes it, and each other what it wrote there after that.
+        """
+        until = time.monotonic() + _DISCARDING_S
+        while (self._made_here or not self.state.exists()) and self.path.exists() and time.monotonic() < until:
+            shutil.rmtree(self.path, ignore_errors=True)
+            time.sleep(0.01)

@@ -1,0 +1,87 @@
+"""What people see of a run on a terminal: the bar while it trains, and `samestep status`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import ROOT, Workplace
+from samestep.commands import status
+from samestep.run.folder import RunFolder
+
+
+def fact(name: str, **values: Any) -> dict[str, Any]:
+    known = dict.fromkeys(("rate", "left", "saved", "job", "why", "nodes", "loss"))
+    return {**known, "run": name, "state": "done", "step": 10, "steps": 10, "left_out": [], "restarts": 0, **values}
+
+
+def test_the_table_is_as_wide_as_the_terminal_and_keeps_what_matters() -> None:
+    runs = [fact("first", loss=0.5, nodes="node[01-16]"), fact("a-much-longer-name-of-a-run", rate=2.0, saved=60.0)]
+    whole = status.table(runs)
+    assert whole.splitlines()[0].split() == list(status._COLUMNS)
+    for width in (100, 80, 60, 30):
+        lines = status.table(runs, width).splitlines()
+        assert max(map(len, lines)) <= width
+        assert [line.split()[0] for line in lines] == ["run", "first", "a-much-longer-name-of-a-run"]
+    assert status.table(runs, 80).splitlines()[0].split() == ["run", "state", "step", "loss", "steps/s", "left", "restarts"]
+    assert status.table(runs, 60).splitlines()[0].split() == ["run", "state", "step", "loss", "left"]
+    assert status.table(runs, 200) == whole
+
+
+def test_a_screen_shows_the_newest_runs_and_counts_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(30):
+        (tmp_path / f"run-{number:02d}").mkdir()
+        (tmp_path / f"run-{number:02d}/state.json").write_text('{"status": "done", "step": 1}')
+        os.utime(tmp_path / f"run-{number:02d}", (number, number))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("LINES", "20")
+    monkeypatch.setenv("COLUMNS", "70")
+    lines = next(status.shown(None, str(tmp_path), follow=True, as_json=False)).splitlines()
+    assert len(lines) < 20
+    assert lines[1].startswith("run-29")
+    assert lines[-1] == "and 13 older runs"
+
+
+def test_one_run_shows_the_way_of_its_loss_and_the_last_evaluation(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    folder.state.write_text('{"status": "done", "step": 8, "num_steps": 8}')
+    rows: list[dict[str, Any]] = [
+        {"step": step, "time": step, "loss": loss} for step, loss in ((2, 4.0), (4, 2.5), (6, None), (8, 1.0))
+    ]
+    rows += [{"step": 8, "time": 9, "eval_loss": 1.25, "eval_accuracy": None}]
+    folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = next(status.shown("run", str(tmp_path), follow=False, as_json=False)).splitlines()
+    assert lines[2:] == ["loss █▅▁ 1 to 4, steps 2 to 8", "step 8  eval_loss 1.25"]
+
+
+def test_a_bar_shows_loss_rate_time_left_and_the_last_evaluation(workplace: Workplace) -> None:
+    config = str(ROOT / "configs/digits.yaml")
+    words = ["train", config, "--run", "bar", "epochs=2", "evaluate.every=23", "track.every=1", "track.wandb=off"]
+    terminal, its_end = pty.openpty()
+    termios.tcsetwinsize(its_end, (24, 140))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "samestep", *words], cwd=workplace.path, env=workplace.env, stdout=its_end, stderr=its_end
+    )
+    os.close(its_end)
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal's end, once nobody holds it
+        while chunk := os.read(terminal, 65536):
+            shown += chunk
+    os.close(terminal)
+    assert process.wait() == 0, shown
+    bars = [line for line in re.split(r"[\r\n]+", shown.decode(errors="replace")) if "/46 [" in line]
+    after = [line for line in bars if "eval_accuracy" in line]
+    assert after, bars[-3:]
+    assert re.search(r"\d+/46 \[\d\d:\d\d<\d\d:\d\d, .*step.*, loss \d\.\d{4}  [\d,]+ samples/s  eval_acc", after[-1])
+    assert not any("eval_" in line for line in bars if int(line.split("/46")[0].split()[-1]) < 23)
