@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from samestep.cli.main_call import main
     from samestep.commands.load import load
     from samestep.commands.spawn import train
+    from samestep.runtime.version import __version__
     from samestep.sources import Tokens
     from samestep.sources.mix import Mix
     from samestep.sources.parquet.source import Parquet
@@ -17,13 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Mix", "Parquet", "Task", "Tokens", "__version__", "exact", "load", "main", "train"]
 
-__version__ = "0.1.0"
-
 _PLACES = {
     "Mix": "samestep.sources.mix",
-    "Parquet": "samestep.sources.parquet.source",
+    "Parquet": "samestep.sources.parquet",
     "Task": "samestep.task",
     "Tokens": "samestep.sources",
+    "__version__": "samestep.runtime.version",
     "load": "samestep.commands.load",
     "main": "samestep.cli.main_call",
     "train": "samestep.commands.spawn",

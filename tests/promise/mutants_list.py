@@ -303,7 +303,7 @@ _SEEDS = [
     Mutant(
         "seed-of-loading",
         "batches/loading.py",
-        "        seed_all(self._seed, step, index, _LOADING)",
+        "        seed_all(self._seed, step, index, LOADING)",
         "        ()",
         (SAME, "-k", "Random"),
     ),
@@ -864,8 +864,8 @@ _PARTS: list[Mutant] = [
     ),
     Mutant(
         "rows-that-draw-unseeded-for-the-identity",
-        "batches/loading.py",
-        "        seed_all(number, 0, 0, _LOADING)\n",
+        "sources/reading.py",
+        "        seed_all(number, 0, 0, LOADING)\n",
         "",
         (
             "tests/unit/sources/test_sources.py::test_before_loader_processes_begin_no_row_is_read_here_and_workers_may_change_on_a_resume",
@@ -1006,8 +1006,8 @@ _SHARDED = [
     Mutant(
         "sharded-rounds-first-leaf-off-by-one",
         "exact/sharded/exchange.py",
-        "            first = ordered.round * ordered.world_size\n",
-        "            first = ordered.round * ordered.world_size + 1\n",
+        "            first = rounds.round * rounds.world_size\n",
+        "            first = rounds.round * rounds.world_size + 1\n",
         (SHARDED,),
     ),
     Mutant(
@@ -1141,7 +1141,7 @@ _SHARDED = [
     Mutant(
         "a-block-that-runs-twice",
         "exact/sharded/exchange.py",
-        "            if self.round == ordered.round:\n",
+        "            if self.round == rounds.round:\n",
         "            if False:\n",
         (PAST,),
     ),

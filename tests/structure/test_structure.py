@@ -27,7 +27,8 @@ ROWS = [
     ["loop"],
     ["session"],
     ["commands"],
-    ["cli", "__init__"],
+    ["cli"],
+    ["__init__"],
     ["__main__"],
 ]
 ROW = {name: number for number, names in enumerate(ROWS) for name in names}

@@ -5,11 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -17,12 +14,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from samestep.errors import SamestepError
 from samestep.randomness.order import Integers, Order
 from samestep.randomness.seeding import seed_all
-from samestep.sources.rows import Rows
+from samestep.sources import Rows
+from samestep.sources.reading import LOADING, use_a_short_folder
 from samestep.task import Batch, Columns
 
-_LOADING = 1  # sets the loading's random numbers apart from the forward's
 _BURST_BYTES = 1 << 20  # of micro-batches that are read at once
-_LONGEST_FOLDER = 70  # bytes; what multiprocessing appends to it comes to 33, and a socket's path has at most 107 (unix(7))
 
 
 @dataclass
@@ -87,7 +83,7 @@ class _Reader(Dataset[Batch]):
     def __getitem__(self, place: tuple[int, int]) -> Batch:
         step, index = place
         if self._rows.may_draw:  # a transform that draws from a global generator draws the same anywhere
-            seed_all(self._seed, step, index, _LOADING)
+            seed_all(self._seed, step, index, LOADING)
         return self._rows.read(self._plan.rows(step, index), self._plan.epoch(step))
 
 
@@ -132,38 +128,6 @@ def _raised(found: Batch | SamestepError) -> Batch:
     return found
 
 
-def _use_a_short_folder(worker: int) -> None:
-    """A worker hands its tensors over at a socket in the temporary folder; were its path too long, we would wait for ever."""
-    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
-        tempfile.tempdir = "/tmp"
-
-
-class _Seeded(Dataset[Any]):
-    """A source's rows, each read with random numbers of its own: the same in whatever process."""
-
-    def __init__(self, source: Any) -> None:
-        self._source = source
-
-    def __getitem__(self, number: int) -> Any:
-        seed_all(number, 0, 0, _LOADING)
-        return self._source[number]
-
-
-def read_some(source: Any, numbers: list[int], apart: bool) -> list[Any]:
-    """Rows of a source, read here, or in a process of their own."""
-    rows = _Seeded(source)
-    if not apart:
-        return [rows[number] for number in numbers]
-    loader: DataLoader[Any] = DataLoader(
-        rows, sampler=numbers, batch_size=None, num_workers=1, collate_fn=_as_they_are, worker_init_fn=_use_a_short_folder
-    )
-    return list(loader)
-
-
-def _as_they_are(row: Any) -> Any:
-    return row
-
-
 class Batches:
     """This rank's micro-batches, step after step.
 
@@ -195,7 +159,7 @@ class Batches:
                 num_workers=workers,
                 prefetch_factor=4,
                 generator=torch.Generator(),  # or iter() would draw from the global one
-                worker_init_fn=_use_a_short_folder,
+                worker_init_fn=use_a_short_folder,
             )
             if workers
             else _read_here(reader, places, 1 if rows.may_draw else len(share))

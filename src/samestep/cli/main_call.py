@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from samestep import cli
+from samestep.cli.root import main as run_command_line
 from samestep.errors import UsageError
 from samestep.task import Task
 from samestep.task.script import declare, place_of
@@ -32,4 +32,4 @@ def main(task: type[Task] | Task, **config: Any) -> None:
     if file is None:
         raise UsageError("samestep.main: found no script here; in a notebook write samestep.train in its place")
     sys.argv = ["samestep", "train", place_of(file), *sys.argv[1:]]
-    cli.main()
+    run_command_line()

@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import re
 
-from samestep import __version__
+from samestep.runtime.version import __version__
 
 
 def versions() -> list[str]:

@@ -8,11 +8,11 @@ import math
 import time
 from pathlib import Path
 
-from samestep import __version__
 from samestep.report import comparison, sections
 from samestep.report.markup import Markup, moment, script_text, tag
 from samestep.report.plots import plots
 from samestep.report.record import Record
+from samestep.runtime.version import __version__
 
 _HERE = Path(__file__).parent
 _MOST_BYTES = 480_000

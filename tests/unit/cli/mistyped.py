@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from mistyped_list import FILES, GOOD, KEYS, LINES
 
 from samestep import cli
+from samestep.cli import root
 from samestep.commands import verify
 
 CONFIG_COMMANDS = ("train", "launch", "check", "verify", "submit")
@@ -139,7 +140,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=900)
     asked = parser.parse_args()
     sys.meta_path.insert(0, _NoTorch())
-    cli.outlive_readers = lambda: None  # type: ignore[attr-defined]  # stdout is ours
+    root.outlive_readers = lambda: None  # type: ignore[attr-defined]  # stdout is ours
     verify._start = _ask_for_torch  # type: ignore[assignment]  # it trains in other processes
     os.environ["PYTHONHASHSEED"] = "0"  # or `train` begins again in another process
     with tempfile.TemporaryDirectory() as folder:

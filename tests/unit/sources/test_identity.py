@@ -206,7 +206,7 @@ def test_a_sample_reaches_from_the_first_row_to_the_last(monkeypatch: pytest.Mon
 def test_an_order_taken_from_a_set_is_found_between_processes() -> None:
     code = (
         "import datasets\n"
-        "from samestep.batches import identity\n"
+        "from samestep.sources import identity\n"
         "words = [f'w{i}' for i in range(40)]; number = {w: i for i, w in enumerate(set(words))}\n"
         "print(identity(datasets.Dataset.from_dict({'x': [float(number[w]) for w in words]}))['checksum'])"
     )

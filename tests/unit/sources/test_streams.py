@@ -21,7 +21,7 @@ import os, signal
 import datasets
 import torch
 from samestep import Mix, Parquet, Task
-from samestep.batches import store
+from samestep.sources.parquet import store
 
 store._FIRST_WAIT_S = 0.02
 datasets.config.HF_DATASETS_CACHE = os.path.abspath("cache")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -13,8 +14,19 @@ from samestep.exact.sharded.model import ShardedModel
 from samestep.exact.totals import all_gather
 from samestep.exact.tree import Block, Sum
 
-if TYPE_CHECKING:
-    from samestep.exact.sharded.sum import ShardedSum
+
+class Rounds(Protocol):
+    """Where a step's sum stands: the leaves are dealt to the ranks in rounds."""
+
+    round: int
+    world_size: int
+    num_leaves: int
+    is_on_host: bool
+    meeting: Callable[[], None]
+    going_on: Callable[[], None]
+
+    @property
+    def looks_at_all(self) -> bool: ...
 
 
 def _left_out(block: nn.Module) -> UsageError:
@@ -25,7 +37,7 @@ def _left_out(block: nn.Module) -> UsageError:
     )
 
 
-def make_exchanges(ordered: ShardedSum, sharded: ShardedModel) -> tuple[type, type]:
+def make_exchanges(rounds: Rounds, sharded: ShardedModel) -> tuple[type, type]:
     """The classes of a block's two exchanges, whose bases are there once FSDP2 is imported."""
     from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
 
@@ -37,11 +49,11 @@ def make_exchanges(ordered: ShardedSum, sharded: ShardedModel) -> tuple[type, ty
             return torch.empty(*size, dtype=dtype, device=device)
 
         def __call__(self, output_tensor: Any, input_tensor: Any, group: Any, async_op: bool = False) -> Any:
-            ordered.meeting()
-            if ordered.is_on_host or ordered.looks_at_all:  # on a GPU everybody waits for that
+            rounds.meeting()
+            if rounds.is_on_host or rounds.looks_at_all:  # on a GPU everybody waits for that
                 sharded.refuse_other_mark(self.number)
             work = all_gather(output_tensor, input_tensor, group=group, async_op=async_op)
-            ordered.going_on()
+            rounds.going_on()
             return work
 
     class Folding(ReduceScatter):
@@ -55,25 +67,25 @@ def make_exchanges(ordered: ShardedSum, sharded: ShardedModel) -> tuple[type, ty
             return torch.empty(*size, dtype=dtype, device=device)
 
         def __call__(self, output_tensor: Any, input_tensor: Any, group: Any, op: Any, async_op: bool = False) -> None:
-            if self.round == ordered.round:
+            if self.round == rounds.round:
                 raise UsageError(
                     f"shard: {type(self.block).__name__.removeprefix('FSDP')} runs twice in one micro-batch, and gives its "
                     "gradients each time; run each block once, or leave shard out"
                 )
-            if ordered.round != self.round + 1:
+            if rounds.round != self.round + 1:
                 raise _left_out(self.block)
-            self.round = ordered.round
+            self.round = rounds.round
             arrived = torch.empty_like(input_tensor)
-            ordered.meeting()
-            if ordered.is_on_host or ordered.looks_at_all:
+            rounds.meeting()
+            if rounds.is_on_host or rounds.looks_at_all:
                 sharded.refuse_other_mark(~self.number)
             dist.all_to_all_single(arrived, input_tensor, group=group)
-            ordered.going_on()
-            first = ordered.round * ordered.world_size
-            for leaf, rows in enumerate(arrived.view(ordered.world_size, -1), first):
-                if leaf < ordered.num_leaves:
+            rounds.going_on()
+            first = rounds.round * rounds.world_size
+            for leaf, rows in enumerate(arrived.view(rounds.world_size, -1), first):
+                if leaf < rounds.num_leaves:
                     self.sum.push(Block(leaf, 0), rows.clone())
-            if first + ordered.world_size >= ordered.num_leaves:
+            if first + rounds.world_size >= rounds.num_leaves:
                 output_tensor.copy_(self.sum.total())
             else:
                 output_tensor.zero_()

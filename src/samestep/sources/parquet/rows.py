@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 
 from samestep.randomness.order import Integers
+from samestep.sources.arrow import Array
 from samestep.sources.rows import SourceRows
 from samestep.sources.stacking import torch_dtype
 from samestep.task import Batch, Columns, Task
 
-if TYPE_CHECKING:
-    from samestep.sources.parquet.source import Parquet
+
+class InParts(Protocol):
+    """A source that has its columns in several parts, which are rows of one shape each."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> Any: ...
+
+    def columns(self, rows: Integers) -> tuple[dict[str, list[Array] | None], list[int], list[int]]: ...
 
 
 class ParquetRows(SourceRows):
-    def __init__(self, source: Parquet, task: Task, seed: int, float_dtype: torch.dtype) -> None:
+    def __init__(self, source: InParts, task: Task, seed: int, float_dtype: torch.dtype) -> None:
         super().__init__(source, task, seed, float_dtype)
         self._parquet = source
         self.may_draw = task.overrides("transform") or task.overrides("collate")
