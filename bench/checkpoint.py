@@ -54,7 +54,7 @@ def beside_training(folder: Path) -> None:
     accelerator = make_accelerator(config)
     plans = Plans(load_task(config.task, config.fields), accelerator, runtime, StopFlag(), None, ["here"] * 2)
     run = build(config, plans, lambda steps: NullTracker())
-    run.evaluator = None
+    run.evaluation.evaluator = None
     saver = make_saver(run, RunFolder(folder), {}, runtime, 1)
     times: dict[bool, list[float]] = {True: [], False: []}
     step = 0

@@ -76,7 +76,7 @@ def micro_batches() -> None:
         accelerator, task = make_accelerator(config), load_task(config.task, config.fields)
         plans = Plans(task, accelerator, read_runtime(), StopFlag(), None, ["here"])
         training = build(config, plans, lambda steps: NullTracker())
-        training.evaluator, training.num_steps = None, 0
+        training.evaluation.evaluator, training.num_steps = None, 0
         found = []
         for _ in range(12):
             training.first_step, training.num_steps = training.num_steps, training.num_steps + 512 // count

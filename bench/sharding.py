@@ -81,7 +81,7 @@ def speed() -> None:
     accelerator = make_accelerator(config)
     plans = Plans(load_task(config.task, config.fields), accelerator, runtime, StopFlag(), None, ["here"] * 2)
     run = build(config, plans, lambda steps: NullTracker())
-    run.evaluator = None
+    run.evaluation.evaluator = None
     run.batches.start()
 
     torch.manual_seed(0)

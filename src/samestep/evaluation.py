@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -114,6 +115,26 @@ def evaluating(model: torch.nn.Module, sharded: ShardedModel | None = None) -> I
             sharded.reshard()
         for module, training in modes:
             module.training = training
+
+
+@dataclass
+class Evaluation:
+    """When a run looks at its "eval" split, and what follows from that."""
+
+    evaluator: Evaluator | None
+    convergence: Convergence
+    best: Best
+    is_owed: bool  # a stop came in the middle of the one that belongs to the first step
+
+    def measure(self, model: torch.nn.Module, flag: Callable[[], int], watch: Watchdog) -> dict[str, float] | None:
+        """The metrics as `eval_NAME`, or None where a flag was set: then the evaluation is still owed."""
+        assert self.evaluator is not None
+        self.is_owed = True
+        found = self.evaluator(model, flag, watch)
+        if found is None:
+            return None
+        self.is_owed = False
+        return {f"eval_{name}": value for name, value in found.items()}
 
 
 class Convergence:

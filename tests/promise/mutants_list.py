@@ -296,7 +296,7 @@ _SEEDS = [
         "seed-of-micro-batch",
         "loop.py",
         "        seed_all(self.config.seed, step, micro.index, device=self.optimizer.device)\n",
-        "        if micro.index == self.gradients.share[0]:\n"
+        "        if micro.index == self.sums.gradients.share[0]:\n"
         "            seed_all(self.config.seed, step, micro.index, device=self.optimizer.device)\n",
         (SAME, "-k", "Random"),
     ),
@@ -390,8 +390,8 @@ _ROWS = [
     Mutant(
         "rows-from-the-beginning",
         "session/build.py",
-        "device, config.seed, first_step, num_steps, config.workers",
-        "device, config.seed, 0, num_steps, config.workers",
+        "device, config.seed, steps.start, steps.stop",
+        "device, config.seed, 0, steps.stop",
         (STATE, "-k", "list"),
     ),
     Mutant(
@@ -477,8 +477,8 @@ _BUFFERS = [
     Mutant(
         "each-rank-judges-its-evaluation-alone",
         "loop.py",
-        "self.purity.evaluation(agreed)",
-        "self.purity.evaluation()",
+        "self.checks.evaluation(agreed)",
+        "self.checks.evaluation()",
         (f"{CASES}::test_what_one_ranks_evaluation_left_changed_is_told_before_another_goes_on",),
     ),
     Mutant(
@@ -488,7 +488,7 @@ _BUFFERS = [
         "                pass\n\n    def end_micro_batch",
         (SAME, "-k", "SometimesNormed"),
     ),
-    Mutant("no-roll-back", "session/failure.py", "            run.statistics.roll_back()\n", "", (FAULT,)),
+    Mutant("no-roll-back", "session/failure.py", "            run.sums.statistics.roll_back()\n", "", (FAULT,)),
     Mutant(
         "lost-step-in-buffers",
         "exact/statistics.py",
@@ -643,8 +643,8 @@ _EVALUATION = [
     Mutant(
         "owed-evaluation",
         "session/build.py",
-        'owes_evaluation=values.get("owes_evaluation", False)',
-        "owes_evaluation=False",
+        'is_owed=values.get("owes_evaluation", False)',
+        "is_owed=False",
         (f"{CASES}::test_an_evaluation_that_a_stop_broke_off_is_made_by_the_next_start",),
     ),
     Mutant(

@@ -66,7 +66,7 @@ def go_on(training: Training, steps: int) -> None:
 
 
 def stay_on_the_device(training: Training) -> None:
-    training.exchange._on_host = False
+    training.sums.exchange._on_host = False
     norm._on_host = lambda tensor: False
     training.optimizer._on_device = True
     training.reports.post = lambda *numbers: None  # type: ignore[method-assign]  # they are read a step later
@@ -78,7 +78,7 @@ def main() -> None:
     config, _ = load_config(sys.argv[1], words)
     accelerator, task = make_accelerator(config), load_task(config.task, config.fields)
     training = build(config, Plans(task, accelerator, read_runtime(), StopFlag(), None, ["here"]), lambda steps: NullTracker())
-    training.evaluator, training.first_step, training.num_steps = None, 0, 0
+    training.evaluation.evaluator, training.first_step, training.num_steps = None, 0, 0
     if "--as-on-a-gpu" in sys.argv:
         stay_on_the_device(training)
     shared_memory._IS_FIT = "--far" not in sys.argv

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import yaml
 import samestep
 from conftest import ROOT
 from samestep.config import Config, load_config
+from samestep.loop import Training
 
 SOURCE = ROOT / "src" / "samestep"
 ROWS = [
@@ -39,13 +41,23 @@ def top(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
 def imports(path: Path) -> set[str]:
+    """The modules that a file imports: of `from folder import module` the module, of `from folder import name` the folder."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            places = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {place if place in MODULES or not place.startswith("samestep") else node.module for place in places}
+            found |= {node.module} - MODULES.keys()
     return found
 
 
@@ -53,9 +65,51 @@ def imports(path: Path) -> set[str]:
 def test_imports_go_down_a_row(path: Path) -> None:
     own = top(path)
     for name in imports(path):
-        parts = name.split(".")
-        if parts[0] == "samestep" and len(parts) > 1 and parts[1] in ROW and parts[1] != own:
-            assert ROW[parts[1]] < ROW[own], f"{own} imports {parts[1]}"
+        if name.partition(".")[0] == "samestep":
+            other = [*name.split("."), "__init__"][1]
+            assert other == own or ROW[other] < ROW[own], f"{own} imports {other}"
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other, one after the other, if there are any."""
+    done: set[str] = set()
+
+    def visit(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return way[way.index(name) :]
+        if name in done:
+            return []
+        found = next((found for other in sorted(graph[name]) if (found := visit(other, [*way, name]))), [])
+        done.add(name)
+        return found
+
+    return next((found for name in sorted(graph) if (found := visit(name, []))), [])
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circle({name: (imports(path) & MODULES.keys()) - {name} for name, path in MODULES.items()}) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circle({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d"]
+
+
+def test_few_modules_stand_beside_the_folders() -> None:
+    loose = {path.name for path in SOURCE.glob("*.py")}
+    assert loose == {"__init__.py", "__main__.py", "errors.py", "evaluation.py", "loop.py"}
+
+
+def test_the_loop_is_short_and_a_run_has_few_parts() -> None:
+    text = (SOURCE / "loop.py").read_text()
+    assert len(text.splitlines()) <= 130
+    assert len(dataclasses.fields(Training)) <= 16
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_functions_fit_on_a_screen(path: Path) -> None:
+    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    assert {node.name for node in functions if (node.end_lineno or 0) - node.lineno + 1 > 60} == set()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -135,6 +136,7 @@ class Batches:
         share: the indices of this rank's micro-batches in each step.
         first_step, last_step: steps to read, counted from 0, the last excluded.
         workers: loader processes; with 0 this process reads.
+        facts: by which the rows are known again.
     """
 
     def __init__(
@@ -147,8 +149,9 @@ class Batches:
         first_step: int,
         last_step: int,
         workers: int = 0,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
-        self._plan, self._share, self._device = plan, share, device
+        self.plan, self.facts, self._share, self._device = plan, facts or {}, share, device
         self._reader = reader = _Reader(rows, plan, seed)
         places = _Places(share, first_step, last_step)
         self._loader: Iterable[Batch | SamestepError] = (
@@ -178,7 +181,7 @@ class Batches:
         self.start()
         assert self._source is not None
         for index in self._share:
-            num_rows = self._plan.num_rows(step, index)
+            num_rows = self.plan.num_rows(step, index)
             if self._copies is None:
                 yield MicroBatch(index, num_rows, next(self._source))
                 continue

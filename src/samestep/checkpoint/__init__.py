@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, verified before they are used, and knowing nothing of ranks."""
 
+from samestep.checkpoint.ending import Ending
 from samestep.checkpoint.files import Checkpoints
 from samestep.checkpoint.reading import checksum, read, read_chosen, verify
 from samestep.checkpoint.saving import NullSaver, Saver, SharedSaver
@@ -8,6 +9,7 @@ from samestep.checkpoint.state import Saved, capture, refuse_unsavable, restore,
 
 __all__ = [
     "Checkpoints",
+    "Ending",
     "NullSaver",
     "Saved",
     "Saver",

@@ -110,13 +110,6 @@ def capture(
             weight_cuts[name] = (list(shard.shape), shard.first_row)
     found: dict[str, torch.Tensor] = {}
     tree = to_tree(optimizer.state_dict(), "", found)
-    of_rows = {
-        id(value): (list(shard.shape), shard.first_row)
-        for shard in (sharded.shards if sharded else [])
-        for value in optimizer.state.get(shard.local, {}).values()
-        if getattr(value, "shape", None) == shard.local.shape
-    }
-    optimizer_cuts = {name: of_rows[id(tensor)] for name, tensor in found.items() if id(tensor) in of_rows}
     tensors = {name: _copied(tensor, kept_optimizer.get(name)) for name, tensor in found.items()}
     arrived = torch.cuda.Event() if on_gpu else None
     if arrived is not None:
@@ -135,8 +128,19 @@ def capture(
         },
         arrived,
         weight_cuts,
-        optimizer_cuts,
+        _optimizer_cuts(optimizer, found, sharded),
     )
+
+
+def _optimizer_cuts(optimizer: torch.optim.Optimizer, found: dict[str, torch.Tensor], sharded: ShardedModel | None) -> Cuts:
+    """Which of an optimizer's tensors are this rank's rows of a larger one."""
+    of_rows = {
+        id(value): (list(shard.shape), shard.first_row)
+        for shard in (sharded.shards if sharded else [])
+        for value in optimizer.state.get(shard.local, {}).values()
+        if getattr(value, "shape", None) == shard.local.shape
+    }
+    return {name: of_rows[id(tensor)] for name, tensor in found.items() if id(tensor) in of_rows}
 
 
 def _copied(tensor: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:

@@ -4,5 +4,6 @@ from samestep.checks.attributes import look
 from samestep.checks.audit import Auditor, NoAudit
 from samestep.checks.purity import NoPurity, Purity
 from samestep.checks.recompute import Recompute
+from samestep.checks.step_checks import Checks
 
-__all__ = ["Auditor", "NoAudit", "NoPurity", "Purity", "Recompute", "look"]
+__all__ = ["Auditor", "Checks", "NoAudit", "NoPurity", "Purity", "Recompute", "look"]

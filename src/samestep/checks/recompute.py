@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -29,6 +30,12 @@ class Recompute:
     ) -> None:
         self._seed, self._task, self._model, self._accelerator = seed, task, model, accelerator
         self._gradients, self._statistics, self._batches = gradients, statistics, batches
+
+    def over(self, batches: Batches) -> Recompute:
+        """The same over other micro-batches."""
+        other = copy.copy(self)
+        other._batches = batches
+        return other
 
     def backward(self, step: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the loss and the gradients' fingerprints; the gradients are left in `grad`, for the caller to clear."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from samestep.checkpoint import Checkpoints, read, verify, weights_hash
-from samestep.checks import NoPurity
+from samestep.checks import Checks, NoPurity
 from samestep.config import Config
 from samestep.control import StopFlag
 from samestep.errors import TrainingError, UsageError
@@ -71,7 +71,8 @@ def replay(folder: RunFolder, config: Config, step: int, stop_before: bool) -> N
     task = load_task(config.task, config.fields)
     plans = Plans(task, accelerator, runtime, StopFlag(), saved, [runtime.host], num_steps=step)
     training = build(config, plans, lambda num_steps: checker)
-    training.evaluator, training.purity = None, NoPurity()
+    training.evaluation.evaluator = None
+    training.checks = Checks(training.checks.audit, NoPurity(), training.checks.recompute)
     seen = _Seen(training, step, stop_before)
     train(training)
     print("\n".join(_shown(training, config, step, seen, recorded.get(step), checker)), flush=True)
@@ -118,17 +119,17 @@ def _is_whole(path: Any) -> bool:
 def _shown(
     training: Training, config: Config, step: int, seen: _Seen, recorded: dict[str, Any] | None, checker: _Checker
 ) -> list[str]:
-    lines = [f"step {step}, epoch {training.plan.epoch(step - 1) + 1}"]
+    lines = [f"step {step}, epoch {training.batches.plan.epoch(step - 1) + 1}"]
     for index, (loss, weight, *_) in enumerate(seen.ratios):
-        rows = training.plan.rows(step - 1, index).tolist()
-        count = training.plan.num_rows(step - 1, index)
+        rows = training.batches.plan.rows(step - 1, index).tolist()
+        count = training.batches.plan.num_rows(step - 1, index)
         share = f"rows {rows}" if count else "no rows of its own"
         lines.append(f"  micro-batch {index}: loss sum {float(loss.detach()):.9g}, weight {float(weight):g}, {share}")
     for name, parameter in training.model.named_parameters():
         if parameter.grad is not None:
             norms = f"gradient norm {float(parameter.grad.norm()):.9g}, weight norm {float(parameter.detach().norm()):.9g}"
             lines.append(f"  {name}: {norms}")
-    last = training.tracker.last
+    last = training.reports.tracker.last
     lines.append(f"  loss {last['loss']!r}  grad_norm {last['grad_norm']!r}")
     if recorded is not None:
         lines.append(f"  recorded: loss {recorded['loss']!r}  grad_norm {recorded['grad_norm']!r}")

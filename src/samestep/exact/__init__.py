@@ -3,9 +3,9 @@
 from samestep.exact.gradients import FastSum, OrderedSum, check_world_size, everyone
 from samestep.exact.norm import total_norm
 from samestep.exact.scalars import Scalar, as_float, is_finite, ratio
-from samestep.exact.sharded.model import USED_ROWS, Shard, ShardedModel, refuse_uncuttable, row_cuts
-from samestep.exact.sharded.sum import ShardedSum
+from samestep.exact.sharded import USED_ROWS, Shard, ShardedModel, ShardedSum, refuse_uncuttable, row_cuts
 from samestep.exact.statistics import Statistics
+from samestep.exact.step_sums import StepSums
 from samestep.exact.step_totals import StepExchange, Totals
 from samestep.exact.totals import fingerprint, gather, in_order, ordered_total, padded
 from samestep.exact.tree import Block, Sum, blocks_of, contiguous, cuts, dealt, tree_sum
@@ -21,6 +21,7 @@ __all__ = [
     "ShardedSum",
     "Statistics",
     "StepExchange",
+    "StepSums",
     "Sum",
     "Totals",
     "as_float",

@@ -87,7 +87,7 @@ class Statistics:
         self._leaf: torch.Tensor | None = None
         self._changed: torch.Tensor | None = None  # which elements of the running statistics any micro-batch has changed
         self._extremes: torch.Tensor | None = None  # of the counters and the fixed buffers' prints, (2, elements)
-        self._exchanges = micro_batches > 1 and bool(self._moving or self._fixed)
+        self.exchanges = micro_batches > 1 and bool(self._moving or self._fixed)  # else a step has one micro-batch's own
         self._steps = 0
         self._is_begun = False
 
@@ -117,7 +117,7 @@ class Statistics:
             buffer.begin()
         if len(touched) > len(self._moving) or self._steps == 1:
             self._start_prints = _prints([buffer.start for buffer in self._fixed], self._device)
-        if self._exchanges:
+        if self.exchanges:
             self._start = self._row()
             self._changed = self._extremes = None
 
@@ -138,13 +138,13 @@ class Statistics:
 
     def begin_micro_batch(self) -> None:
         """Before each forward: it starts where the step did."""
-        if self._exchanges:
+        if self.exchanges:
             for buffer in self._touched:
                 buffer.reset()
 
     def end_micro_batch(self, index: int, counts: bool) -> None:
         """After the forward of micro-batch `index`; one without rows of its own does not count."""
-        if not self._exchanges:
+        if not self.exchanges:
             return
         row = self._row()
         made = torch.cat([buffer.now.reshape(-1).long() for buffer in self._counters] + [self._prints_now()])
@@ -172,9 +172,7 @@ class Statistics:
         return _prints([buffer.now for buffer in self._fixed], self._device)
 
     def average(self, counted: int) -> None:
-        """Once all micro-batches are through: average over the `counted` of them that held rows, on every rank."""
-        if not self._exchanges:
-            return
+        """Once all micro-batches are through: average over the `counted` of them that held rows, where ranks exchange any."""
         mine = torch.stack([values for _, values in self._sum.blocks])
         self._sum.blocks.clear()
         most = max(len(blocks) for blocks in self._plan)
@@ -224,7 +222,7 @@ class Statistics:
         self._is_begun = False
 
     def _lay(self, arrived: torch.Tensor, touched: list[_Buffer]) -> None:
-        if self._exchanges:
+        if self.exchanges:
             sizes = [buffer.now.numel() for buffer in self._averaged]
             pairs = zip(self._average.split(sizes), self._anywhere.split(sizes), strict=True)
             for buffer, (value, anywhere) in zip(self._averaged, pairs, strict=True):
@@ -233,7 +231,7 @@ class Statistics:
             for buffer, value in zip(self._counters, self._largest.split(self._sizes), strict=False):
                 buffer.now.copy_(torch.where(arrived, value.view_as(buffer.now).to(buffer.now.dtype), buffer.start))
         for buffer in touched:
-            if (buffer in self._moving and self._exchanges) or buffer.now.shape != buffer.start.shape:
+            if (buffer in self._moving and self.exchanges) or buffer.now.shape != buffer.start.shape:
                 continue
             if buffer.is_suspect and torch.equal(buffer.now, buffer.start):
                 buffer.is_suspect = False  # until the next look

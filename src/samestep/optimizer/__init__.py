@@ -1,7 +1,15 @@
 """How weights are stepped: the optimizer that a config names or a task makes, its rate, clipping, and fused steps."""
 
-from samestep.optimizer.build import PartOptimizers, build_optimizer
+from samestep.optimizer.build import PartOptimizers, build_optimizer, checked_optimizer
 from samestep.optimizer.fused import FusedStep
 from samestep.optimizer.step import GatedOptimizer, divide_and_clip, leave_dynamo_out
 
-__all__ = ["FusedStep", "GatedOptimizer", "PartOptimizers", "build_optimizer", "divide_and_clip", "leave_dynamo_out"]
+__all__ = [
+    "FusedStep",
+    "GatedOptimizer",
+    "PartOptimizers",
+    "build_optimizer",
+    "checked_optimizer",
+    "divide_and_clip",
+    "leave_dynamo_out",
+]

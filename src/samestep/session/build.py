@@ -13,18 +13,18 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from samestep.batches import Batches, Plan
-from samestep.checkpoint import NullSaver, Saved
-from samestep.checks import Auditor, NoAudit, Purity, Recompute
+from samestep.checkpoint import Ending, Saved
+from samestep.checks import Auditor, Checks, NoAudit, Purity, Recompute
 from samestep.config import Config
 from samestep.control import StopFlag, Watchdog, agreed
 from samestep.errors import UsageError
-from samestep.evaluation import Best, Convergence, Evaluator, refuse_unknown_metrics
-from samestep.exact import FastSum, OrderedSum, ShardedModel, ShardedSum, Statistics, StepExchange, everyone
+from samestep.evaluation import Best, Convergence, Evaluation, Evaluator, refuse_unknown_metrics
+from samestep.exact import FastSum, OrderedSum, ShardedModel, ShardedSum, Statistics, StepExchange, StepSums, everyone
 from samestep.loop import Training
 from samestep.optimizer.step import GatedOptimizer
 from samestep.randomness.order import Order
 from samestep.runtime import Runtime, has_rank
-from samestep.session.data import notes_on_data, read_data, refuse_other_data
+from samestep.session.data import Data, notes_on_data, read_data, refuse_other_data
 from samestep.session.model import lay_out, make_after_step, make_model, notes_on, refuse_unequal_models
 from samestep.session.sharding import is_cut, refuse_unshardable, shard
 from samestep.sources import make_rows
@@ -75,17 +75,61 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     Args:
         make_tracker: called with the number of steps once nothing can be wrong any more with data, model and optimizer.
     """
-    task, accelerator, saved, device = plans.task, plans.accelerator, plans.saved, plans.accelerator.device
-    runtime = plans.runtime
-    data = read_data(task, config, runtime)
-    if saved is not None:
-        refuse_other_data(saved.values["data"], data.facts)
+    data = find_data(config, plans)
     plan = make_plan(config, data.order(config.seed))
     all_steps = config.steps or (config.epochs or 0) * plan.steps_per_epoch
-    num_steps = plans.num_steps or all_steps
-    first_step = saved.step if saved else 0
+    first_step, num_steps = plans.saved.step if plans.saved else 0, plans.num_steps or all_steps
+    model, optimizer, sharded = build_model(config, plans, all_steps)
+    ending = Ending(plans.stop, plans.watch)
+    sums = build_sums(config, plans, model, optimizer, sharded, plan, ending)
+    batches = build_batches(config, plans, model, data, plan, sums, range(first_step, num_steps))
+    evaluation = build_evaluation(config, plans, model, data, sharded)
+    checks = build_checks(config, plans, model, optimizer, sums, batches, first_step)
+    look_ahead(config, model, evaluation, checks)
+    tracker = make_tracker(all_steps)
+    for note in notes(plans, model, optimizer, data, sharded):
+        tracker.line(note)
+    pace = Pace(plans.task.unit, plans.watch, optimizer.device, first_step)
+    return Training(
+        config=config,
+        task=plans.task,
+        model=model,
+        # Where nothing is cast or scaled, Accelerate's are a context that does nothing and a division by one.
+        autocast=contextlib.nullcontext if config.precision == "no" else plans.accelerator.autocast,
+        backward=torch.Tensor.backward if plans.accelerator.scaler is None else plans.accelerator.backward,
+        optimizer=optimizer,
+        after_step=make_after_step(config, plans.task, model, optimizer, checks.purity, first_step, plans.watch),
+        batches=batches,
+        sums=sums,
+        checks=checks,
+        evaluation=evaluation,
+        reports=Reports(tracker, config, plan, num_steps, pace, sums.gradients.fingerprints),
+        ending=ending,
+        watch=plans.watch,
+        first_step=first_step,
+        num_steps=num_steps,
+    )
 
-    cuts = is_cut(config, runtime)
+
+def find_data(config: Config, plans: Plans) -> Data:
+    """The task's rows, which are those that the run began with."""
+    data = read_data(plans.task, config, plans.runtime)
+    if plans.saved is not None:
+        refuse_other_data(plans.saved.values["data"], data.facts)
+    return data
+
+
+def make_plan(config: Config, order: Order) -> Plan:
+    plan = Plan(order, config.global_batch_size, config.micro_batch_size, config.drop_last)
+    if not plan.steps_per_epoch:
+        raise UsageError(f"drop_last: {order.num_rows} rows are less than one global batch of {config.global_batch_size}")
+    return plan
+
+
+def build_model(config: Config, plans: Plans, all_steps: int) -> tuple[torch.nn.Module, GatedOptimizer, ShardedModel | None]:
+    """The model and its optimizer as the run's last save has them, cut over the ranks where that is asked for."""
+    task, accelerator, saved, device = plans.task, plans.accelerator, plans.saved, plans.accelerator.device
+    cuts = is_cut(config, plans.runtime)
     model, torch_optimizer = agreed(
         lambda: make_model(config, task, torch.device("cpu") if cuts else device, saved is None, device)
     )
@@ -94,71 +138,78 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         agreed(lambda: refuse_unshardable(task, model, torch_optimizer))
     sharded = shard(model, torch_optimizer, device) if cuts else None
     optimizer = agreed(lambda: lay_out(config, task, accelerator, saved, all_steps, model, torch_optimizer, sharded))
+    return model, optimizer, sharded
+
+
+def build_sums(
+    config: Config,
+    plans: Plans,
+    model: torch.nn.Module,
+    optimizer: GatedOptimizer,
+    sharded: ShardedModel | None,
+    plan: Plan,
+    ending: Ending,
+) -> StepSums:
     gradients = make_sum(config, model, optimizer, plans.watch, sharded)
-    rows = make_rows(data.train, task, config.seed, float_dtype(model))
-    batches = Batches(rows, plan, gradients.share, device, config.seed, first_step, num_steps, config.workers)
-    evaluator = None if data.held_out is None else make_evaluator(config, task, accelerator, model, data.held_out, sharded)
     statistics = Statistics(model, gradients.shares, config.micro_batches, config.num_leaves)
-    recompute = Recompute(config.seed, task, model, accelerator, gradients, statistics, batches)
-    purity = Purity(task, model, optimizer.inner, recompute, gradients, first_step, sharded)
+    exchange = StepExchange(gradients.shares, config.micro_batches, len(gradients.parameters), optimizer.device)
+    return StepSums(gradients, statistics, exchange, plan.counted, ending.asked, sharded)
 
-    def look_ahead() -> None:
-        with purity.evaluation():
-            refuse_unknown_metrics(config, evaluator, model)
 
-    agreed(look_ahead)
-    every = config.audit.every if config.audit else 0
-    values = saved.values if saved else {}
-    tracker = make_tracker(all_steps)
-    for note in [
-        *notes_on_data(saved.values["data"] if saved else data.facts, data.facts),
-        *notes_on(model, stepped_by(optimizer), sharded),
-    ]:
-        tracker.line(note)
-    run = Training(
-        config=config,
-        task=task,
-        model=model,
-        accelerator=accelerator,
-        # Where nothing is cast or scaled, Accelerate's are a context that does nothing and a division by one.
-        autocast=contextlib.nullcontext if config.precision == "no" else accelerator.autocast,
-        backward=torch.Tensor.backward if accelerator.scaler is None else accelerator.backward,
-        optimizer=optimizer,
-        after_step=make_after_step(config, task, model, optimizer, purity, first_step, plans.watch),
-        plan=plan,
-        batches=batches,
-        gradients=gradients,
-        statistics=statistics,
-        exchange=StepExchange(gradients.shares, config.micro_batches, len(gradients.parameters), device),
-        audit=Auditor(every, plan, recompute, gradients, runtime.rank, plans.peers) if every else NoAudit(),
-        purity=purity,
-        evaluator=evaluator,
+def build_batches(
+    config: Config, plans: Plans, model: torch.nn.Module, data: Data, plan: Plan, sums: StepSums, steps: range
+) -> Batches:
+    rows = make_rows(data.train, plans.task, config.seed, float_dtype(model))
+    share, device = sums.gradients.share, plans.accelerator.device
+    return Batches(rows, plan, share, device, config.seed, steps.start, steps.stop, config.workers, data.facts)
+
+
+def build_checks(
+    config: Config,
+    plans: Plans,
+    model: torch.nn.Module,
+    optimizer: GatedOptimizer,
+    sums: StepSums,
+    batches: Batches,
+    first_step: int,
+) -> Checks:
+    gradients, task, every = sums.gradients, plans.task, config.audit.every if config.audit else 0
+    recompute = Recompute(config.seed, task, model, plans.accelerator, gradients, sums.statistics, batches)
+    purity = Purity(task, model, optimizer.inner, recompute, gradients, first_step, sums.sharded)
+    rank, peers = plans.runtime.rank, plans.peers
+    audit = Auditor(every, batches.plan, recompute, gradients, rank, peers) if every else NoAudit()
+    return Checks(audit, purity, recompute)
+
+
+def build_evaluation(
+    config: Config, plans: Plans, model: torch.nn.Module, data: Data, sharded: ShardedModel | None
+) -> Evaluation:
+    """Where the "eval" split stands: what earlier evaluations have come to is in the checkpoint."""
+    values = plans.saved.values if plans.saved else {}
+    rows, accelerator = data.held_out, plans.accelerator
+    return Evaluation(
+        evaluator=None if rows is None else make_evaluator(config, plans.task, accelerator, model, rows, sharded),
         convergence=Convergence(config.converge, values.get("best"), values.get("waited", 0)),
         best=Best(config.checkpoint.best, values.get("best_metric"), values.get("best_step")),
-        reports=Reports(
-            tracker, config, plan, num_steps, Pace(task.unit, plans.watch, device, first_step), gradients.fingerprints
-        ),
-        tracker=tracker,
-        stop=plans.stop,
-        saver=NullSaver(),
-        watch=plans.watch,
-        first_step=first_step,
-        num_steps=num_steps,
-        owes_evaluation=values.get("owes_evaluation", False),
-        data=data.facts,
-        sharded=sharded,
+        is_owed=values.get("owes_evaluation", False),
     )
-    if isinstance(gradients, ShardedSum):
-        run.exchange.meeting, run.exchange.going_on = gradients.meeting, gradients.going_on
-    run.exchange.travel_with(run.gradients, run.asked_to_stop)
-    return run
 
 
-def make_plan(config: Config, order: Order) -> Plan:
-    plan = Plan(order, config.global_batch_size, config.micro_batch_size, config.drop_last)
-    if not plan.steps_per_epoch:
-        raise UsageError(f"drop_last: {order.num_rows} rows are less than one global batch of {config.global_batch_size}")
-    return plan
+def look_ahead(config: Config, model: torch.nn.Module, evaluation: Evaluation, checks: Checks) -> None:
+    """Refuse now what would only show at the first evaluation."""
+
+    def look() -> None:
+        with checks.evaluation():
+            refuse_unknown_metrics(config, evaluation.evaluator, model)
+
+    agreed(look)
+
+
+def notes(
+    plans: Plans, model: torch.nn.Module, optimizer: GatedOptimizer, data: Data, sharded: ShardedModel | None
+) -> list[str]:
+    before = plans.saved.values["data"] if plans.saved else data.facts
+    return [*notes_on_data(before, data.facts), *notes_on(model, stepped_by(optimizer), sharded)]
 
 
 def make_sum(

@@ -125,18 +125,18 @@ def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtim
     finished = run.finished
     if finished == run.first_step:
         return False
-    if run.sharded is not None:
+    if run.sums.sharded is not None:
         print(
             f"step {finished} is not saved: each rank has but its rows of it (shard). An earlier save stands, if any",
             flush=True,
         )
         return True
-    if not run.purity.roll_back():
+    if not run.checks.purity.roll_back():
         print(
             f"step {finished} is not saved: its parameters were changed after it. An earlier save, if any, stands", flush=True
         )
         return True
-    best = run.best.step
+    best = run.evaluation.best.step
     if not runtime.is_main and best is not None and best != finished and saver.would_meet_again(best):
         # Saved, the run would go on without the weights that it was to keep. From the save before, it meets them again.
         print(
@@ -147,7 +147,7 @@ def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtim
     try:
         run.reports.flush(finished)
         if runtime.world_size == 1 or survivor(board, runtime.rank, finished, folder.claim_save):
-            run.statistics.roll_back()
+            run.sums.statistics.roll_back()
             saver.save_now(finished, _PATIENCE_AFTER_A_FAULT_S)
             print(f"rank {runtime.rank} has saved step {finished}: no finished step is lost", flush=True)
             if not runtime.is_main:  # rank 0 says what failed; where it is dead, somebody has to say that something did

@@ -9,7 +9,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from samestep.checks import Recompute
 from samestep.loop import Training
 from samestep.session.build import float_dtype
 from samestep.tracking import peak_flops
@@ -18,7 +17,7 @@ from samestep.tracking import peak_flops
 def find_step_at_peak(run: Training, world_size: int) -> None:
     """Have rows show `mfu`, model FLOPs utilization, on GPUs of a known kind; Chowdhery et al., 2022 (PaLM), appendix B."""
     device = run.optimizer.device
-    if device.type != "cuda" or run.sharded is not None:  # no rank runs a forward alone there
+    if device.type != "cuda" or run.sums.sharded is not None:  # no rank runs a forward alone there
         return
     dtype = float_dtype(run.model) if run.config.precision == "no" else torch.bfloat16
     peak = peak_flops(torch.cuda.get_device_name(device), dtype)
@@ -29,12 +28,11 @@ def find_step_at_peak(run: Training, world_size: int) -> None:
 
 def micro_batch_flops(run: Training) -> int:
     """Floating-point operations of a micro-batch's forward and backward, as torch counts them; nothing of them stays."""
-    recompute = Recompute(run.config.seed, run.task, run.model, run.accelerator, run.gradients, run.statistics, run.batches)
     # Compiled blocks step aside: the counter sees operators, and not what they were compiled to.
     eager = torch.compiler.set_stance("force_eager") if run.config.compile else contextlib.nullcontext()
     counter = _Counter()
     with eager, counter:
-        recompute.prints(run.first_step, run.gradients.share[0])
+        run.checks.recompute.prints(run.first_step, run.sums.gradients.share[0])
     return counter.flops
 
 

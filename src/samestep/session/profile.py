@@ -41,7 +41,7 @@ class _Profiler:
 
     def __init__(self, settings: Profile, run: Training, folder: RunFolder) -> None:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes to standard error whenever it starts and stops
-        self._device, self._say, self._folder = run.optimizer.device, run.tracker.line, folder
+        self._device, self._say, self._folder = run.optimizer.device, run.reports.tracker.line, folder
         self._first = max(settings.start - 1, run.first_step)  # from 0; a start that goes on may be amid them
         self._end = min(settings.start - 1 + settings.steps, run.num_steps)
         self._trace: trace_of | None = None

@@ -94,8 +94,8 @@ class _Rank:
         plans = Plans(self.task, self.accelerator, self.runtime, self.stop, saved, peers, watch=self.make_watchdog(board))
         run = build(self.config, plans, lambda num_steps: self.make_tracker(num_steps, saved, kind))
         saver = make_saver(run, self.folder, kind, self.runtime, self.start.number)
-        if self.runtime.is_main or run.sharded:
-            run.saver = saver
+        if self.runtime.is_main or run.sums.sharded:
+            run.ending.saver = saver
         plans.saved = saved = None  # laid out by now, and as large as all that is trained
         agreed(lambda: _see_the_start(self.folder, self.runtime))
         self.train(run, saver, board)
@@ -169,13 +169,13 @@ class _Rank:
                 find_step_at_peak(run, self.runtime.world_size)
             with profiled(self.config.profile if self.runtime.is_main else None, run, self.folder):
                 finished = train(run)
-            run.save_for_all(finished, _PATIENCE_AT_THE_END_S)
-            if self.runtime.is_main or run.sharded:
-                digest = weights_hash(run.sharded.whole_tensors() if run.sharded else run.model)
+            run.ending.save_for_all(finished, _PATIENCE_AT_THE_END_S)
+            if self.runtime.is_main or run.sums.sharded:
+                digest = weights_hash(run.sums.sharded.whole_tensors() if run.sums.sharded else run.model)
                 if self.runtime.is_main:
-                    loss = run.tracker.last.get("loss")
+                    loss = run.reports.tracker.last.get("loss")
                     self.folder.write_state(status="done", reason="", step=finished, weights=digest, loss=loss)
-                run.tracker.shown(finished, shown(run, self.folder, keeps=self.runtime.is_main))
+                run.reports.tracker.shown(finished, shown(run, self.folder, keeps=self.runtime.is_main))
         except Stopped as stopped:
             reason = f"{stopped}; the same line with --run {shlex.quote(self.folder.name)} goes on"
             if self.runtime.is_main:
@@ -188,8 +188,8 @@ class _Rank:
             run.watch.stop()
             if not isinstance(sys.exception(), KeyboardInterrupt):
                 run.batches.close()
-                run.saver.wait()
-                run.tracker.close(patience_s=60.0 if sys.exception() is None else 5.0)
+                run.ending.saver.wait()
+                run.reports.tracker.close(patience_s=60.0 if sys.exception() is None else 5.0)
 
     def saved_and_told(self, raised: Exception, run: Training, saver: Saver, board: Board) -> Exception:
         """After a fault: save what is finished, and say what it was that failed."""
@@ -222,9 +222,9 @@ def _see_the_start(folder: RunFolder, runtime: Runtime) -> None:
 
 def _try_evaluation(run: Training) -> None:
     """Evaluate a micro-batch before the first step, so that what is wrong with it shows before hours of training do."""
-    if run.evaluator is None or run.evaluator.is_tried:
+    if run.evaluation.evaluator is None or run.evaluation.evaluator.is_tried:
         return
     run.watch.at("evaluating")
-    with run.purity.evaluation():
-        run.evaluator.names(run.model, wanted=set())
+    with run.checks.evaluation():
+        run.evaluation.evaluator.names(run.model, wanted=set())
     run.watch.meeting()

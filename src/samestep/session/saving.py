@@ -15,40 +15,40 @@ _SAVED_BYTES_PER_S = 200e6  # what a slow disk takes
 def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: Runtime, start: int) -> Saver:
     def best_that_is_kept(step: int) -> int | None:
         """The best by its metric that is on disk; a survivor, which has saved nothing before, asks there."""
-        if run.best.step is None or run.best.step == step or checkpoints.has(run.best.step):
-            return run.best.step
-        return run.best.saved_step if run.accelerator.is_main_process else checkpoints.best_step()
+        if run.evaluation.best.step is None or run.evaluation.best.step == step or checkpoints.has(run.evaluation.best.step):
+            return run.evaluation.best.step
+        return run.evaluation.best.saved_step if runtime.is_main else checkpoints.best_step()
 
     def take(step: int, into: Saved | None) -> Saved:
         values = {
-            "best": run.convergence.best,
-            "waited": run.convergence.waited,
-            "best_metric": run.best.value,
+            "best": run.evaluation.convergence.best,
+            "waited": run.evaluation.convergence.waited,
+            "best_metric": run.evaluation.best.value,
             "best_step": best_that_is_kept(step),
-            "owes_evaluation": run.owes_evaluation,
-            "rows": list(run.tracker.recent),
+            "owes_evaluation": run.evaluation.is_owed,
+            "rows": list(run.reports.tracker.recent),
             "kind": kind,
-            "data": run.data,
+            "data": run.batches.facts,
         }
-        return capture(step, run.model, run.optimizer.inner, run.optimizer.scaler, values, into, run.sharded)
+        return capture(step, run.model, run.optimizer.inner, run.optimizer.scaler, values, into, run.sums.sharded)
 
     def saved(state: Saved, longest_s: float) -> None:
         rows = [row for row in state.values["rows"] if "loss" in row]
         folder.write_state(step=state.step, loss=rows[-1]["loss"] if rows else None, saving_s=round(longest_s, 2))
-        run.best.saved_step = state.values["best_step"]
+        run.evaluation.best.saved_step = state.values["best_step"]
 
     num_bytes = 3 * sum(tensor.nbytes for tensor in run.model.state_dict().values())  # AdamW's, the largest usual
     longest_s = folder.read_state().get("saving_s") or 2.0 + num_bytes / _SAVED_BYTES_PER_S
     keep = run.config.checkpoint.keep
     checkpoints: Checkpoints
-    if run.sharded is not None:
+    if run.sums.sharded is not None:
         board = make_board(runtime.store, runtime.world_size, start)
         if isinstance(board, NoBoard):
             raise UsageError("shard: there is no store over which the ranks could save together; start them with torchrun, say")
         checkpoints = shared = SharedCheckpoints(folder, keep, runtime.rank, runtime.world_size, board)
         if not runtime.is_main:
             return SharedSaver(run.config.checkpoint, shared, take, lambda *_: None, lambda _: None, longest_s)
-        return SharedSaver(run.config.checkpoint, shared, take, saved, run.tracker.line, longest_s)
-    say = run.tracker.line if run.accelerator.is_main_process else print
+        return SharedSaver(run.config.checkpoint, shared, take, saved, run.reports.tracker.line, longest_s)
+    say = run.reports.tracker.line if runtime.is_main else print
     checkpoints = Checkpoints(folder, keep)
     return Saver(run.config.checkpoint, checkpoints, take, saved, say, longest_s)

@@ -49,22 +49,8 @@ def submit(config_path: str, words: tuple[str, ...], run: str | None, sweep: Pat
     script = root / batch
     name = default_name(config_path, read_runtime().job) if run is None else run
     folder = RunFolder.named(config.runs, name)
-    mistakes = []
-    if not _given(options, "--time", "-t") and not os.environ.get("SBATCH_TIMELIMIT"):
-        mistakes.append(
-            "--time: missing; write --time=HH:MM:SS, by which the run stops itself, saves and is requeued (docs/slurm.md)"
-        )
-    mistakes += _too_many(config, options)
     runs = [(*point, *overrides) for point in points(sweep)] if sweep else []
-    mistakes += _unfit(config_path, runs, sweep)
-    if mistakes:
-        raise UsageError(*mistakes)
-    room(config.runs)
-    if not load_task(config.task, config.fields).overrides("optimizer"):
-        from samestep.optimizer.build import checked_optimizer  # it imports torch, as the task has by now
-
-        for key, wanted in config.optimizers.items():
-            checked_optimizer(wanted, key)
+    _refuse_mistakes(config, config_path, options, runs, sweep)
     if sweep is not None and not _given(options, "--array", "-a"):
         options.append(f"--array=0-{len(runs) - 1}")
     kept = folder.path.resolve() / "code"
@@ -81,6 +67,34 @@ def submit(config_path: str, words: tuple[str, ...], run: str | None, sweep: Pat
     if dry_run:
         shown = [f"{key}={shlex.quote(value)}" for key, value in export.items()]
         return f"{' '.join(shown)} \\\n  {shlex.join(line)}\n\n# {script}\n{script.read_text()}"
+    jobs = _queued(folder, kept, line, export, chain)
+    again = shlex.join(["samestep", "status", name, "--follow"])
+    return f"job {', then '.join(jobs)} queued\nrun folder {folder.path}\nnext: {again}"
+
+
+def _refuse_mistakes(
+    config: Config, config_path: str, options: list[str], runs: list[tuple[str, ...]], sweep: Path | None
+) -> None:
+    """Raise UsageError for all that can be found before the queue."""
+    mistakes = []
+    if not _given(options, "--time", "-t") and not os.environ.get("SBATCH_TIMELIMIT"):
+        mistakes.append(
+            "--time: missing; write --time=HH:MM:SS, by which the run stops itself, saves and is requeued (docs/slurm.md)"
+        )
+    mistakes += _too_many(config, options)
+    mistakes += _unfit(config_path, runs, sweep)
+    if mistakes:
+        raise UsageError(*mistakes)
+    room(config.runs)
+    if not load_task(config.task, config.fields).overrides("optimizer"):
+        from samestep.optimizer import checked_optimizer  # it imports torch, as the task has by now
+
+        for key, wanted in config.optimizers.items():
+            checked_optimizer(wanted, key)
+
+
+def _queued(folder: RunFolder, kept: Path, line: list[str], export: dict[str, str], chain: int) -> list[str]:
+    """The ids of the jobs, each after the one before; what was laid out goes again where one is refused."""
     is_new = not folder.path.exists()
     try:
         folder.create()
@@ -102,8 +116,7 @@ def submit(config_path: str, words: tuple[str, ...], run: str | None, sweep: Pat
                 f"runs: {folder.path} can't be written ({error.strerror}); make room, or write runs=FOLDER"
             ) from None
         raise
-    again = shlex.join(["samestep", "status", name, "--follow"])
-    return f"job {', then '.join(jobs)} queued\nrun folder {folder.path}\nnext: {again}"
+    return jobs
 
 
 def split(words: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:

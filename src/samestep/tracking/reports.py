@@ -46,7 +46,7 @@ class Reports:
         pace: Pace,
         fingerprints: Callable[[list[torch.Tensor]], torch.Tensor] = fingerprint,
     ) -> None:
-        self._tracker, self._every, self._fingerprint = tracker, config.track.every, config.track.fingerprint
+        self.tracker, self._every, self._fingerprint = tracker, config.track.every, config.track.fingerprint
         self._epochs, self._steps_per_epoch, self._num_steps = config.epochs, plan.steps_per_epoch, num_steps
         self._plan, self.pace, self._fingerprints = plan, pace, fingerprints
         self._skips_overflows = config.precision == "fp16"
@@ -73,6 +73,10 @@ class Reports:
         self._posted.append(_Posted(step, rate, host, names, host_prints, arrived))
         if len(self._posted) > 1:
             self._read(self._posted.pop(0))
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        """Take an evaluation's metrics, after `step` finished steps."""
+        self.tracker.evaluated({"step": step, "epoch": self._plan.epoch(step - 1) + 1, "time": time.time(), **metrics})
 
     def flush(self, finished: int | None = None) -> None:
         """Read what is on its way, before an evaluation, a save, or the end.
@@ -112,7 +116,7 @@ class Reports:
                 if self._fingerprint == "parameters":
                     row["fingerprints"] = prints
             row |= self.pace.columns(step, self._weight)
-            self._tracker.step(row, self._weight)
+            self.tracker.step(row, self._weight)
             self._weight = 0.0
         if self._epochs:
             self._count_epoch(step, loss * weight, weight)
@@ -129,7 +133,7 @@ class Reports:
         self._epoch_loss, self._epoch_weight = self._epoch_loss + loss_sum, self._epoch_weight + weight
         if step % self._steps_per_epoch == 0:
             epoch = step // self._steps_per_epoch
-            self._tracker.line(f"Epoch [{epoch}/{self._epochs}], Loss: {self._epoch_loss / self._epoch_weight:.8g}")
+            self.tracker.line(f"Epoch [{epoch}/{self._epochs}], Loss: {self._epoch_loss / self._epoch_weight:.8g}")
             self._epoch_loss = self._epoch_weight = 0.0
 
 

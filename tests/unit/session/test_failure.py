@@ -30,13 +30,12 @@ def test_a_survivor_saves_nothing_beyond_a_best_that_never_reached_the_disk(
     nothing: Any = SimpleNamespace(flush=lambda finished: None, roll_back=lambda: True)
     run: Any = SimpleNamespace(
         optimizer=SimpleNamespace(is_stepping=False),
-        sharded=None,
         finished=6,
         first_step=3,
-        purity=nothing,
+        checks=SimpleNamespace(purity=nothing),
         reports=nothing,
-        statistics=nothing,
-        best=SimpleNamespace(step=best),
+        sums=SimpleNamespace(statistics=nothing, sharded=None),
+        evaluation=SimpleNamespace(best=SimpleNamespace(step=best)),
     )
     again = lambda step: all(there < step for there in on_disk)  # noqa: E731
     saver: Any = SimpleNamespace(

@@ -82,7 +82,7 @@ def _optimizer_bytes(run: Training) -> int:
 
 def memory(run: Training, parts: dict[str, float], here: int) -> Line:
     """Whether the memory suffices, of the device for one process or of this machine for all of them."""
-    device, total = run.accelerator.device, sum(parts.values())
+    device, total = run.optimizer.device, sum(parts.values())
     on_gpu = device.type == "cuda"
     there = torch.cuda.get_device_properties(device).total_memory if on_gpu else psutil.virtual_memory().total
     wanted = total if on_gpu else total * here
@@ -115,7 +115,7 @@ def fitting(run: Training, here: int, most: int) -> Line:
         return sum(needs(run, fixed + each * size, most, leaves).values())
 
     fits = [size for size in sizes if total(size) <= _FILLED * there]
-    while fits and run.accelerator.device.type == "cuda" and not _can_be_computed(run, fits[-1]):
+    while fits and run.optimizer.device.type == "cuda" and not _can_be_computed(run, fits[-1]):
         fits.pop()
     words = f"{shown_bytes(each)} for each row of a micro-batch, and {shown_bytes(there)} free for a process"
     if not fits:
@@ -144,12 +144,12 @@ class _Resized:
 
 def _resized(run: Training, num_rows: int) -> Recompute:
     batches: Any = _Resized(run.batches, num_rows)
-    return Recompute(run.config.seed, run.task, run.model, run.accelerator, run.gradients, run.statistics, batches)
+    return run.checks.recompute.over(batches)
 
 
 def _measured(run: Training, num_rows: int) -> int:
     """The bytes that a forward and backward of so many rows need on top of all that stays."""
-    recompute, device = _resized(run, num_rows), run.accelerator.device
+    recompute, device = _resized(run, num_rows), run.optimizer.device
     if device.type != "cuda":
         return activation_bytes(run, lambda: recompute.prints(0, 0))[0]
     recompute.prints(0, 0).tolist()  # kernels take their work space at their first call
@@ -173,7 +173,7 @@ def _can_be_computed(run: Training, num_rows: int) -> bool:
 def _free(run: Training, here: int) -> float:
     """What one process may fill, the model's own tensors included, which are there by now."""
     own = sum(tensor.nbytes for tensor in run.model.state_dict().values())
-    device = run.accelerator.device
+    device = run.optimizer.device
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + unused + own)

@@ -7,7 +7,6 @@ import time
 
 import torch
 
-from samestep.checks import Recompute
 from samestep.commands.check.memory import activation_bytes, disk, fitting, memory, needs
 from samestep.config import Config
 from samestep.config.preflight import Line
@@ -69,15 +68,16 @@ def _try(run: Training, lines: list[Line], here: int) -> None:
     seconds, activations = _trial(run, lines)
     parts = needs(run, activations, here)
     lines += [_doubled(run), memory(run, parts, here), disk(run, parts["optimizer"]), _time(run, seconds, here)]
-    if run.evaluator is not None:
-        with run.purity.evaluation():
-            names = sorted(run.evaluator.names(run.model, wanted=set()))
+    if run.evaluation.evaluator is not None:
+        with run.checks.evaluation():
+            names = sorted(run.evaluation.evaluator.names(run.model, wanted=set()))
         lines.append(Line("ok", "evaluation", f"gives {', '.join(names)}"))
     lines.append(_step(run, seconds))
 
 
 def _rows(run: Training) -> str:
-    rows, steps = run.plan.order.num_rows, run.plan.steps_per_epoch
+    plan = run.batches.plan
+    rows, steps = plan.order.num_rows, plan.steps_per_epoch
     return f"{rows:,} rows to train on, {steps:,} steps an epoch, {run.num_steps:,} steps in all"
 
 
@@ -89,8 +89,7 @@ def _model(run: Training) -> str:
 
 def _trial(run: Training, lines: list[Line]) -> tuple[float, int]:
     """A micro-batch forward and backward, three times. Returns seconds, and bytes kept for the backward."""
-    task, model, gradients, statistics = run.task, run.model, run.gradients, run.statistics
-    recompute = Recompute(run.config.seed, task, model, run.accelerator, gradients, statistics, run.batches)
+    recompute = run.checks.recompute
     activations, first = activation_bytes(run, lambda: recompute.prints(0, 0))
     again = recompute.prints(0, 0).tolist()  # waits for a device
     begun = time.perf_counter()
@@ -108,7 +107,7 @@ def _trial(run: Training, lines: list[Line]) -> tuple[float, int]:
 def _step(run: Training, seconds: float) -> Line:
     if seconds * run.config.micro_batches > _LONG_STEP_S:
         return Line("ok", "step", f"not tried: its {run.config.micro_batches} micro-batches would take long on one process")
-    run.evaluator, run.num_steps = None, 1
+    run.evaluation.evaluator, run.num_steps = None, 1
     train(run)
     return Line("ok", "step", "a whole one was taken")
 
@@ -120,7 +119,7 @@ def _doubled(run: Training) -> Line:
     try:
         twice = type(batch)((name, torch.cat([tensor, tensor])) for name, tensor in batch.items())
         for each in (batch, twice):
-            seed_all(run.config.seed, 0, 0, device=run.accelerator.device)
+            seed_all(run.config.seed, 0, 0, device=run.optimizer.device)
             with evaluating(run.model), torch.enable_grad(), run.autocast():
                 total, weight, _ = checked_loss(run.task.loss(run.model, each))
             found.append((float(total.detach()), float(weight)))
