@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("slurm", "promise", "unit")]
 pytest_plugins = ["slurm_site"]  # the one cluster of a session, for whoever asks for it
+
+
+# Whoever starts the tests in the background, or under nohup, has them inherit signals that are ignored, and everything that
+# they start as well. A handler does not outlive an exec: what is started here hears of each signal.
+for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, lambda number, frame: None)
 
 
 # One stall of a busy machine is no fault of an example's, and the same examples each time are no surprise to anyone.
@@ -113,6 +121,24 @@ class Workplace:
     def state(self, run: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.path / "runs" / run / "state.json").read_text())
         return found
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, Any]:
+    """What a test has started in its own folder ends with it, also where it fails."""
+    report = yield
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    if call.when == "call" and call.excinfo is not None and folder is not None:
+        end_all_in(folder)
+    return report
+
+
+def end_all_in(folder: Path) -> None:
+    """End every process that works in a folder, or below it."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and Path(process.cwd()).is_relative_to(folder):
+                process.kill()
 
 
 @pytest.fixture

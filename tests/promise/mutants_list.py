@@ -667,8 +667,8 @@ _WATCH = [
     Mutant(
         "bits-unwatched",
         "checks/purity.py",
-        "            if changed:\n                self._held.is_spoilt = True\n",
-        "            if False:\n                self._held.is_spoilt = True\n",
+        "            if changed:\n                self._registered.is_spoilt = True\n",
+        "            if False:\n                self._registered.is_spoilt = True\n",
         (REFUSED, "-k", "weight"),
     ),
     Mutant(
@@ -730,7 +730,7 @@ _WATCH = [
     Mutant(
         "spoilt-weights-saved",
         "checks/purity.py",
-        "return not self._held.is_spoilt",
+        "return not self._registered.is_spoilt",
         "return True",
         (LATE, "-k", "weight"),
     ),

@@ -12,7 +12,7 @@ from samestep.errors import UsageError
 _PUT_THERE = ("found_inf", "grad_scale", "_opt_called", "step")  # by the run itself
 
 
-class Stepper:
+class OptimizerAttributes:
     """Compares an optimizer's own attributes across chosen steps."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:

@@ -16,9 +16,9 @@ import torch
 
 from samestep.batches import MicroBatch
 from samestep.checks import attributes
-from samestep.checks.optimizer_attributes import Stepper
+from samestep.checks.optimizer_attributes import OptimizerAttributes
 from samestep.checks.recompute import Recompute
-from samestep.checks.registered import Held, Judge
+from samestep.checks.registered import Judge, Registered
 from samestep.control import everyones
 from samestep.errors import UsageError
 from samestep.exact import OrderedSum, ShardedModel, fingerprint
@@ -77,7 +77,7 @@ class Purity(NoPurity):
         self._looks_at_start = self._look()
         self._touched: list[tuple[int, bool]] | None = None  # before the forwards of a step, until they are through
         self._before: tuple[torch.Tensor, dict[str, Any]] | None = None  # the same of a chosen step: its bits and shape
-        self._stepper, self._held = Stepper(optimizer), Held(model)
+        self._optimizer_attributes, self._registered = OptimizerAttributes(optimizer), Registered(model)
 
     def _spots(self) -> list[Spot]:
         return [*attributes.of_model(self._model), *attributes.of_task(self._task)]
@@ -99,7 +99,7 @@ class Purity(NoPurity):
     def begin_micro_batch(self, step: int, micro: MicroBatch) -> None:
         if micro.index == self._gradients.share[0]:
             is_chosen = self._is_chosen(step)
-            self._stepper.watch(is_chosen and step > self._first_step)  # in the first many prepare themselves
+            self._optimizer_attributes.watch(is_chosen and step > self._first_step)  # in the first many prepare themselves
             self._touched = self._touches()
             self._before = (self._bits(), self._shape()) if is_chosen else None
 
@@ -110,7 +110,7 @@ class Purity(NoPurity):
             self._refuse_a_state(step, micro.index)
         if is_chosen or is_last:  # of two mistakes the earlier micro-batch's is told, at every world size
             self._refuse_touched()
-            self._held.refuse_others("the forward")
+            self._registered.refuse_others("the forward")
         if is_last:
             self._refuse_other_bits()
             if self._before is not None:
@@ -119,15 +119,15 @@ class Purity(NoPurity):
 
     def roll_back(self) -> bool:
         """After a fault: the model is as the last finished step left it, or False: a forward has changed a parameter."""
-        for refuse in (self._refuse_touched, lambda: self._held.refuse_others("the forward"), self._refuse_other_bits):
+        for refuse in (self._refuse_touched, lambda: self._registered.refuse_others("the forward"), self._refuse_other_bits):
             with contextlib.suppress(UsageError):
                 refuse()
-        return not self._held.is_spoilt
+        return not self._registered.is_spoilt
 
     @contextlib.contextmanager
     def evaluation(self, judge: Judge = lambda check: check()) -> Iterator[None]:
         """A whole evaluation inside: it leaves the model as it was. Raises UsageError if not, where `judge` has it told."""
-        with self._held.evaluation(judge):
+        with self._registered.evaluation(judge):
             yield
 
     @contextlib.contextmanager
@@ -135,7 +135,7 @@ class Purity(NoPurity):
         """The task's after_step inside: what it changes must be what a checkpoint holds. Raises UsageError if not."""
         before = self._look() if self._is_chosen(step) else None
         yield
-        self._held.refuse_others("after_step")
+        self._registered.refuse_others("after_step")
         if before is None:
             return
         after = self._look()
@@ -163,7 +163,7 @@ class Purity(NoPurity):
                 parameter.requires_grad_(old[1])
                 refusals.append(UsageError(f"task: the forward changed requires_grad of {name}; do that in after_step"))
             if old[0] != new[0] and not parameter.is_cuda:  # there cuDNN may only have laid it out anew
-                self._held.is_spoilt = True
+                self._registered.is_spoilt = True
                 refusals.append(_in_place(name))
         if refusals:
             raise refusals[0]
@@ -174,7 +174,7 @@ class Purity(NoPurity):
             return
         for name, changed in zip(self._names, (self._before[0] != self._bits()).tolist(), strict=True):
             if changed:
-                self._held.is_spoilt = True
+                self._registered.is_spoilt = True
                 raise _in_place(name)
 
     def _refuse_a_state(self, step: int, index: int) -> None:

@@ -18,7 +18,7 @@ Judge = Callable[[Callable[[], None]], None]  # runs a check: here alone, or on 
 Place = tuple[dict[str, Any], str]  # a module's dict of parameters or buffers, and the key there
 
 
-class Held:
+class Registered:
     """The parameters and persistent buffers that `model` has now, by name."""
 
     def __init__(self, model: torch.nn.Module) -> None:

@@ -68,6 +68,6 @@ def replay(run: str, step: int, stop_before: bool) -> None:
     command.replay(folder, config, step, stop_before)
 
 
-def add_bits(cli: click.Group) -> None:
+def add_comparing(cli: click.Group) -> None:
     for command in (verify, diff, replay):
         cli.add_command(command)

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 
-def add_scripts(group: click.Group) -> None:
+def add_internal(group: click.Group) -> None:
     for command in (launcher, job, node):
         group.add_command(command)
 

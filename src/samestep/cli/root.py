@@ -12,9 +12,9 @@ from pathlib import Path
 
 import click
 
-from samestep.cli.comparing import add_bits
+from samestep.cli.comparing import add_comparing
 from samestep.cli.completion import add_completion
-from samestep.cli.internal import add_scripts
+from samestep.cli.internal import add_internal
 from samestep.cli.mistyped import in_one_line
 from samestep.cli.models import add_models
 from samestep.cli.starting import add_starting, version
@@ -94,7 +94,7 @@ def submit(config: str, run: str | None, sweep: Path | None, chain: int, dry_run
     click.echo(command.submit(config, words, run, sweep, chain, dry_run))
 
 
-for add in (add_starting, add_models, add_bits, add_watching, add_scripts):
+for add in (add_starting, add_models, add_comparing, add_watching, add_internal):
     add(cli)
 add_completion(cli)
 
