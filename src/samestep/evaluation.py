@@ -18,7 +18,7 @@ from samestep.errors import UsageError
 from samestep.exact import ShardedModel, cuts, gather, ordered_total
 from samestep.randomness.seeding import seed_all
 from samestep.sources import Rows
-from samestep.task import Task, checked_metrics
+from samestep.task import Task, at_step, checked_metrics
 
 _LOOKED_AT = 100  # micro-batches, for the name of a metric that only some of them have
 _EVALUATING = 2  # sets evaluation's random numbers apart from training's
@@ -92,7 +92,7 @@ class Evaluator:
         """What the task's metrics are called, as far as the first micro-batches tell: until all that are wanted are found."""
         self.is_tried = True
         found: set[str] = set()
-        with evaluating(model, self._sharded):
+        with evaluating(model, self._sharded), at_step(1):
             for index in range(min(self._num_batches, _LOOKED_AT)):
                 found |= self._measure(model, index).keys()
                 if self._sharded is not None:
@@ -133,8 +133,12 @@ class Evaluation:
         found = self.evaluator(model, flag, watch)
         if found is None:
             return None
-        self.is_owed = False
         return {f"eval_{name}": value for name, value in found.items()}
+
+    def count(self, step: int, metrics: dict[str, float]) -> tuple[bool, bool]:
+        """Count the evaluation after `step` steps. Returns whether the run has converged, and whether this is its best."""
+        self.is_owed = False
+        return self.convergence.reached(metrics), self.best.improved(step, metrics)
 
 
 class Convergence:

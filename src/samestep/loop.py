@@ -21,7 +21,7 @@ from samestep.evaluation import Evaluation
 from samestep.exact import StepSums, is_finite
 from samestep.optimizer import GatedOptimizer, divide_and_clip
 from samestep.randomness.seeding import seed_all
-from samestep.task import Task, checked_loss
+from samestep.task import NOW, Task, at_step, checked_loss
 from samestep.tracking import Reports
 
 
@@ -59,7 +59,9 @@ class Training:
         self.sums.gradients.begin_micro_batch(micro.index)
         self.sums.statistics.begin_micro_batch()
         self.checks.begin_micro_batch(step, micro)
+        NOW.step = step + 1
         yield
+        NOW.step = None
         self.checks.end_micro_batch(step, micro)
         self.sums.statistics.end_micro_batch(micro.index, micro.num_rows > 0)
         self.sums.gradients.end_micro_batch(micro.index)
@@ -69,15 +71,15 @@ class Training:
         """Evaluate after `step` finished steps; True if the run has converged. Raises Stopped when asked to stop."""
         if self.evaluation.evaluator is None:
             return False
-        with self.checks.evaluation(agreed):
+        with self.checks.evaluation(agreed), at_step(step):
             metrics = self.evaluation.measure(self.model, self.ending.asked, self.watch)
         if metrics is None:
             self.ending.save_and_stop(step, self.num_steps)
         self.reports.evaluated(step, metrics)
-        converged = self.evaluation.convergence.reached(metrics)
-        if self.evaluation.best.improved(step, metrics):
+        has_converged, is_best = self.evaluation.count(step, metrics)
+        if is_best:
             self.ending.save(step)
-        return converged
+        return has_converged
 
 
 def train(run: Training) -> int:
@@ -101,7 +103,6 @@ def train(run: Training) -> int:
                 counts = micro.num_rows > 0
                 run.sums.exchange.add(loss, weight, numbers, counts)
                 run.backward(run.sums.gradients.connect(loss, counts))
-
         run.watch.meeting()
         total, grads = run.sums.finish(step)
         run.checks.compare(step)

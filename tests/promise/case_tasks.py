@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
+import itertools
 import os
 import random
 import signal
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import datasets
@@ -14,6 +18,7 @@ import torch
 from pydantic import PrivateAttr
 from torch import nn
 
+import samestep
 from samestep import Task
 
 Batch = dict[str, torch.Tensor]
@@ -876,3 +881,129 @@ class Repeating(Base):
         if self.what == "past":
             total = total + model.blocks[0].inner[3](torch.zeros(2, 5)).sum()
         return total, weight
+
+
+# State where no list of attributes looks
+
+COUNT = itertools.count()
+LAST: dict[str, Any] = {}
+
+
+def endless() -> Iterator[float]:
+    generator = torch.Generator().manual_seed(2)
+    while True:
+        yield float(torch.rand((), generator=generator))
+
+
+class Hidden(Base):
+    """A loss, rows or an after_step that remember, in a `place` of which no list knows."""
+
+    place: str
+    _numbers: Any = PrivateAttr(default_factory=endless)
+    _closure: Any = None
+    _seen: Any = None
+
+    def data(self, split: str) -> Any:
+        found = [{"x": row["x"], "y": row["y"]} for row in rows()] if split == "train" else None
+        if found and self.place.startswith("rows"):
+            return [{name: np.asarray(value, np.float32) for name, value in row.items()} for row in found]
+        return found
+
+    def model(self) -> nn.Module:
+        model = small()
+        model.register_buffer("centre", torch.zeros(3))
+        drawn, before = itertools.count(), []
+
+        def closure(out: torch.Tensor) -> torch.Tensor:
+            before.append(next(drawn))
+            return out * (1 + 0.01 * before[-1])
+
+        self._closure = closure
+        if self.place == "hook":
+            model[0].register_forward_hook(lambda module, args, out: closure(out))
+        return model
+
+    def transform(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        if self.place == "rows in place":
+            row["x"] -= 0.1
+        if self.place == "rows counted":
+            return {**row, "x": np.asarray(row["x"], np.float32) + np.float32(0.01 * next(COUNT))}
+        return {**row, "x": np.asarray(row["x"], np.float32), "y": np.asarray(row["y"], np.float32)}
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        x, y = batch["x"], batch["y"]
+        moving: dict[str, Callable[[], float]] = {
+            "iterator": lambda: next(self._numbers),
+            "module": lambda: 0.01 * next(COUNT),
+            "class": lambda: 0.01 * type(self).counted(),
+            "cache": lambda: first_seen("x", float(x[0, 0])),
+            "environment": lambda: 0.01 * counted_in_the_environment(),
+            "numpy": lambda: float(GENERATOR.random()),
+            "file": lambda: 0.01 * counted_in_a_file(),
+            "thread": lambda: 0.01 * counted_in_a_thread(),
+        }
+        scale = moving.get(self.place, lambda: 0.0)()
+        out = model(x)
+        if self.place == "closure":
+            out = self._closure(out)
+        if self.place == "function":
+            out = Remembering.apply(out)  # type: ignore[no-untyped-call]
+        self._seen = out.detach()
+        errors = out - y + scale + model.centre.sum()
+        return errors.square().sum(), errors.numel()
+
+    @classmethod
+    def counted(cls) -> int:
+        LAST[cls.__name__] = LAST.get(cls.__name__, 0) + 1
+        return int(LAST[cls.__name__])
+
+    def after_step(self, model: Any, step: int) -> None:
+        if self.place == "after_step":
+            model.centre += 0.1 * (self._seen.mean() - model.centre)
+
+
+GENERATOR = np.random.default_rng(0)
+
+
+@functools.cache
+def first_seen(name: str, *key: float) -> float:
+    return 0.01 * next(COUNT)
+
+
+def counted_in_the_environment() -> int:
+    os.environ["CASE_COUNT"] = str(int(os.environ.get("CASE_COUNT", "0")) + 1)
+    return int(os.environ["CASE_COUNT"])
+
+
+def counted_in_a_file() -> int:
+    with open(f"count-{os.getpid()}", "a+") as file:
+        file.write("x")
+        return file.tell()
+
+
+def counted_in_a_thread() -> int:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: next(COUNT)).result()
+
+
+class Remembering(torch.autograd.Function):
+    """Its backward remembers how often it was called."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad * (1 + 0.01 * next(COUNT))
+
+
+class AnnealedByTheStep(Base):
+    """A weight that grows with the step, as samestep.step() tells it: the same everywhere."""
+
+    def data(self, split: str) -> Any:
+        return rows(64 if split == "train" else 8)
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        total, weight = super().loss(model, batch)
+        return total * min(1.0, samestep.step() / 5), weight

@@ -317,7 +317,7 @@ _SEEDS = [
     Mutant(
         "seed-of-after-step",
         "session/model.py",
-        "            seed_all(config.seed, step, 0, _AFTER_STEP, device=optimizer.device)\n",
+        "        seed_all(config.seed, step, 0, _AFTER_STEP, device=optimizer.device)\n",
         "",
         (AFTER,),
     ),
@@ -681,8 +681,8 @@ _WATCH = [
     Mutant(
         "gradients-unwatched",
         "checks/recompute.py",
-        "return fingerprint([loss.detach(), *grads])",
-        "return fingerprint([loss.detach()])",
+        "wanted, allow_unused=True) if loss.requires_grad and wanted else ()",
+        "wanted, allow_unused=True) if False else ()",
         (REFUSED, "-k", "Averaging and calls"),
     ),
     Mutant(

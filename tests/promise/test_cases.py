@@ -65,6 +65,9 @@ class Cases:
         return Outcome(answer["codes"], out, err, self.folder / "runs" / name)
 
 
+COUNTED = "audit=false"  # the task counts its calls, to do something at a certain one, and a look would be one more
+
+
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[Ranks]:
     made = Ranks()
@@ -160,7 +163,7 @@ def test_what_after_step_changes_is_saved_and_comes_back(cases: Cases) -> None:
 
 @pytest.mark.parametrize(("micro_batch_size", "size"), [(8, 1), (2, 1), (2, 2)])
 def test_a_save_after_a_fault_holds_the_finished_step_alone(cases: Cases, micro_batch_size: int, size: int) -> None:
-    words = [f"micro_batch_size={micro_batch_size}", "watchdog=20"]
+    words = [f"micro_batch_size={micro_batch_size}", "watchdog=20", COUNTED]
     call = 5 if micro_batch_size == 8 else 18 if size == 1 else 9
     whole = cases.start("PassingFault", *words, run="whole", steps=10)
     broken = cases.start("PassingFault", *words, run="part", steps=10, size=size, env={"CASE_FAIL": str(call)})
@@ -172,7 +175,7 @@ def test_a_save_after_a_fault_holds_the_finished_step_alone(cases: Cases, micro_
 
 @pytest.mark.parametrize("micro_batch_size", [8, 2])
 def test_a_quiet_write_of_after_steps_is_saved_after_a_fault(cases: Cases, micro_batch_size: int) -> None:
-    words = [f"micro_batch_size={micro_batch_size}"]
+    words = [f"micro_batch_size={micro_batch_size}", COUNTED]
     broken = cases.start("QuietAverage", *words, run="part", steps=14)
     assert "has saved step 10" in broken.out
     mended = cases.start("QuietAverage", *words, run="part", steps=14, env={"CASE_MENDED": "1"})
@@ -205,7 +208,7 @@ def test_nan_is_never_better(cases: Cases) -> None:
 
 def test_a_resumed_run_goes_on_waiting_for_something_better(cases: Cases) -> None:
     words = ["with.scores=[5.0, -1.0, -1.0, -1.0, 1.0, 1.0]", "evaluate.every=2"]
-    words += ["converge={metric: score, goal: min, patience: 3}"]
+    words += ["converge={metric: score, goal: min, patience: 3}", COUNTED]
     whole = cases.start("Scored", *words, run="whole", steps=12)
     cases.start("Scored", *words, run="part", steps=12, env={"CASE_END": "SIGTERM 26"})
     part = cases.start("Scored", *words, run="part", steps=12)
@@ -306,10 +309,59 @@ def test_what_cannot_be_kept_is_one_line_at_every_world_size(
 def test_what_shows_only_later_is_named_and_costs_no_finished_step(
     cases: Cases, task: str, words: list[str], line: str
 ) -> None:
-    found = cases.start(task, *words, steps=12)
+    found = cases.start(task, *words, COUNTED, steps=12)
     assert set(found.codes) == {1}
     assert line in found.err
     assert len(found.err.splitlines()) == 1
+
+
+# What the line says of a task that remembers, by where it does.
+LOSS, GRADIENT = "and its loss came out otherwise", "and a gradient came out otherwise"
+ROWS, AFTERWARDS = "and its rows came out otherwise", "task: after_step left another centre after another micro-batch"
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("iterator", LOSS),
+        ("module", LOSS),
+        ("class", LOSS),
+        ("closure", LOSS),
+        ("hook", LOSS),
+        ("environment", LOSS),
+        ("numpy", LOSS),
+        ("file", LOSS),
+        ("thread", LOSS),
+        ("function", GRADIENT),
+        ("rows in place", ROWS),
+        ("rows counted", ROWS),
+        ("after_step", AFTERWARDS),
+    ],
+)
+def test_what_remembers_is_refused_wherever_it_does(cases: Cases, place: str, line: str, size: int) -> None:
+    found = cases.start("Hidden", f"with.place={place}", size=size)
+    assert set(found.codes) == {2}, found.err + found.out
+    assert line in found.err
+    assert len(found.err.splitlines()) == 1
+    assert not found.folder.exists()
+
+
+def test_a_cache_that_stays_as_its_process_filled_it_shows_between_processes(cases: Cases) -> None:
+    found = cases.start("Hidden", "with.place=cache", size=2)
+    assert set(found.codes) != {0}, found.err + found.out
+    assert "the audit found another loss of the same micro-batch" in found.err
+
+
+def test_a_task_that_remembers_nothing_passes_every_look(cases: Cases) -> None:
+    words = ["with.place=nowhere", "audit={every: 1}"]
+    assert cases.start("Hidden", *words, size=2).weights == cases.start("Hidden", *words, "audit=false", size=1).weights
+
+
+def test_a_loss_that_asks_for_the_step_is_the_same_at_every_world_size_and_after_a_resume(cases: Cases) -> None:
+    whole, part = stopped_and_resumed(cases, "AnnealedByTheStep", "evaluate.every=2", sizes=(2, 3))
+    assert part.rows == whole.rows
+    assert part.weights == whole.weights
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -335,7 +387,7 @@ def test_what_shows_only_later_is_named_and_costs_no_finished_step(
 def test_once_a_late_mistake_is_mended_the_run_goes_on_as_if_it_had_never_been(
     cases: Cases, what: str, line: str, size: int
 ) -> None:
-    words = [f"with.what={what}", "evaluate.every=3"]
+    words = [f"with.what={what}", "evaluate.every=3", COUNTED]
     broken = cases.start("Spoiling", *words, run="part", size=size)
     assert 1 in broken.codes
     assert 0 not in broken.codes

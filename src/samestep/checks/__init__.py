@@ -1,9 +1,10 @@
 """Looks at what a step did beside its numbers: a neighbour's micro-batch computed again, and what a forward left changed."""
 
+from samestep.checks.after_step import NoTwice, Twice
 from samestep.checks.attributes import look
-from samestep.checks.audit import Auditor, NoAudit
+from samestep.checks.audit import Auditor, NoAudit, Schedule
 from samestep.checks.purity import NoPurity, Purity
 from samestep.checks.recompute import Recompute
 from samestep.checks.step_checks import Checks
 
-__all__ = ["Auditor", "Checks", "NoAudit", "NoPurity", "Purity", "Recompute", "look"]
+__all__ = ["Auditor", "Checks", "NoAudit", "NoPurity", "NoTwice", "Purity", "Recompute", "Schedule", "Twice", "look"]

@@ -16,6 +16,7 @@ import torch
 
 from samestep.batches import MicroBatch
 from samestep.checks import attributes
+from samestep.checks.audit import Schedule
 from samestep.checks.optimizer_attributes import OptimizerAttributes
 from samestep.checks.recompute import Recompute
 from samestep.checks.registered import Judge, Registered
@@ -53,6 +54,7 @@ class Purity(NoPurity):
 
     Args:
         first_step: of this start, from 0.
+        schedule: which steps are looked at.
         sharded: of the model, where no rank runs a forward alone: what is found on one is looked into on all.
     """
 
@@ -64,10 +66,11 @@ class Purity(NoPurity):
         recompute: Recompute,
         gradients: OrderedSum,
         first_step: int,
+        schedule: Schedule,
         sharded: ShardedModel | None = None,
     ) -> None:
         self._task, self._model, self._recompute = task, model, recompute
-        self._gradients, self._first_step = gradients, first_step
+        self._gradients, self._first_step, self._is_chosen = gradients, first_step, schedule.is_chosen
         self._is_sharded = sharded is not None
         mine = [(shard.names[0], shard.local) for shard in sharded.shards] if sharded else list(model.named_parameters())
         self._names, self._parameters = [name for name, _ in mine], [parameter for _, parameter in mine]
@@ -81,10 +84,6 @@ class Purity(NoPurity):
 
     def _spots(self) -> list[Spot]:
         return [*attributes.of_model(self._model), *attributes.of_task(self._task)]
-
-    def _is_chosen(self, step: int) -> bool:
-        number = step - self._first_step + 1
-        return number & (number - 1) == 0
 
     def _look(self) -> dict[str, Any]:
         return {name: attributes.look(names[key], self._own) for name, names, key in self._spots()}

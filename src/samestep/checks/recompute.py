@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from samestep.batches import Batches
 from samestep.exact import OrderedSum, Statistics, fingerprint
 from samestep.randomness.seeding import seed_all
-from samestep.task import Task, checked_loss
+from samestep.task import Batch, Task, at_step, checked_loss
 
 
 class Recompute:
@@ -37,39 +37,64 @@ class Recompute:
         other._batches = batches
         return other
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a backward here leaves nothing behind: fp16's scale is chosen by the first that trains."""
+        scaler = self._accelerator.scaler
+        return scaler is None or scaler._scale is not None
+
+    def rows(self, step: int, index: int) -> Batch:
+        """The rows of a micro-batch, read, transformed and collated anew."""
+        return self._batches.again(step, index)
+
     def backward(self, step: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the loss and the gradients' fingerprints; the gradients are left in `grad`, for the caller to clear."""
-        with self._forward(step, index) as loss:
+        with self._forward(step, self.rows(step, index), index) as loss:
             self._accelerator.backward(loss)
             return loss.detach(), self._gradients.prints()
 
-    def prints(self, step: int, index: int) -> torch.Tensor:
-        """Fingerprints of the loss, and, unless sharded, of each trainable parameter's gradient, which is left nowhere."""
-        parameters = [] if self._gradients.is_sharded else [p for p in self._model.parameters() if p.requires_grad]
-        with self._forward(step, index) as loss:
-            grads = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad and parameters else ()
-        return fingerprint([loss.detach(), *grads])
+    def prints(self, step: int, index: int, batch: Batch | None = None) -> torch.Tensor:
+        """Fingerprints of the loss and of each stepped parameter's gradient, which is left nowhere; 0 for one that has none.
+
+        Of a sharded model no gradient is computed.
+        """
+        parameters = self._gradients.parameters
+        wanted = [] if self._gradients.is_sharded else [p for p in parameters if p.requires_grad]
+        with self._forward(step, self.rows(step, index) if batch is None else batch, index) as loss:
+            scaled = self._accelerator.scaler.scale(loss) if self._accelerator.scaler and self.is_ready else loss
+            grads = torch.autograd.grad(scaled, wanted, allow_unused=True) if loss.requires_grad and wanted else ()
+        found = dict(zip(map(id, wanted), grads, strict=bool(grads)))
+        return fingerprint([loss.detach(), *(found.get(id(parameter)) for parameter in parameters)])
 
     @contextlib.contextmanager
-    def _forward(self, step: int, index: int) -> Iterator[torch.Tensor]:
+    def _forward(self, step: int, batch: Batch, index: int) -> Iterator[torch.Tensor]:
         """The loss, and a backward inside: buffers that it needs stay as the forward left them until it is through."""
-        with self._gradients.apart(), self._statistics.apart(), _modes_kept(self._model):
-            batch = self._batches.again(step, index)
+        with self._gradients.apart(), self._statistics.apart(), _modes_kept(self._model), at_step(step + 1):
             seed_all(self._seed, step, index, device=self._accelerator.device)
             with self._accelerator.autocast():
                 loss, _, _ = checked_loss(self._task.loss(self._model, batch))
             yield loss
 
 
-@contextlib.contextmanager
-def _modes_kept(model: torch.nn.Module) -> Iterator[None]:
-    """What a forward inside freezes, frees, or sets to another mode is afterwards as it was."""
+def modes_of(model: torch.nn.Module) -> Callable[[], None]:
+    """What lays back which parameters train, and which modules are in training mode."""
     trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
+
+    def lay_back() -> None:
         for parameter, requires_grad in trains:
             parameter.requires_grad_(requires_grad)
         for module, training in modes:
             module.training = training
+
+    return lay_back
+
+
+@contextlib.contextmanager
+def _modes_kept(model: torch.nn.Module) -> Iterator[None]:
+    """What a forward inside freezes, frees, or sets to another mode is afterwards as it was."""
+    lay_back = modes_of(model)
+    try:
+        yield
+    finally:
+        lay_back()

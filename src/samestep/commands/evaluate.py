@@ -12,6 +12,7 @@ from samestep.run.folder import RunFolder
 from samestep.runtime import prepare_environment, read_runtime
 from samestep.session import make_accelerator, make_evaluator, read_split
 from samestep.session.blocks import compile_blocks
+from samestep.task import at_step
 
 
 def evaluate(folder: RunFolder, config: Config, split: str, step: int | None) -> dict[str, float]:
@@ -35,5 +36,6 @@ def evaluate(folder: RunFolder, config: Config, split: str, step: int | None) ->
     rows = read_split(task, config.seed, split)
     if rows is None:
         raise UsageError(f'--data: data("{split}") is None; write a split that the task has, train say')
-    found = make_evaluator(config, task, accelerator, model, rows)(model, lambda: 0, Watchdog.off())
+    with at_step(saved.step):
+        found = make_evaluator(config, task, accelerator, model, rows)(model, lambda: 0, Watchdog.off())
     return {"step": saved.step, **(found or {})}

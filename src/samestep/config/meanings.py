@@ -54,7 +54,7 @@ MEANINGS = {
     "init": "Start from the weights of another run, or of a safetensors file.",
     "workers": "Processes of each rank that read ahead, for a costly `transform`; 0 reads in the rank itself.",
     "watchdog": "Seconds without a step after which a run counts as hung (20 usual steps, if that is longer); 0 is off.",
-    "audit": "Have a neighbour's micro-batch recomputed, and its bits compared.",
+    "audit": "Compute a micro-batch again, here and at a neighbour's, and compare; by default ever rarer, `false`: never.",
     "audit.every": "Steps from one audit to the next.",
     "profile": "A trace of some steps by torch.profiler, and the operations that took longest: `docs/tracking.md`.",
     "profile.start": "The first step that is traced.",

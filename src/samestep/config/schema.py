@@ -113,7 +113,7 @@ class Track(_Strict):
 
 
 class Audit(_Strict):
-    """Recompute a neighbour's micro-batch every so many steps and compare the bits."""
+    """Compute a micro-batch again every so many steps, here and at a neighbour's, and compare the bits."""
 
     every: PositiveInt
 
@@ -157,7 +157,7 @@ class Config(_Strict):
     init: str | None = None
     workers: int = Field(0, ge=0)
     watchdog: float = Field(60.0, ge=0)
-    audit: Audit | None = None
+    audit: Audit | Literal[False] | None = None  # in steps of its own choice
     profile: Profile | None = None
     runs: str = "runs"
 

@@ -7,7 +7,7 @@ from samestep.exact.sharded import USED_ROWS, Shard, ShardedModel, ShardedSum, r
 from samestep.exact.statistics import Statistics
 from samestep.exact.step_sums import StepSums
 from samestep.exact.step_totals import StepExchange, Totals
-from samestep.exact.totals import fingerprint, gather, in_order, ordered_total, padded
+from samestep.exact.totals import as_bits, fingerprint, gather, in_order, ordered_total, padded
 from samestep.exact.tree import Block, Sum, blocks_of, contiguous, cuts, dealt, tree_sum
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "StepSums",
     "Sum",
     "Totals",
+    "as_bits",
     "as_float",
     "blocks_of",
     "check_world_size",

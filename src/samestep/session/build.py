@@ -14,7 +14,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from samestep.batches import Batches, Plan
 from samestep.checkpoint import Ending, Saved
-from samestep.checks import Auditor, Checks, NoAudit, Purity, Recompute
+from samestep.checks import Auditor, Checks, NoAudit, NoTwice, Purity, Recompute, Schedule, Twice
 from samestep.config import Config
 from samestep.control import StopFlag, Watchdog, agreed
 from samestep.errors import UsageError
@@ -84,10 +84,10 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     sums = build_sums(config, plans, model, optimizer, sharded, plan, ending)
     batches = build_batches(config, plans, model, data, plan, sums, range(first_step, num_steps))
     evaluation = build_evaluation(config, plans, model, data, sharded)
-    checks = build_checks(config, plans, model, optimizer, sums, batches, first_step)
+    checks = build_checks(config, plans, model, optimizer, sums, batches, first_step, all_steps)
     look_ahead(config, model, evaluation, checks)
     tracker = make_tracker(all_steps)
-    for note in notes(plans, model, optimizer, data, sharded):
+    for note in notes(config, plans, model, optimizer, data, sharded):
         tracker.line(note)
     pace = Pace(plans.task.unit, plans.watch, optimizer.device, first_step)
     return Training(
@@ -98,7 +98,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         autocast=contextlib.nullcontext if config.precision == "no" else plans.accelerator.autocast,
         backward=torch.Tensor.backward if plans.accelerator.scaler is None else plans.accelerator.backward,
         optimizer=optimizer,
-        after_step=make_after_step(config, plans.task, model, optimizer, checks.purity, first_step, plans.watch),
+        after_step=make_after_step(config, plans.task, model, optimizer, checks, first_step, plans.watch),
         batches=batches,
         sums=sums,
         checks=checks,
@@ -172,13 +172,18 @@ def build_checks(
     sums: StepSums,
     batches: Batches,
     first_step: int,
+    all_steps: int,
 ) -> Checks:
-    gradients, task, every = sums.gradients, plans.task, config.audit.every if config.audit else 0
+    gradients, task = sums.gradients, plans.task
+    share, looks = max(map(len, gradients.shares)), min(gradients.world_size, 2)
+    schedule = Schedule(first_step, all_steps - 1, share, looks)
     recompute = Recompute(config.seed, task, model, plans.accelerator, gradients, sums.statistics, batches)
-    purity = Purity(task, model, optimizer.inner, recompute, gradients, first_step, sums.sharded)
-    rank, peers = plans.runtime.rank, plans.peers
-    audit = Auditor(every, batches.plan, recompute, gradients, rank, peers) if every else NoAudit()
-    return Checks(audit, purity, recompute)
+    purity = Purity(task, model, optimizer.inner, recompute, gradients, first_step, schedule, sums.sharded)
+    if config.audit is False:
+        return Checks(NoAudit(), purity, recompute, NoTwice())
+    audited = Schedule(first_step, all_steps - 1, share, looks, config.audit.every if config.audit else None)
+    audit = Auditor(audited, batches.plan, recompute, gradients, plans.runtime.rank, plans.peers)
+    return Checks(audit, purity, recompute, Twice(model, schedule, recompute, gradients))
 
 
 def build_evaluation(
@@ -206,10 +211,14 @@ def look_ahead(config: Config, model: torch.nn.Module, evaluation: Evaluation, c
 
 
 def notes(
-    plans: Plans, model: torch.nn.Module, optimizer: GatedOptimizer, data: Data, sharded: ShardedModel | None
+    config: Config, plans: Plans, model: torch.nn.Module, optimizer: GatedOptimizer, data: Data, sharded: ShardedModel | None
 ) -> list[str]:
     before = plans.saved.values["data"] if plans.saved else data.facts
-    return [*notes_on_data(before, data.facts), *notes_on(model, stepped_by(optimizer), sharded)]
+    found = [*notes_on_data(before, data.facts), *notes_on(model, stepped_by(optimizer), sharded)]
+    if config.audit is False:
+        words = "a task that remembers earlier micro-batches, or a device that computes wrongly, is not seen"
+        found.append(f"note: audit is off: {words}")
+    return found
 
 
 def make_sum(

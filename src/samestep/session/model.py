@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from samestep.checkpoint import Checkpoints, Saved, read, refuse_unsavable, restore, restore_modes
-from samestep.checks import NoPurity, look
+from samestep.checks import Checks, look
 from samestep.config import Config
 from samestep.control import Watchdog, everyones
 from samestep.errors import UsageError
@@ -134,19 +134,22 @@ def notes_on(model: nn.Module, stepped: list[nn.Parameter], sharded: ShardedMode
 
 
 def make_after_step(
-    config: Config, task: Task, model: nn.Module, optimizer: GatedOptimizer, purity: NoPurity, first_step: int, watch: Watchdog
+    config: Config, task: Task, model: nn.Module, optimizer: GatedOptimizer, checks: Checks, first_step: int, watch: Watchdog
 ) -> Callable[[int], None]:
     """What runs after each optimizer step, the same on every rank: the task's own `after_step`, if it has one."""
     changes = task.overrides("after_step")
+
+    def change(step: int) -> None:
+        seed_all(config.seed, step, 0, _AFTER_STEP, device=optimizer.device)
+        task.after_step(model, step + 1)
 
     def after_step(step: int) -> None:
         if step == first_step:  # by now the optimizer shows what it keeps
             refuse_unsavable(model, optimizer.inner)
         if changes and optimizer.counts:  # on a GPU this waits: what a step that counts for nothing changed would stay
             watch.at("running after_step")
-            seed_all(config.seed, step, 0, _AFTER_STEP, device=optimizer.device)
-            with optimizer.stepping(), purity.after_step(step), torch.no_grad():
-                task.after_step(model, step + 1)
+            with optimizer.stepping(), torch.no_grad():
+                checks.after_step(step, lambda: change(step))
             watch.meeting()
 
     return after_step

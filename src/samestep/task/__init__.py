@@ -12,16 +12,20 @@ from samestep.task.contract import (
     checked_metrics,
     refuse_taken,
 )
+from samestep.task.step import NOW, at_step, step
 
 __all__ = [
+    "NOW",
     "Batch",
     "Columns",
     "Loss",
     "Numbers",
     "Ratio",
     "Task",
+    "at_step",
     "batch_behind",
     "checked_loss",
     "checked_metrics",
     "refuse_taken",
+    "step",
 ]

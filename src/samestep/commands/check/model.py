@@ -17,7 +17,7 @@ from samestep.loop import Training, train
 from samestep.randomness.seeding import seed_all
 from samestep.runtime import Runtime
 from samestep.session import Plans, build, in_user_code, make_accelerator, mistake_behind
-from samestep.task import checked_loss
+from samestep.task import at_step, checked_loss
 from samestep.task.loading import load_task
 from samestep.tracking import NullTracker, find_tracker
 
@@ -120,7 +120,7 @@ def _doubled(run: Training) -> Line:
         twice = type(batch)((name, torch.cat([tensor, tensor])) for name, tensor in batch.items())
         for each in (batch, twice):
             seed_all(run.config.seed, 0, 0, device=run.optimizer.device)
-            with evaluating(run.model), torch.enable_grad(), run.autocast():
+            with evaluating(run.model), torch.enable_grad(), run.autocast(), at_step(1):
                 total, weight, _ = checked_loss(run.task.loss(run.model, each))
             found.append((float(total.detach()), float(weight)))
     except Exception as error:
