@@ -253,6 +253,29 @@ def test_a_stop_is_saved_and_the_same_line_goes_on_to_the_same_bits(uneven: Work
     assert third.weights == unbroken
 
 
+def test_sigusr1_to_the_launcher_alone_is_handed_on_and_all_is_saved(uneven: Workplace) -> None:
+    uneven.write("slow.yaml", SLOW)
+    words = [sys.executable, "-m", "samestep", "launch", "slow.yaml", "--processes", "2", "--run", "usr1"]
+    launcher = subprocess.Popen(words, cwd=uneven.path, env=uneven.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started(uneven, "usr1")
+    launcher.send_signal(signal.SIGUSR1)
+    assert launcher.wait(100) == 75
+    assert uneven.state("usr1")["status"] == "stopped"
+    assert list((uneven.path / "runs/usr1/checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_every_process_at_once_loader_processes_too_is_a_stop(uneven: Workplace, number: signal.Signals) -> None:
+    uneven.write("slow.yaml", SLOW)
+    words = [sys.executable, "-m", "samestep", "train", "slow.yaml", "--run", "all", "workers=2"]
+    first = subprocess.Popen(words, cwd=uneven.path, env=uneven.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started(uneven, "all")
+    for process in [*psutil.Process(first.pid).children(recursive=True), psutil.Process(first.pid)]:
+        process.send_signal(number)
+    assert first.wait(100) == 75
+    assert uneven.state("all")["status"] == "stopped"
+
+
 def test_ctrl_c_in_local_sh_saves_and_exits_with_75(uneven: Workplace) -> None:
     uneven.write("slow.yaml", SLOW)
     words = ["bash", str(ROOT / "launch/local.sh"), "slow.yaml", "--processes", "2", "--run", "interrupted"]

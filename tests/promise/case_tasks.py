@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import itertools
 import os
@@ -1007,3 +1008,29 @@ class AnnealedByTheStep(Base):
     def loss(self, model: Any, batch: Batch) -> Any:
         total, weight = super().loss(model, batch)
         return total * min(1.0, samestep.step() / 5), weight
+
+
+class EmptyBuffer(Base):
+    """A persistent buffer of no elements, as observers for quantisation begin with."""
+
+    def model(self) -> nn.Module:
+        model = small()
+        model.register_buffer("seen", torch.empty(0))
+        model.append(nn.BatchNorm1d(1))
+        return model
+
+
+class Pinn(Base):
+    """A loss that takes a gradient by its inputs, in the evaluation too; `allowed` as the line says."""
+
+    allowed: bool = False
+
+    def data(self, split: str) -> Any:
+        return rows(64 if split == "train" else 8)
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        with torch.enable_grad() if self.allowed else contextlib.nullcontext():
+            x = batch["x"].clone().requires_grad_(True)
+            out = model(x)
+            (slope,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+            return (slope.sum(1, keepdim=True) + out).square().sum(), len(x)

@@ -86,6 +86,8 @@ def cases(tmp_path: Path, ranks: Ranks) -> Cases:
         ("Base", ["global_batch_size=10"]),
         ("Random", ["evaluate.every=2"]),
         ("Transformed", []),
+        ("EmptyBuffer", []),
+        ("Pinn", ["with.allowed=true"]),
         ("Split", []),
         ("HalfOutput", ["precision=bf16"]),
         ("Complex", []),
@@ -345,6 +347,13 @@ def test_what_remembers_is_refused_wherever_it_does(cases: Cases, place: str, li
     assert line in found.err
     assert len(found.err.splitlines()) == 1
     assert not found.folder.exists()
+
+
+def test_a_gradient_in_an_evaluation_is_told_what_to_write(cases: Cases) -> None:
+    found = cases.start("Pinn")
+    assert found.codes == [2]
+    assert "task: a gradient is taken in it, and an evaluation computes none, at " in found.err
+    assert "write with torch.enable_grad():" in found.err
 
 
 def test_a_cache_that_stays_as_its_process_filled_it_shows_between_processes(cases: Cases) -> None:

@@ -16,7 +16,7 @@ from samestep.errors import SamestepError
 from samestep.randomness.order import Integers, Order
 from samestep.randomness.seeding import seed_all
 from samestep.sources import Rows
-from samestep.sources.reading import LOADING, use_a_short_folder
+from samestep.sources.reading import LOADING, begin_worker
 from samestep.task import Batch, Columns
 
 _BURST_BYTES = 1 << 20  # of micro-batches that are read at once
@@ -162,7 +162,7 @@ class Batches:
                 num_workers=workers,
                 prefetch_factor=4,
                 generator=torch.Generator(),  # or iter() would draw from the global one
-                worker_init_fn=use_a_short_folder,
+                worker_init_fn=begin_worker,
             )
             if workers
             else _read_here(reader, places, 1 if rows.may_draw else len(share))

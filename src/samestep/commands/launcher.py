@@ -6,11 +6,16 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
+
+import psutil
 
 from samestep.errors import TrainingError, UsageError
 
 _ENDED_BY_A_SIGNAL = 128  # and its number on top, as shells have it
+_LISTENS_WITHIN_S = 60.0
 
 
 def launch(words: tuple[str, ...], refused: Path | None = None) -> int:
@@ -24,6 +29,8 @@ def launch(words: tuple[str, ...], refused: Path | None = None) -> int:
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         # Under nohup: torch would set a handler of its own, which a blocked signal never reaches, here and in the ranks.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:  # a job's script ignores it, for there the ranks get it themselves
+        signal.signal(signal.SIGUSR1, lambda number, frame: threading.Thread(target=_pass_on, args=(number,)).start())
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # or torch writes that it has set it; each rank sets its own
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if "LOGLEVEL" not in os.environ:  # torch's own, for who wants to see what it does
@@ -47,3 +54,27 @@ def launch(words: tuple[str, ...], refused: Path | None = None) -> int:
             return _ENDED_BY_A_SIGNAL + int(error.sigval)
         raise TrainingError(f"the launcher failed: {type(error).__name__}: {error}") from None
     return 0
+
+
+def _pass_on(number: int) -> None:
+    """Hand a signal on to each rank, as soon as that one listens: it would end a rank that is still importing torch."""
+    until = time.monotonic() + _LISTENS_WITHIN_S
+    waiting = psutil.Process().children()
+    while waiting and time.monotonic() < until:
+        for rank in list(waiting):
+            try:
+                if not rank.is_running() or rank.status() == psutil.STATUS_ZOMBIE:
+                    waiting.remove(rank)
+                elif _catches(rank.pid, number):
+                    rank.send_signal(number)
+                    waiting.remove(rank)
+            except (psutil.Error, OSError):
+                waiting.remove(rank)
+        time.sleep(0.1)
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal, as Linux tells (proc(5), SigCgt)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next((line.split()[1] for line in lines if line.startswith("SigCgt:")), "0")
+    return bool(int(caught, 16) >> (number - 1) & 1)

@@ -244,7 +244,7 @@ def _prints(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     found = torch.zeros(len(tensors), dtype=torch.int64, device=device)
     for place, tensor in enumerate(tensors):
         bits = as_bits(tensor).reshape(-1).long()
-        found[place] = (bits * torch.arange(1, 2 * bits.numel(), 2, device=bits.device)).sum()
+        found[place] = (bits * torch.arange(1, 2 * bits.numel() + 1, 2, device=bits.device)).sum()
     return found
 
 

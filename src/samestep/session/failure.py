@@ -8,6 +8,7 @@ import re
 import time
 import traceback
 
+from samestep import evaluation
 from samestep.checkpoint import Saver
 from samestep.config import Config
 from samestep.control import Board, is_victim, survivor
@@ -20,13 +21,12 @@ from samestep.task import Columns, batch_behind
 
 _PATIENCE_AFTER_A_FAULT_S = 20.0  # torchrun kills what is left after 30
 
+_NO_GRADIENT = "element 0 of tensors does not require grad and does not have a grad_fn"
 _IN_OTHERS_WORDS = {
     "You must call wandb.init() before": (
         "found wandb's own log in it; return numbers from loss as a third value, {name: (sum, weight)}, or from metrics"
     ),
-    "element 0 of tensors does not require grad and does not have a grad_fn": (
-        "a backward is called in it; leave that and the optimizer's step out: both come after loss"
-    ),
+    _NO_GRADIENT: ("a backward is called in it; leave that and the optimizer's step out: both come after loss"),
 }
 _PAST_THE_MODEL = (USED_ROWS, "mixed torch.Tensor and DTensor", "requires running forward through the root module first")
 _HINTS = {
@@ -36,6 +36,11 @@ _HINTS = {
     "is out of bounds": "class labels go from 0 to one less than the model has outputs",
     "shapes cannot be multiplied": "the model's first layer and the column must be of one width",
 }
+
+
+def _is_in_evaluation(error: Exception) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.filename == evaluation.__file__ for frame in frames)
 
 
 def in_user_code(error: Exception) -> str:
@@ -85,6 +90,11 @@ def mistake_behind(error: Exception, config: Config) -> UsageError | None:
         return UsageError(
             f"task: {operation} has no deterministic kernel on this device, and would give other bits each time; "
             "use another operation, or write reduce=fast"
+        )
+    if _NO_GRADIENT in str(error) and _is_in_evaluation(error):
+        return UsageError(
+            f"task: a gradient is taken in it, and an evaluation computes none{place_in_user_code(error)}; write with "
+            "torch.enable_grad(): around the forward that it is taken of, or a metrics() without it"
         )
     if (words := next((words for part, words in _IN_OTHERS_WORDS.items() if part in str(error)), None)) is not None:
         return UsageError(f"task: {words}{place_in_user_code(error)} (docs/tasks.md)")

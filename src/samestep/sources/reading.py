@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from typing import Any
 
@@ -10,12 +11,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from samestep.randomness.seeding import seed_all
 
+_OF_A_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 LOADING = 1  # sets the loading's random numbers apart from the forward's
 _LONGEST_FOLDER = 70  # bytes; what multiprocessing appends to it comes to 33, and a socket's path has at most 107 (unix(7))
 
 
-def use_a_short_folder(worker: int) -> None:
-    """A worker hands its tensors over at a socket in the temporary folder; were its path too long, we would wait for ever."""
+def begin_worker(worker: int) -> None:
+    """A loader process ends when its rank does, and never before: who stops a run may well signal all of its processes.
+
+    It hands its tensors over at a socket in the temporary folder; were that path too long, we would wait for ever.
+    """
+    for number in _OF_A_STOP:
+        signal.signal(number, signal.SIG_IGN)
     if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
         tempfile.tempdir = "/tmp"
 
@@ -37,7 +44,7 @@ def read_some(source: Any, numbers: list[int], apart: bool) -> list[Any]:
     if not apart:
         return [rows[number] for number in numbers]
     loader: DataLoader[Any] = DataLoader(
-        rows, sampler=numbers, batch_size=None, num_workers=1, collate_fn=_as_they_are, worker_init_fn=use_a_short_folder
+        rows, sampler=numbers, batch_size=None, num_workers=1, collate_fn=_as_they_are, worker_init_fn=begin_worker
     )
     return list(loader)
 

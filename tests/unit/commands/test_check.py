@@ -98,3 +98,15 @@ def test_a_device_that_computes_wrongly_is_named(tmp_path: Path) -> None:
     assert checked(tmp_path, before=lambda: None)["devices"].startswith(
         "ok       devices     the same product of matrices twice"
     )
+
+
+def test_a_model_that_is_evaluated_by_its_average_passes(tmp_path: Path) -> None:
+    averaged = TASK.replace(
+        "return torch.nn.Sequential(torch.nn.Linear(1000, 1000), torch.nn.ReLU(), torch.nn.Linear(1000, 1))",
+        "return torch.nn.ModuleDict({name: torch.nn.Linear(1000, 1).requires_grad_(name == 'net') for name in ('net', 'average')})",
+    ).replace("model(batch", "model['net' if model.training else 'average'](batch")
+    (tmp_path / "mine.py").write_text(averaged)
+    (tmp_path / "mine.yaml").write_text(CONFIG)
+    code, lines = forked(tmp_path, "check", "mine.yaml", before=lambda: None)
+    assert code == 0, lines
+    assert any(line.startswith("ok       loss        is a sum") for line in lines)

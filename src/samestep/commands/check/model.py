@@ -121,7 +121,7 @@ def _doubled(run: Training) -> Line:
         for each in (batch, twice):
             seed_all(run.config.seed, 0, 0, device=run.optimizer.device)
             with evaluating(run.model), torch.enable_grad(), run.autocast(), at_step(1):
-                total, weight, _ = checked_loss(run.task.loss(run.model, each))
+                total, weight, _ = checked_loss(run.task.loss(run.model, each), trains=False)
             found.append((float(total.detach()), float(weight)))
     except Exception as error:
         if isinstance(error, UsageError):
