@@ -27,7 +27,9 @@ def doomed(workplace: Workplace, moments: list[str], number: int = signal.SIGKIL
     marks = workplace.path / "marks"
     marks.mkdir()
     fields = f"with: {{moments: {json.dumps(moments)}, marks: {marks}, signal: {int(number)}{more}}}\n"
-    workplace.write("case.yaml", SLOW.replace("Slow\n", f"Doomed\n{fields}").replace("steps: 90", f"steps: {steps}"))
+    workplace.write(
+        "case.yaml", SLOW.replace("Slow\n", f"Doomed\n{fields}").replace("steps: 90", f"steps: {steps}\naudit: false")
+    )
     for place in range(len(moments)):
         (marks / str(place)).touch()
     whole = workplace.train("case.yaml", "--run", "whole")
@@ -91,7 +93,9 @@ def test_rank_0s_death_in_the_last_save_loses_nothing(workplace: Workplace) -> N
 
 def test_a_mistake_that_shows_late_costs_no_finished_step(workplace: Workplace) -> None:
     workplace.write("late.py", LATE)
-    workplace.write("case.yaml", SLOW.replace(f"{TASKS}:Slow", "late.py:Late").replace("every: 7", "every: 1000"))
+    workplace.write(
+        "case.yaml", SLOW.replace(f"{TASKS}:Slow", "late.py:Late").replace("every: 7", "every: 1000") + "audit: false\n"
+    )
     for began_at, code in (("fresh", 1), ("resumed from step 59", 2)):
         done = workplace.train("case.yaml", "--run", "late")
         assert done.code == code

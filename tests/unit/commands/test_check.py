@@ -103,7 +103,7 @@ def test_a_device_that_computes_wrongly_is_named(tmp_path: Path) -> None:
 def test_a_model_that_is_evaluated_by_its_average_passes(tmp_path: Path) -> None:
     averaged = TASK.replace(
         "return torch.nn.Sequential(torch.nn.Linear(1000, 1000), torch.nn.ReLU(), torch.nn.Linear(1000, 1))",
-        "return torch.nn.ModuleDict({name: torch.nn.Linear(1000, 1).requires_grad_(name == 'net') for name in ('net', 'average')})",
+        "return torch.nn.ModuleDict({n: torch.nn.Linear(1000, 1).requires_grad_(n == 'net') for n in ('net', 'average')})",
     ).replace("model(batch", "model['net' if model.training else 'average'](batch")
     (tmp_path / "mine.py").write_text(averaged)
     (tmp_path / "mine.yaml").write_text(CONFIG)
