@@ -16,7 +16,8 @@ from samestep.exact import OrderedSum, as_bits, fingerprint, gather
 from samestep.runtime.device_kind import beside_a_difference
 from samestep.task import Batch
 
-_COST = 0.005  # the most that looks may add to a run, in micro-batches
+_COST = 0.005  # what looks may add to a run
+_A_LOOK = 2  # micro-batches: its own and the neighbour's, or its own and what `Purity` looks at, which was measured
 _REMEMBERS = (
     "remembers something from one call to the next (an iterator, a counter, a cache, a global). Draw numbers from torch, numpy "
     "or random, which are seeded; ask samestep.step() for the step; keep state in a buffer, and change it in after_step"
@@ -35,13 +36,12 @@ class Schedule:
     Args:
         first_step, last_step: of this start, from 0, and of the run.
         share: how many micro-batches a rank computes in a step.
-        looks: how many it computes besides in a chosen one.
         every: each so-manyth step, and no other, where somebody has said so.
     """
 
-    def __init__(self, first_step: int, last_step: int, share: int, looks: int, every: int | None = None) -> None:
+    def __init__(self, first_step: int, last_step: int, share: int, every: int | None = None) -> None:
         self._first_step, self._last_step, self._every = first_step, last_step, every
-        self.rarest = max(1, round(looks / (_COST * share)))
+        self.rarest = max(1, round(_A_LOOK / (_COST * share)))
 
     def is_chosen(self, step: int) -> bool:
         if self._every is not None:

@@ -60,7 +60,7 @@ def _kinds(entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _kind(kind: dict[str, Any]) -> str:
     if "const" in kind or "enum" in kind:
-        return ", ".join(f"`{value}`" for value in kind.get("enum", [kind.get("const")]))
+        return ", ".join(f"`{_shown(value)}`" for value in kind.get("enum", [kind.get("const")]))
     if "$ref" in kind:
         return "keys"
     if isinstance(kind.get("additionalProperties"), dict):

@@ -175,13 +175,13 @@ def build_checks(
     all_steps: int,
 ) -> Checks:
     gradients, task = sums.gradients, plans.task
-    share, looks = max(map(len, gradients.shares)), min(gradients.world_size, 2)
-    schedule = Schedule(first_step, all_steps - 1, share, looks)
+    share = max(map(len, gradients.shares))
+    schedule = Schedule(first_step, all_steps - 1, share)
     recompute = Recompute(config.seed, task, model, plans.accelerator, gradients, sums.statistics, batches)
     purity = Purity(task, model, optimizer.inner, recompute, gradients, first_step, schedule, sums.sharded)
     if config.audit is False:
         return Checks(NoAudit(), purity, recompute, NoTwice())
-    audited = Schedule(first_step, all_steps - 1, share, looks, config.audit.every if config.audit else None)
+    audited = Schedule(first_step, all_steps - 1, share, config.audit.every if config.audit else None)
     audit = Auditor(audited, batches.plan, recompute, gradients, plans.runtime.rank, plans.peers)
     return Checks(audit, purity, recompute, Twice(model, schedule, recompute, gradients))
 
