@@ -55,7 +55,7 @@ class Streamed(Task):
 CONFIG: dict[str, Any] = {
     "task": "streamed.py:Streamed", "global_batch_size": 60, "micro_batch_size": 10, "epochs": 1,
     "optimizer": {"name": "adam", "lr": 1e-3}, "evaluate": {"every": 20}, "checkpoint": {"every": 10},
-    "track": {"every": 1, "wandb": "off"},
+    "track": {"every": 1, "wandb": "off"}, "audit": False,  # each row is to be seen once
 }  # fmt: skip
 
 
