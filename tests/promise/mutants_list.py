@@ -1198,8 +1198,8 @@ MUTANTS = [
     Mutant(
         "an-evaluation-owed-is-forgotten-before-it-is-judged",
         "evaluation.py",
-        '        return {f"eval_{name}": value for name, value in found.items()}\n\n    def count',
-        '        self.is_owed = False\n        return {f"eval_{name}": value for name, value in found.items()}\n\n    def count',
+        "            return None\n        return {",
+        "            return None\n        self.is_owed = False\n        return {",
         (LATE, "-k", "evaluation and mean"),
     ),
 ]
