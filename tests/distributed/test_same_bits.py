@@ -62,6 +62,7 @@ def test_the_weights_are_the_same_bits_on_one_process_and_on_others(workplace: W
     assert len(set(found.values())) == 1, found
 
 
+@pytest.mark.timeout(900)  # the compiler takes its time beside other tests
 def test_compiled_blocks_keep_the_bits(workplace: Workplace) -> None:
     found = {size: weights(workplace, COMPILED, size) for size in (1, 2)}
     assert len(set(found.values())) == 1, found

@@ -86,7 +86,7 @@ def test_a_crash_in_the_first_start_alone_is_gone_on_from(site: Site) -> None:
     site.case()
     text = (site.path / "case.yaml").read_text()
     fault = f"with: {{fault: raise, mark: {site.path}/mark, calls_before: 59, pause_s: "
-    site.write("case.yaml", text.replace(":Slow", ":Faulty").replace("with: {pause_s: ", fault))
+    site.write("case.yaml", text.replace(":Slow", ":Faulty").replace("with: {pause_s: ", fault) + "audit: false\n")
     job = site.sbatch("--nodes=2 --cpus-per-task=2")
     out = site.finish(job)
     assert "ValueError: planted" in out
