@@ -46,7 +46,7 @@ def weights(workplace: Workplace, config: str, processes: int) -> str:
     workplace.write("case.yaml", config)
     name = f"on-{processes}"
     done: Finished = workplace.train(
-        "case.yaml", "--run", name, "track={every: 5, wandb: 'off'}", processes=processes, timeout=250
+        "case.yaml", "--run", name, "track={every: 5, wandb: 'off'}", processes=processes, timeout=400
     )
     assert done.code == 0, done.err[-3000:]
     assert workplace.state(name)["world_size"] == processes
