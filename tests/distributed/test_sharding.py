@@ -99,7 +99,7 @@ def test_what_one_rank_alone_raises_while_it_is_looked_at_again_is_nobodys_busin
     config = (
         CHAIN.replace(":Chain", f":Startled\nwith: {{early: {early}}}")
         .replace("epochs: 4", "epochs: 1")
-        .replace("audit: {every: 4}\n", "")
+        .replace("audit: {every: 4}", "audit: false")
     )
     expected = trained(workplace, config, 1)
     assert trained(workplace, config, 2, "shard=true") == expected
