@@ -77,7 +77,8 @@ class Checkpoints:
 
     def _write(self, saved: Saved, folder: Path) -> None:
         files = self._write_tensors(saved, folder)
-        files["values.json"] = _write(folder / "values.json", [json.dumps(saved.values).encode()])
+        values = saved.values if saved.proof is None else {**saved.values, "proof": saved.proof.tolist()}
+        files["values.json"] = _write(folder / "values.json", [json.dumps(values).encode()])
         self._run.sync_metrics()
         manifest: dict[str, Any] = {"format": FORMAT, "step": saved.step, "torch": torch.__version__, "files": files}
         manifest["checksum"] = text_checksum(manifest)

@@ -28,6 +28,7 @@ class Saved:
     arrived: torch.cuda.Event | None = None  # when the copies from a GPU are all there
     weight_cuts: Cuts = field(default_factory=dict)
     optimizer_cuts: Cuts = field(default_factory=dict)
+    proof: torch.Tensor | None = None  # fingerprints of the next step's first micro-batch, where it was computed
 
     @property
     def files(self) -> dict[str, tuple[dict[str, torch.Tensor], Cuts]]:

@@ -18,15 +18,15 @@ from samestep.task import Batch
 
 _COST = 0.005  # what looks may add to a run
 _A_LOOK = 2  # micro-batches: its own and the neighbour's, or its own and what `Purity` looks at, which was measured
-_REMEMBERS = (
+REMEMBERS = (
     "remembers something from one call to the next (an iterator, a counter, a cache, a global). Draw numbers from torch, numpy "
     "or random, which are seeded; ask samestep.step() for the step; keep state in a buffer, and change it in after_step"
 )
 _AGAIN = {
     "rows": "its rows came out otherwise: data(), transform or collate keeps state, or writes into rows that the source still "
     "has. Draw from transform's rng, and write into copies",
-    "loss": f"its loss came out otherwise: the task or the model {_REMEMBERS}",
-    "gradient": f"a gradient came out otherwise: the task or the model {_REMEMBERS}",
+    "loss": f"its loss came out otherwise: the task or the model {REMEMBERS}",
+    "gradient": f"a gradient came out otherwise: the task or the model {REMEMBERS}",
 }
 
 

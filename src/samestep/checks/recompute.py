@@ -53,16 +53,25 @@ class Recompute:
             self._accelerator.backward(loss)
             return loss.detach(), self._gradients.prints()
 
-    def prints(self, step: int, index: int, batch: Batch | None = None) -> torch.Tensor:
+    def loss(self, step: int, index: int) -> int:
+        """The loss alone, as if it were to be trained on; its bits."""
+        with self._forward(step, self.rows(step, index), index) as loss:
+            return int(fingerprint([loss.detach()]))
+
+    def prints(self, step: int, index: int, batch: Batch | None = None, scaled: bool = True) -> torch.Tensor:
         """Fingerprints of the loss and of each stepped parameter's gradient, which is left nowhere; 0 for one that has none.
 
         Of a sharded model no gradient is computed.
+
+        Args:
+            scaled: by fp16's scale, where there is one.
         """
         parameters = self._gradients.parameters
         wanted = [] if self._gradients.is_sharded else [p for p in parameters if p.requires_grad]
         with self._forward(step, self.rows(step, index) if batch is None else batch, index) as loss:
-            scaled = self._accelerator.scaler.scale(loss) if self._accelerator.scaler and self.is_ready else loss
-            grads = torch.autograd.grad(scaled, wanted, allow_unused=True) if loss.requires_grad and wanted else ()
+            scaler = self._accelerator.scaler if scaled and self.is_ready else None
+            summed = scaler.scale(loss) if scaler else loss
+            grads = torch.autograd.grad(summed, wanted, allow_unused=True) if loss.requires_grad and wanted else ()
         found = dict(zip(map(id, wanted), grads, strict=bool(grads)))
         return fingerprint([loss.detach(), *(found.get(id(parameter)) for parameter in parameters)])
 

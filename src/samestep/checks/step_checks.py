@@ -7,6 +7,7 @@ from collections.abc import Callable
 from samestep.batches import MicroBatch
 from samestep.checks.after_step import NoTwice
 from samestep.checks.audit import NoAudit
+from samestep.checks.proof import NoProof
 from samestep.checks.purity import NoPurity
 from samestep.checks.recompute import Recompute
 
@@ -14,9 +15,9 @@ from samestep.checks.recompute import Recompute
 class Checks:
     """The audit of the devices and the watch over the task, as one."""
 
-    def __init__(self, audit: NoAudit, purity: NoPurity, recompute: Recompute, twice: NoTwice) -> None:
-        self.audit, self.purity, self.recompute, self.twice = audit, purity, recompute, twice
-        self.compare = audit.compare
+    def __init__(self, audit: NoAudit, purity: NoPurity, recompute: Recompute, twice: NoTwice, proof: NoProof) -> None:
+        self.audit, self.purity, self.recompute, self.twice, self.proof = audit, purity, recompute, twice, proof
+        self.begin_start, self.compare = proof.begin_start, audit.compare
         self.evaluation = purity.evaluation
 
     def after_step(self, step: int, change: Callable[[], None]) -> None:

@@ -114,7 +114,7 @@ def main() -> None:
         code = _refuse(error)
     except SamestepError as error:
         code = error.exit_code
-        if code == 1 or _speaks():
+        if str(error) and (code == 1 or _speaks()):
             click.echo(f"samestep: {error}", err=True)
     except BrokenPipeError:  # `samestep status | head -1`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

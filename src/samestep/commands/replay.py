@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from samestep.checkpoint import Checkpoints, read, verify, weights_hash
-from samestep.checks import Checks, NoAudit, NoPurity, NoTwice
+from samestep.checks import Checks, NoAudit, NoProof, NoPurity, NoTwice
 from samestep.config import Config
 from samestep.control import StopFlag
 from samestep.errors import TrainingError, UsageError
@@ -72,7 +72,7 @@ def replay(folder: RunFolder, config: Config, step: int, stop_before: bool) -> N
     plans = Plans(task, accelerator, runtime, StopFlag(), saved, [runtime.host], num_steps=step)
     training = build(config, plans, lambda num_steps: checker)
     training.evaluation.evaluator = None
-    training.checks = Checks(NoAudit(), NoPurity(), training.checks.recompute, NoTwice())
+    training.checks = Checks(NoAudit(), NoPurity(), training.checks.recompute, NoTwice(), NoProof())
     seen = _Seen(training, step, stop_before)
     train(training)
     print("\n".join(_shown(training, config, step, seen, recorded.get(step), checker)), flush=True)

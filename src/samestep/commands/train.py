@@ -55,7 +55,11 @@ def train(config_path: str, run: str | None, overrides: tuple[str, ...]) -> None
 
 
 def _failed(folder: RunFolder, runtime: Runtime, error: Exception, config: Config) -> str:
-    """Put a fault into one paragraph, with rank and host first, and the whole of it into this rank's log."""
+    """Put a fault into one paragraph, with rank and host first, and the whole of it into this rank's log.
+
+    Returns what this rank is to say: nothing if it only followed another, which has spoken.
+    """
+    from samestep.control import is_victim
     from samestep.session import in_user_code, record_failure
 
     text = str(error) if isinstance(error, SamestepError) else in_user_code(error)
@@ -65,7 +69,8 @@ def _failed(folder: RunFolder, runtime: Runtime, error: Exception, config: Confi
     paragraph = f"rank {runtime.rank} on {runtime.host}: {text}{log}"
     paragraph = record_failure(folder, runtime, paragraph, error)
     _say_failed(folder, runtime, paragraph)
-    return paragraph
+    failures = folder.failures() if is_victim(error) else []
+    return "" if any(not failure["victim"] for failure in failures) else paragraph
 
 
 def _say_failed(folder: RunFolder, runtime: Runtime, reason: str) -> None:

@@ -14,7 +14,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from samestep.batches import Batches, Plan
 from samestep.checkpoint import Ending, Saved
-from samestep.checks import Auditor, Checks, NoAudit, NoTwice, Purity, Recompute, Schedule, Twice
+from samestep.checks import Auditor, Checks, NoAudit, NoProof, NoTwice, Proof, Purity, Recompute, Schedule, Twice
 from samestep.config import Config
 from samestep.control import StopFlag, Watchdog, agreed
 from samestep.errors import UsageError
@@ -179,11 +179,13 @@ def build_checks(
     schedule = Schedule(first_step, all_steps - 1, share)
     recompute = Recompute(config.seed, task, model, plans.accelerator, gradients, sums.statistics, batches)
     purity = Purity(task, model, optimizer.inner, recompute, gradients, first_step, schedule, sums.sharded)
-    if config.audit is False:
-        return Checks(NoAudit(), purity, recompute, NoTwice())
+    if config.audit is False or (config.audit is None and config.reduce == "fast"):
+        return Checks(NoAudit(), purity, recompute, NoTwice(), NoProof())
     audited = Schedule(first_step, all_steps - 1, share, config.audit.every if config.audit else None)
     audit = Auditor(audited, batches.plan, recompute, gradients, plans.runtime.rank, plans.peers)
-    return Checks(audit, purity, recompute, Twice(model, schedule, recompute, gradients))
+    recorded = plans.saved.values.get("proof") if plans.saved else None
+    proof = NoProof() if sums.sharded else Proof(recompute, gradients.share[0], recorded)
+    return Checks(audit, purity, recompute, Twice(model, schedule, recompute, gradients), proof)
 
 
 def build_evaluation(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 
 from samestep.checkpoint import Saved, Saver, read_chosen, weights_hash
+from samestep.checks import NoProof
 from samestep.config import Config
 from samestep.control import (
     Board,
@@ -88,7 +89,7 @@ class _Rank:
         mapped = is_cut(self.config, self.runtime)
         saved = read_chosen(self.start.checkpoint, self.start.checksum, mapped) if self.start.checkpoint else None
         kind = device_kind(self.accelerator.device)
-        peers = self.compare_devices(kind, saved)
+        peers, other_kind = self.compare_devices(kind, saved)
         self.folder.continue_start(self.start.number)
         board = make_board(self.runtime.store, self.runtime.world_size, self.start.number)
         plans = Plans(self.task, self.accelerator, self.runtime, self.stop, saved, peers, watch=self.make_watchdog(board))
@@ -98,7 +99,7 @@ class _Rank:
             run.ending.saver = saver
         plans.saved = saved = None  # laid out by now, and as large as all that is trained
         agreed(lambda: _see_the_start(self.folder, self.runtime))
-        self.train(run, saver, board)
+        self.train(run, saver, board, may_part=self.start.may_part or other_kind)
         if self.runtime.is_main:
             print(f"weights {self.folder.read_state()['weights']}", flush=True)
 
@@ -110,8 +111,9 @@ class _Rank:
         state = self.folder.read_state()
         self.say(f"{self.folder.name} is done already, at step {state['step']}\nweights {state['weights']}")
 
-    def compare_devices(self, kind: dict[str, str], saved: Saved | None) -> list[str]:
-        """Refuse a job of mixed kinds of device in exact mode. Returns each rank's host and device."""
+    def compare_devices(self, kind: dict[str, str], saved: Saved | None) -> tuple[list[str], bool]:
+        """Refuse a job of mixed kinds of device in exact mode. Returns each rank's host and device, and if they are others than
+        those of the checkpoint."""
         everyone = everyones((kind, f"{self.runtime.host} {self.accelerator.device}"))
         for rank, (other, _) in enumerate(everyone):
             lines = differences(everyone[0][0], other)
@@ -120,9 +122,10 @@ class _Rank:
                     f"devices: rank {rank} is of another kind than rank 0 ({'; '.join(lines)}), and gives other bits; "
                     "use one kind of machine, or write reduce=fast"
                 )
-        for line in differences(saved.values["kind"], kind) if saved else []:
+        lines = differences(saved.values["kind"], kind) if saved else []
+        for line in lines:
             self.say(f"WARNING: {line}; the bits may part from an unbroken run's at step {self.start.resumed_from + 1}")
-        return [place for _, place in everyone]
+        return [place for _, place in everyone], bool(lines)
 
     def make_watchdog(self, board: Board) -> Watchdog:
         runtime, folder = self.runtime, self.folder
@@ -159,12 +162,14 @@ class _Rank:
         known = info_for_trackers(self.config, self.folder, self.runtime, self.start)
         return Tracker(self.config.track, known, num_steps, self.task.unit)
 
-    def train(self, run: Training, saver: Saver, board: Board) -> None:
+    def train(self, run: Training, saver: Saver, board: Board, may_part: bool) -> None:
         """Train, save the end, and write it into the run's state; or save what is finished, and raise why it ended."""
         run.watch.start()
         try:
             run.batches.start()
             agreed(lambda: _try_evaluation(run))
+            if parted := agreed(lambda: run.checks.begin_start(run.first_step, may_part)):
+                self.say(parted)
             if self.runtime.is_main:
                 find_step_at_peak(run, self.runtime.world_size)
             with profiled(self.config.profile if self.runtime.is_main else None, run, self.folder):
@@ -194,6 +199,7 @@ class _Rank:
     def saved_and_told(self, raised: Exception, run: Training, saver: Saver, board: Board) -> Exception:
         """After a fault: save what is finished, and say what it was that failed."""
         saver.give_up()
+        run.checks.proof = NoProof()
         abort_device_collectives()  # what is asked of the GPU from here on must not wait for a peer
         error = mistake_behind(raised, self.config) or raised
         if is_victim(raised):

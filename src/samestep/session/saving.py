@@ -30,7 +30,9 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
             "kind": kind,
             "data": run.batches.facts,
         }
-        return capture(step, run.model, run.optimizer.inner, run.optimizer.scaler, values, into, run.sums.sharded)
+        state = capture(step, run.model, run.optimizer.inner, run.optimizer.scaler, values, into, run.sums.sharded)
+        state.proof = run.checks.proof.take(step)
+        return state
 
     def saved(state: Saved, longest_s: float) -> None:
         rows = [row for row in state.values["rows"] if "loss" in row]

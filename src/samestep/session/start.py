@@ -38,6 +38,7 @@ class Start:
     number: int  # of this start, from 1
     wandb_id: str
     notes: list[str]
+    may_part: bool = False  # from the start before: the notes say why
 
 
 def open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime) -> Start:
@@ -63,9 +64,10 @@ def open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime) ->
         changed = snapshot.changes(folder, state["code"], task) if state else ""
         if changed:
             notes.append(f"WARNING: the code has changed since the last start ({changed}); the bits may part")
+        may_part = bool(notes)
         wandb_id = state.get("wandb") or _new_id()
         chosen = checksum(checkpoint) if checkpoint else ""
-        return Start(False, not state, checkpoint, chosen, step, folder.next_start(), wandb_id, notes + passed_over)
+        return Start(False, not state, checkpoint, chosen, step, folder.next_start(), wandb_id, notes + passed_over, may_part)
     except BaseException:
         folder.release()
         raise

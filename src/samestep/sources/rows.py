@@ -85,10 +85,25 @@ class SourceRows(Rows):
     def _found(self, rows: Integers) -> list[Any]:
         numbers, source = rows.tolist(), self._source
         found = list(source.__getitems__(numbers)) if hasattr(source, "__getitems__") else [source[n] for n in numbers]
-        changes = self._task.overrides("transform") or self._task.overrides("collate")
-        if not changes and not isinstance(found[0], Mapping):
+        if self._task.overrides("transform") or self._task.overrides("collate"):
+            return [_lent(row) for row in found]
+        if not isinstance(found[0], Mapping):
             raise UsageError(
                 f"data: row {rows[0]} is of type {type(found[0]).__name__}; give dicts of column name to value, or write a "
                 "transform(row, rng) that makes one of it (docs/data.md)"
             )
         return found
+
+
+def _lent(value: Any) -> Any:
+    """A row that may be written into while the source keeps its own: a copy of what rows are usually made of."""
+    kind = type(value)
+    if kind is dict:
+        return {name: _lent(part) for name, part in value.items()}
+    if kind is tuple:
+        return tuple([_lent(part) for part in value])
+    if isinstance(value, np.ndarray):
+        return value.copy("K") if value.flags.writeable else value
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    return value.copy() if kind in (list, set, bytearray) else value
