@@ -478,7 +478,7 @@ class Averaging(Base):
                 self.weight.data.clamp_(-0.1, 0.1)
             if self.what == "requires_grad":
                 self.bias.requires_grad_(self.calls < 2)
-            if self.what == "mode" and self.calls == 1:
+            if self.what == "mode" and self.calls % 3 == 0:
                 self.eval()
             out = super().forward(x)
             if self.what == "calls":

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import torch.distributed as dist
-from accelerate.state import PartialState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
 from samestep.checks.recompute import Recompute
@@ -28,20 +28,22 @@ _INSTEAD = (
 
 def refuse_company(recompute: Recompute, step: int, index: int) -> None:
     """Raise UsageError if the loss of a micro-batch is not the same whichever rank of however many computes it."""
-    losses = []
-    for rank, size in _MADE_UP * 2:  # twice: what it remembers is no other rank's doing
+    found: list[list[int]] = []
+    for rank, size in _MADE_UP * 2:
         heard: list[str] = []
         try:
             with _as_rank(rank, size, heard):
-                losses.append(recompute.loss(step, index))
+                found.append(recompute.prints(step, index, scaled=False).tolist())
         except Exception as error:
-            if not heard and _fails(lambda: recompute.loss(step, index)):
+            if not heard and _fails(lambda: recompute.prints(step, index, scaled=False)):
                 return  # a mistake of another kind, which the step itself will show
             heard.append(type(error).__name__)
             heard[0] += place_in_user_code(error)
         if heard:
             raise UsageError(f"task: the loss talks to other ranks ({heard[0]}); {_INSTEAD}")
-    if losses[:2] == losses[2:] and losses[0] != losses[1]:
+        if len(found) == 2 and found[0] == found[1]:
+            return
+    if found[:2] == found[2:]:  # else it is not the rank that makes the difference
         raise UsageError(f"task: the loss depends on its rank, or on the number of ranks; {_INSTEAD}")
 
 
@@ -59,8 +61,7 @@ def _as_rank(rank: int, size: int, heard: list[str]) -> Iterator[None]:
     kind: Any = dist.ProcessGroup
     world: Any = dist.distributed_c10d._world
     group, default = kind(rank, size), dist.GroupMember.WORLD
-    state = PartialState._shared_state
-    accelerates = dict(state)
+    states = [(state, dict(state)) for state in (PartialState._shared_state, AcceleratorState._shared_state)]
     real = {name: method for name, method in vars(kind).items() if any(word in name for word in _TALK)}
 
     def unheard(name: str) -> Callable[..., NoReturn]:
@@ -76,7 +77,7 @@ def _as_rank(rank: int, size: int, heard: list[str]) -> Iterator[None]:
         world.pg_map[group], world.pg_names[group] = ("gloo", None), "made up"
         world.pg_group_ranks[group] = {number: number for number in range(size)}
         dist.GroupMember.WORLD = group
-        state.update(distributed_type=DistributedType.MULTI_CPU, num_processes=size, process_index=rank)
+        PartialState._shared_state.update(distributed_type=DistributedType.MULTI_CPU, num_processes=size, process_index=rank)
         yield
     finally:
         for name, method in real.items():
@@ -84,5 +85,6 @@ def _as_rank(rank: int, size: int, heard: list[str]) -> Iterator[None]:
         dist.GroupMember.WORLD = default
         for names in (world.pg_map, world.pg_names, world.pg_group_ranks):
             names.pop(group, None)
-        state.clear()
-        state.update(accelerates)
+        for state, before in states:
+            state.clear()
+            state.update(before)

@@ -37,6 +37,10 @@ class NoPurity:
     def end_micro_batch(self, step: int, micro: MicroBatch) -> None: ...
 
     @contextlib.contextmanager
+    def forward(self) -> Iterator[None]:
+        yield
+
+    @contextlib.contextmanager
     def evaluation(self, judge: Judge = lambda check: check()) -> Iterator[None]:
         yield
 
@@ -104,17 +108,30 @@ class Purity(NoPurity):
 
     def end_micro_batch(self, step: int, micro: MicroBatch) -> None:
         """After a forward and backward. Raises UsageError if those of the share were found not to be pure."""
-        is_chosen, is_last = self._is_chosen(step), micro.index == self._gradients.share[-1]
-        if is_chosen:
+        is_last = micro.index == self._gradients.share[-1]
+        if self._before is not None:
             self._refuse_a_state(step, micro.index)
-        if is_chosen or is_last:  # of two mistakes the earlier micro-batch's is told, at every world size
+        if self._before is not None or is_last:  # of two mistakes the earlier micro-batch's is told, at every world size
             self._refuse_touched()
             self._registered.refuse_others("the forward")
         if is_last:
-            self._refuse_other_bits()
-            if self._before is not None:
-                _refuse_another_shape(self._before[1], self._shape())
-            self._touched = self._before = None
+            self._refuse_others()
+
+    def _refuse_others(self) -> None:
+        """Raise UsageError for other bits and another shape than before."""
+        self._refuse_other_bits()
+        if self._before is not None:
+            _refuse_another_shape(self._before[1], self._shape())
+        self._touched = self._before = None
+
+    @contextlib.contextmanager
+    def forward(self) -> Iterator[None]:
+        """A forward beside the steps inside. Raises UsageError for what it leaves changed."""
+        self._touched, self._before = self._touches(), (self._bits(), self._shape())
+        yield
+        self._refuse_touched()
+        self._registered.refuse_others("the forward")
+        self._refuse_others()
 
     def roll_back(self) -> bool:
         """After a fault: the model is as the last finished step left it, or False: a forward has changed a parameter."""

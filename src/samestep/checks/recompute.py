@@ -53,11 +53,6 @@ class Recompute:
             self._accelerator.backward(loss)
             return loss.detach(), self._gradients.prints()
 
-    def loss(self, step: int, index: int) -> int:
-        """The loss alone, as if it were to be trained on; its bits."""
-        with self._forward(step, self.rows(step, index), index) as loss:
-            return int(fingerprint([loss.detach()]))
-
     def prints(self, step: int, index: int, batch: Batch | None = None, scaled: bool = True) -> torch.Tensor:
         """Fingerprints of the loss and of each stepped parameter's gradient, which is left nowhere; 0 for one that has none.
 

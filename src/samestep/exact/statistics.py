@@ -123,10 +123,10 @@ class Statistics:
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
-        """A forward inside starts from the step's own values, and leaves no trace."""
+        """A forward inside starts from the step's own values, between two steps from what stands there; it leaves no trace."""
         found = {buffer: (buffer.now, buffer.now.clone()) for buffer in self._touched}
         objects = {buffer: buffer.now for buffer in self._fixed}
-        for buffer in found:
+        for buffer in found if self._is_begun else ():
             buffer.reset()
         try:
             yield

@@ -101,9 +101,10 @@ class Reports:
             )
         if not math.isfinite(loss) or not (math.isfinite(norm) or self._skips_overflows):
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
+            masked = ": a micro-batch of which nothing counts comes to the sum 0 and the weight 0, not to a mean of nothing"
             raise TrainingError(
                 f"step {step}: {what}. No step was taken with it, and the weights are those after step {step - 1}. "
-                f"Try a smaller lr or clip=1.0, or look at the data of step {step}."
+                f"Try a smaller lr or clip=1.0, or look at the data of step {step}{masked if math.isnan(loss) else ''}."
             )
         self._weight += weight
         if self._is_tracked(step):
