@@ -15,7 +15,7 @@ from samestep.batches import on_device
 from samestep.config import Config, Converge
 from samestep.control import Watchdog, everyones
 from samestep.errors import UsageError
-from samestep.exact import ShardedModel, cuts, gather, ordered_total
+from samestep.exact import ShardedModel, as_bits, cuts, fingerprint, gather, ordered_total
 from samestep.randomness.seeding import seed_all
 from samestep.sources import Rows
 from samestep.task import Task, at_step, checked_metrics
@@ -30,11 +30,12 @@ class Evaluator:
     Args:
         batches: only the first so many micro-batches; None for all.
         sharded: the model, where no rank runs a forward alone, so that each runs as many.
+        is_audited: in the first evaluations, then ever rarer ones, each rank computes its first micro-batch once more.
     """
 
     def __init__(
         self, task: Task, rows: Rows, micro_batch_size: int, batches: int | None, accelerator: Accelerator, seed: int,
-        sharded: ShardedModel | None = None,
+        sharded: ShardedModel | None = None, is_audited: bool = False,
     ) -> None:  # fmt: skip
         self._task, self._rows, self._size = task, rows, micro_batch_size
         self._accelerator, self._seed, self._sharded = accelerator, seed, sharded
@@ -43,6 +44,7 @@ class Evaluator:
         share = cuts(self._num_batches, accelerator.num_processes)
         rank = accelerator.process_index
         self._share = range(share[rank], share[rank + 1])
+        self._is_audited, self._number = is_audited, 0  # of evaluations
         self.is_tried = False  # whether a micro-batch has been evaluated
 
     def __call__(self, model: torch.nn.Module, flag: Callable[[], int], watch: Watchdog) -> dict[str, float] | None:
@@ -67,6 +69,9 @@ class Evaluator:
                 if self._sharded is not None:
                     watch.meeting()
                     self._sharded.refuse_another_way()
+            self._number += 1
+            if self._is_audited and self._number & (self._number - 1) == 0:
+                self._refuse_another(model, measured)
         watch.meeting()
         names = sorted({name for found in everyones(sorted({name for found in measured for name in found})) for name in found})
         nothing = torch.zeros(2, dtype=torch.float64, device=self._accelerator.device)
@@ -74,6 +79,18 @@ class Evaluator:
         mine = torch.stack(rows) if rows else nothing.new_zeros(0, len(names), 2)
         totals = ordered_total(mine, self._num_batches)
         return {name: float(total / weight) for name, (total, weight) in zip(names, totals, strict=True)}
+
+    def _refuse_another(self, model: torch.nn.Module, measured: list[dict[str, torch.Tensor]]) -> None:
+        """Raise UsageError on every rank if the first micro-batch of any share comes to something else by now."""
+        again = self._measure(model, self._share[0] if measured else 0)
+        first = measured[0] if measured else again
+        other = [name for name in {**first, **again} if not _same(first.get(name), again.get(name))]
+        if name := next((name for names in everyones(other) for name in names), None):
+            raise UsageError(
+                f"task: an evaluation computed a micro-batch once more, and {name} came out otherwise: data(), metrics or the "
+                "model remembers something from one call to the next. Draw numbers from torch, numpy or random, which are "
+                "seeded, and keep state in a buffer that after_step changes (docs/tasks.md)"
+            )
 
     def _measure(self, model: torch.nn.Module, index: int) -> dict[str, torch.Tensor]:
         """Each metric's sum and weight over a micro-batch, float64, by name."""
@@ -88,6 +105,12 @@ class Evaluator:
             for name, pair in found.items()
         }
 
+    def prints(self, model: torch.nn.Module) -> torch.Tensor:
+        """The fingerprint of all that the first micro-batch comes to: (1,) of int64."""
+        with evaluating(model, self._sharded):
+            found = self._measure(model, 0)
+        return fingerprint([torch.stack([found[name] for name in sorted(found)])])
+
     def names(self, model: torch.nn.Module, wanted: set[str]) -> set[str]:
         """What the task's metrics are called, as far as the first micro-batches tell: until all that are wanted are found."""
         self.is_tried = True
@@ -100,6 +123,11 @@ class Evaluator:
                 if wanted <= found:
                     break
         return found
+
+
+def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    """Whether both are there and of the same bits."""
+    return one is not None and other is not None and torch.equal(as_bits(one), as_bits(other))
 
 
 @contextlib.contextmanager

@@ -105,6 +105,7 @@ def cases(tmp_path: Path, ranks: Ranks) -> Cases:
         ("Averaging", ["with.what=mask"]),
         ("Averaging", ["with.what=none"]),
         ("Changing", ["evaluate.every=2", "with={}"]),
+        ("Hidden", ["with.place=rows in place"]),
     ],
 )
 def test_the_same_at_every_world_size(cases: Cases, task: str, words: list[str]) -> None:

@@ -38,7 +38,7 @@ class Twice(NoTwice):
     def __call__(self, step: int, change: Callable[[], None]) -> None:
         """Run `change`. Raises UsageError on every rank if it is not a function of what a checkpoint holds."""
         is_alone = self._gradients.world_size == 1
-        if not self._schedule.is_chosen(step) or (is_alone and len(self._gradients.share) == 1):
+        if not self._schedule.is_chosen(step):
             change()
         elif is_alone:
             self._do_twice(step, change)
@@ -58,6 +58,16 @@ class Twice(NoTwice):
 
     def _prints(self) -> torch.Tensor:
         return fingerprint([tensor.detach() for *_, tensor in self._places()])
+
+    def tried(self, change: Callable[[], None]) -> torch.Tensor:
+        """Fingerprints of what `change` would leave of each parameter and buffer; nothing of it stays."""
+        lay_back = self._kept()
+        try:
+            with torch.no_grad():
+                change()
+            return self._prints()
+        finally:
+            lay_back()
 
     def _do_twice(self, step: int, change: Callable[[], None]) -> None:
         """The model is as the first time has left it."""

@@ -1,4 +1,4 @@
-"""A checkpoint's own proof: what the next step's first micro-batch came to, in the process that saved it.
+"""A checkpoint's own proof: what the next step's first micro-batch, and a held-out one, came to in the process that saved it.
 
 A start computes it again before its first step. A task that remembers more than a checkpoint holds comes out otherwise there,
 and so do another kernel, another machine and another library.
@@ -6,13 +6,19 @@ and so do another kernel, another machine and another library.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from samestep.checks.alone import refuse_company
 from samestep.checks.audit import REMEMBERS
+from samestep.checks.purity import NoPurity
 from samestep.checks.recompute import Recompute
 from samestep.errors import UsageError
 from samestep.exact import fingerprint
+from samestep.task import at_step
+
+_NOTHING = torch.zeros(1, dtype=torch.int64)
 
 
 class NoProof:
@@ -29,50 +35,77 @@ class Proof(NoProof):
     """Of an unsharded run.
 
     Args:
+        evaluate: gives the fingerprint of what a held-out micro-batch comes to, where there are any.
+        after_step: gives the fingerprints of what the task's own would leave of the model, where it has one.
         first: of this rank's share.
         recorded: of the checkpoint that this start goes on from.
     """
 
-    def __init__(self, recompute: Recompute, first: int, recorded: list[int] | None) -> None:
-        self._recompute, self._first, self._recorded = recompute, first, recorded
+    def __init__(
+        self,
+        recompute: Recompute,
+        purity: NoPurity,
+        evaluate: Callable[[], torch.Tensor] | None,
+        after_step: Callable[[int], torch.Tensor] | None,
+        first: int,
+        recorded: list[int] | None,
+    ) -> None:
+        self._recompute, self._purity, self._evaluate, self._after_step = recompute, purity, evaluate, after_step
+        self._first, self._recorded = first, recorded
 
     def take(self, step: int) -> torch.Tensor | None:
-        """After `step` finished steps: fingerprints of the next one's first rows, its loss and each gradient.
-
-        None if that cannot be computed: the step itself will say why.
+        """After `step` finished steps: fingerprints of an evaluation, of after_step, and of the next step's first rows, its
+        loss and gradients. None if that cannot be computed: the step itself will say why.
         """
-        try:
-            batch = self._recompute.rows(step, 0)
-            columns = fingerprint([batch[name] for name in sorted(batch)])
-            places = torch.arange(1, 2 * len(columns), 2, device=columns.device)
-            prints = self._recompute.prints(step, 0, batch, scaled=False)
-        except Exception:
-            return None
-        return torch.cat([(columns * places).sum()[None].to(prints.device), prints])
+        return _tried(lambda: self._all(step, self._forward(step)))
 
     def begin_start(self, step: int, may_part: bool) -> str | None:
-        """Before the first step of a start. Raises UsageError for a loss that is not computed alone, and for one that comes out
+        """Before the first step of a start. Raises UsageError for a loss that is not computed alone, and for what comes out
         otherwise than the checkpoint says.
 
         Args:
             may_part: another device, another library or other code has been told of: then that is a line to print.
         """
-        parted = self._compared(step, may_part)
-        refuse_company(self._recompute, step, self._first)
-        return parted
-
-    def _compared(self, step: int, may_part: bool) -> str | None:
         recorded, self._recorded = self._recorded, None
-        found = self.take(step) if recorded is not None else None
-        if recorded is None or found is None or found.tolist() == recorded:
+        with self._purity.forward():
+            forward = _tried(lambda: self._forward(step)) if recorded else None
+            refuse_company(self._recompute, step, self._first)
+        found = _tried(lambda: self._all(step, forward)) if forward is not None else None
+        return self._compared(step, recorded, found.tolist(), may_part) if recorded and found is not None else None
+
+    def _forward(self, step: int) -> torch.Tensor:
+        batch = self._recompute.rows(step, 0)
+        rows = _in_one(fingerprint([batch[name] for name in sorted(batch)]))
+        prints = self._recompute.prints(step, 0, batch, scaled=False)
+        return torch.cat([rows.to(prints.device), prints])
+
+    def _all(self, step: int, forward: torch.Tensor) -> torch.Tensor:
+        after = _in_one(self._after_step(step)) if self._after_step else _NOTHING
+        with self._purity.evaluation(), at_step(step):
+            evaluated = self._evaluate() if self._evaluate else _NOTHING
+        return torch.cat([evaluated.to(forward.device), after.to(forward.device), forward])
+
+    def _compared(self, step: int, recorded: list[int], found: list[int], may_part: bool) -> str | None:
+        if not (recorded[0] and found[0]):  # there was no evaluation then, or there is none now
+            found[0] = recorded[0]
+        if found == recorded:
             return None
-        differs = [mine != before for mine, before in zip(found.tolist(), recorded, strict=True)]
-        number = differs.index(True)
-        what = ("its rows", "its loss")[number] if number < 2 else "its gradients"
-        words = f"micro-batch 0 of step {step + 1} came out otherwise than in the process that saved step {step}: {what}"
+        number = [mine != before for mine, before in zip(found, recorded, strict=True)].index(True)
+        what = ("an evaluation", "after_step", "the rows", "the loss", "a gradient")[min(number, 4)]
+        words = f"{what} of step {step + 1} came out otherwise than in the process that saved step {step}"
         if may_part:
             return f"WARNING: {words}; the bits part here"
-        raise UsageError(
-            f"task: {words}. {'data(), transform or collate' if not number else 'The task or the model'} {REMEMBERS} "
-            "(docs/tasks.md). To go on all the same, write audit=false"
-        )
+        who = ("metrics or the model", "it", "data(), transform or collate", "the task or the model")[min(number, 3)]
+        raise UsageError(f"task: {words}: {who} {REMEMBERS} (docs/tasks.md). To go on all the same, write audit=false")
+
+
+def _tried(compute: Callable[[], torch.Tensor]) -> torch.Tensor | None:
+    try:
+        return compute()
+    except Exception:
+        return None
+
+
+def _in_one(prints: torch.Tensor) -> torch.Tensor:
+    """(n,) to (1,), so that none may take another's place."""
+    return (prints * torch.arange(1, 2 * len(prints), 2, device=prints.device)).sum()[None]

@@ -17,7 +17,7 @@ class Checks:
 
     def __init__(self, audit: NoAudit, purity: NoPurity, recompute: Recompute, twice: NoTwice, proof: NoProof) -> None:
         self.audit, self.purity, self.recompute, self.twice, self.proof = audit, purity, recompute, twice, proof
-        self.compare = audit.compare
+        self.begin_start, self.compare = proof.begin_start, audit.compare
         self.evaluation = purity.evaluation
 
     def after_step(self, step: int, change: Callable[[], None]) -> None:
@@ -28,11 +28,6 @@ class Checks:
                 change()
 
         self.twice(step, watched)
-
-    def begin_start(self, step: int, may_part: bool) -> str | None:
-        """As of `Proof`; what that leaves changed is told as of any forward."""
-        with self.purity.forward():
-            return self.proof.begin_start(step, may_part)
 
     def begin(self, step: int) -> None:
         """Before a step; in most of them nothing is audited, and nothing is asked."""

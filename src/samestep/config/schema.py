@@ -208,6 +208,11 @@ class Config(_Strict):
         """M: the leaves of the exact sum, and the most processes that can share a step."""
         return self.leaves or self.micro_batches
 
+    @property
+    def is_audited(self) -> bool:
+        """Whether steps are computed again; sums in whatever order (reduce: fast) only where that is asked for."""
+        return self.audit is not False and (self.audit is not None or self.reduce == "exact")
+
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, as plain YAML types; loading it again gives an equal config."""
         return self.model_dump(by_alias=True, mode="json")

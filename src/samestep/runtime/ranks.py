@@ -20,6 +20,8 @@ import psutil
 from samestep.errors import UsageError
 
 _PR_SET_PDEATHSIG = 1
+_OF_A_RANK = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+_OF_ANOTHER_LAUNCHERS = {"PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}  # which Accelerate asks for
 _MOST_CPU_PROCESSES = 8
 _REAPERS = {"systemd", "slurmstepd"}  # they adopt the children of the dead, as process 1 does
 _LAUNCHERS = ("python", "torchrun", "accelerate")
@@ -154,6 +156,13 @@ def end_with_parent(number: int = signal.SIGKILL) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:  # it died between the two lines above
         os._exit(1)
+
+
+def leave_the_others() -> None:
+    """Make this process a world of its own, whatever launcher started it."""
+    for name in list(os.environ):
+        if name in _OF_A_RANK | _OF_ANOTHER_LAUNCHERS or name.startswith("TORCHELASTIC_"):
+            del os.environ[name]
 
 
 def prepare_environment(runtime: Runtime, threads: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,7 @@ from samestep.optimizer.step import GatedOptimizer
 from samestep.randomness.order import Order
 from samestep.runtime import Runtime, has_rank
 from samestep.session.data import Data, notes_on_data, read_data, refuse_other_data
-from samestep.session.model import lay_out, make_after_step, make_model, notes_on, refuse_unequal_models
+from samestep.session.model import lay_out, make_after_step, make_change, make_model, notes_on, refuse_unequal_models
 from samestep.session.sharding import is_cut, refuse_unshardable, shard
 from samestep.sources import make_rows
 from samestep.task import Task
@@ -84,7 +85,8 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     sums = build_sums(config, plans, model, optimizer, sharded, plan, ending)
     batches = build_batches(config, plans, model, data, plan, sums, range(first_step, num_steps))
     evaluation = build_evaluation(config, plans, model, data, sharded)
-    checks = build_checks(config, plans, model, optimizer, sums, batches, first_step, all_steps)
+    change = make_change(config, plans.task, model, optimizer.device)
+    checks = build_checks(config, plans, model, optimizer, sums, batches, evaluation, change, first_step, all_steps)
     look_ahead(config, model, evaluation, checks)
     tracker = make_tracker(all_steps)
     for note in notes(config, plans, model, optimizer, data, sharded):
@@ -98,7 +100,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         autocast=contextlib.nullcontext if config.precision == "no" else plans.accelerator.autocast,
         backward=torch.Tensor.backward if plans.accelerator.scaler is None else plans.accelerator.backward,
         optimizer=optimizer,
-        after_step=make_after_step(config, plans.task, model, optimizer, checks, first_step, plans.watch),
+        after_step=make_after_step(change, model, optimizer, checks, first_step, plans.watch),
         batches=batches,
         sums=sums,
         checks=checks,
@@ -171,6 +173,8 @@ def build_checks(
     optimizer: GatedOptimizer,
     sums: StepSums,
     batches: Batches,
+    evaluation: Evaluation,
+    change: Callable[[int], None] | None,
     first_step: int,
     all_steps: int,
 ) -> Checks:
@@ -179,13 +183,18 @@ def build_checks(
     schedule = Schedule(first_step, all_steps - 1, share)
     recompute = Recompute(config.seed, task, model, plans.accelerator, gradients, sums.statistics, batches)
     purity = Purity(task, model, optimizer.inner, recompute, gradients, first_step, schedule, sums.sharded)
-    if config.audit is False or (config.audit is None and config.reduce == "fast"):
+    if not config.is_audited:
         return Checks(NoAudit(), purity, recompute, NoTwice(), NoProof())
     audited = Schedule(first_step, all_steps - 1, share, config.audit.every if config.audit else None)
     audit = Auditor(audited, batches.plan, recompute, gradients, plans.runtime.rank, plans.peers)
+    twice = Twice(model, schedule, recompute, gradients)
+    if sums.sharded:
+        return Checks(audit, purity, recompute, twice, NoProof())
     recorded = plans.saved.values.get("proof") if plans.saved else None
-    proof = NoProof() if sums.sharded else Proof(recompute, gradients.share[0], recorded)
-    return Checks(audit, purity, recompute, Twice(model, schedule, recompute, gradients), proof)
+    evaluate = functools.partial(evaluation.evaluator.prints, model) if evaluation.evaluator else None
+    after_step = (lambda step: twice.tried(lambda: change(step))) if change else None
+    proof = Proof(recompute, purity, evaluate, after_step, gradients.share[0], recorded)
+    return Checks(audit, purity, recompute, twice, proof)
 
 
 def build_evaluation(
@@ -247,7 +256,8 @@ def make_evaluator(
     config: Config, task: Task, accelerator: Accelerator, model: torch.nn.Module, rows: Any, sharded: ShardedModel | None = None
 ) -> Evaluator:
     held_out = make_rows(rows, task, config.seed, float_dtype(model))
-    return Evaluator(task, held_out, config.micro_batch_size, config.evaluate.batches, accelerator, config.seed, sharded)
+    size, batches = config.micro_batch_size, config.evaluate.batches
+    return Evaluator(task, held_out, size, batches, accelerator, config.seed, sharded, config.is_audited)
 
 
 def float_dtype(model: torch.nn.Module) -> torch.dtype:

@@ -133,20 +133,32 @@ def notes_on(model: nn.Module, stepped: list[nn.Parameter], sharded: ShardedMode
     return notes
 
 
-def make_after_step(
-    config: Config, task: Task, model: nn.Module, optimizer: GatedOptimizer, checks: Checks, first_step: int, watch: Watchdog
-) -> Callable[[int], None]:
-    """What runs after each optimizer step, the same on every rank: the task's own `after_step`, if it has one."""
-    changes = task.overrides("after_step")
+def make_change(config: Config, task: Task, model: nn.Module, device: torch.device) -> Callable[[int], None] | None:
+    """The task's own `after_step`, if it has one, with its random numbers."""
 
     def change(step: int) -> None:
-        seed_all(config.seed, step, 0, _AFTER_STEP, device=optimizer.device)
+        seed_all(config.seed, step, 0, _AFTER_STEP, device=device)
         task.after_step(model, step + 1)
+
+    return change if task.overrides("after_step") else None
+
+
+def make_after_step(
+    change: Callable[[int], None] | None,
+    model: nn.Module,
+    optimizer: GatedOptimizer,
+    checks: Checks,
+    first_step: int,
+    watch: Watchdog,
+) -> Callable[[int], None]:
+    """What runs after each optimizer step, the same on every rank."""
 
     def after_step(step: int) -> None:
         if step == first_step:  # by now the optimizer shows what it keeps
             refuse_unsavable(model, optimizer.inner)
-        if changes and optimizer.counts:  # on a GPU this waits: what a step that counts for nothing changed would stay
+        if (
+            change is not None and optimizer.counts
+        ):  # on a GPU this waits: what a step that counts for nothing changed would stay
             watch.at("running after_step")
             with optimizer.stepping(), torch.no_grad():
                 checks.after_step(step, lambda: change(step))

@@ -34,6 +34,7 @@ from samestep.session.failure import mistake_behind, record_failure, save_what_i
 from samestep.session.flops import find_step_at_peak
 from samestep.session.profile import profiled
 from samestep.session.saving import make_saver
+from samestep.session.second import NoSecondStart, second_start
 from samestep.session.sharding import is_cut
 from samestep.session.show import shown
 from samestep.session.start import Start, begin, info_for_trackers, open_run
@@ -47,13 +48,14 @@ _SHOWN_LATE_S = 60.0  # by a network file system
 
 def run_training(config: Config, origins: dict[str, str], folder: RunFolder, runtime: Runtime, stop: StopFlag) -> None:
     """Train a run from wherever it stands to its end; `weights HASH` is the last line printed."""
+    second = second_start(config, runtime.is_main)  # before anything of the run is in this process
     accelerator = make_accelerator(config)
     check_world_size(runtime.world_size, config.num_leaves)
     folder.path = decided_by_main(lambda: folder.path)  # a name made of the time may differ from rank to rank
     task = agreed(lambda: load_task(config.task, config.fields))
     start = decided_by_main(lambda: open_run(config, task, folder, runtime))
     try:
-        rank = _Rank(config, origins, folder, runtime, stop, accelerator, task, start)
+        rank = _Rank(config, origins, folder, runtime, stop, accelerator, task, start, second)
         if start.done:
             rank.say_done()
         else:
@@ -66,6 +68,7 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
             raise
         raise error from None
     finally:
+        second.close()
         folder.release()
 
 
@@ -81,6 +84,7 @@ class _Rank:
     accelerator: Accelerator
     task: Task
     start: Start
+    second: NoSecondStart
 
     def go_on(self) -> None:
         self.say(f"resumed from step {self.start.resumed_from}" if self.start.checkpoint else "fresh", f"({self.folder.path})")
@@ -172,9 +176,11 @@ class _Rank:
                 self.say(parted)
             if self.runtime.is_main:
                 find_step_at_peak(run, self.runtime.world_size)
+            self.second.started()
             with profiled(self.config.profile if self.runtime.is_main else None, run, self.folder):
                 finished = train(run)
             run.ending.save_for_all(finished, _PATIENCE_AT_THE_END_S)
+            self.second.find(self.folder)
             if self.runtime.is_main or run.sums.sharded:
                 digest = weights_hash(run.sums.sharded.whole_tensors() if run.sums.sharded else run.model)
                 if self.runtime.is_main:
