@@ -27,7 +27,8 @@ from samestep.config import load_config
 from samestep.control import StopFlag, leave_together
 from samestep.loop import train
 from samestep.runtime import prepare_environment, read_runtime
-from samestep.session.build import Plans, build, make_accelerator
+from samestep.session.accelerator import make_accelerator
+from samestep.session.build import Plans, build
 from samestep.task.loading import load_task
 from samestep.tasks.gpt import GPT
 from samestep.tracking import NullTracker

@@ -16,6 +16,8 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+import torch.distributed as dist
+from accelerate.utils import gather
 from pydantic import PrivateAttr
 from torch import nn
 
@@ -1034,3 +1036,28 @@ class Pinn(Base):
             out = model(x)
             (slope,) = torch.autograd.grad(out.sum(), x, create_graph=True)
             return (slope.sum(1, keepdim=True) + out).square().sum(), len(x)
+
+
+class Gathering(Base):
+    """A contrastive loss that gathers the other ranks' part, where there are any, by whichever library; or asks how many."""
+
+    by: str = "torch"
+
+    def loss(self, model: Any, batch: Batch) -> Any:
+        out = model(batch["x"])
+        everyones = out.detach()
+        if self.by == "accelerate":
+            everyones = gather(everyones)
+        elif dist.is_initialized() and dist.get_world_size() > 1:
+            if self.by == "torch":
+                parts = [torch.empty_like(everyones) for _ in range(dist.get_world_size())]
+                dist.all_gather(parts, everyones)
+                everyones = torch.cat(parts)
+            if self.by == "objects":
+                dist.all_gather_object([None] * dist.get_world_size(), len(out))
+            if self.by == "barrier":
+                with contextlib.suppress(RuntimeError):
+                    dist.barrier()
+            if self.by == "number":
+                everyones = everyones * dist.get_world_size()
+        return (out - everyones.mean() - batch["y"]).square().sum(), len(out)

@@ -70,6 +70,10 @@ class Hunt:
     def close(self) -> None:
         self._ranks.close()
 
+    def ends(self) -> tuple[int, int]:
+        """How many were the same in every way, and how many were refused in any."""
+        return self.counts["the same"], self.counts["refused"]
+
     def check(self, config: dict[str, Any], rng: random.Random, pure: bool) -> None:
         """Raises Silent if two of its ways were let through with different ends, or if a pure one was refused."""
         folder = Path(tempfile.mkdtemp(prefix="hidden-"))

@@ -11,6 +11,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -242,7 +243,7 @@ class Hidden(Task):
         count = ROWS if split == "train" else 6
         rows = [{"x": made.normal(size=3).astype(np.float32)} for _ in range(count)]
         found = Counting([{**row, "y": row["x"].sum(keepdims=True)} for row in rows])
-        if split == "train":
+        if split == "train" and self.place == "data set":
             self._rows = found
         return found
 
@@ -274,6 +275,7 @@ class Hidden(Task):
 
     def loss(self, model: Any, batch: Batch) -> Any:
         if next(FORWARDS) == int(os.environ.get("HIDDEN_STOP", 0)):
+            Path(f"counted-{os.getpid()}").write_text(str(COUNT[0]))
             os.kill(os.getpid(), signal.SIGTERM)
         x, scale = batch["x"], 0.0
         if self.what in ("loss", "after_step", "evaluation of training"):

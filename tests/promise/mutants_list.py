@@ -317,7 +317,7 @@ _SEEDS = [
     Mutant(
         "seed-of-after-step",
         "session/model.py",
-        "        seed_all(config.seed, step, 0, _AFTER_STEP, device=optimizer.device)\n",
+        "        seed_all(config.seed, step, 0, _AFTER_STEP, device=device)\n",
         "",
         (AFTER,),
     ),
@@ -660,7 +660,7 @@ _WATCH = [
     Mutant(
         "attributes-unwatched",
         "checks/purity.py",
-        "            self._refuse_a_state(step, micro.index)\n",
+        "            self._states.refuse(step, micro.index)\n",
         "            pass\n",
         (REFUSED, "-k", "calls or past"),
     ),

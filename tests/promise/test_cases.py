@@ -222,7 +222,7 @@ def test_a_resumed_run_goes_on_waiting_for_something_better(cases: Cases) -> Non
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_an_evaluation_that_a_stop_broke_off_is_made_by_the_next_start(cases: Cases, size: int) -> None:
-    words = ["with.scores=[5.0, 4.0, 3.0, 2.0]", "evaluate.every=2"]
+    words = ["with.scores=[5.0, 4.0, 3.0, 2.0]", "evaluate.every=2", COUNTED]
     whole = cases.start("StoppedInEvaluation", *words, run="whole", steps=8)
     broken = cases.start("StoppedInEvaluation", *words, run="part", steps=8, size=size, env={"CASE_MEASURED": "5"})
     assert 0 not in broken.codes
@@ -337,7 +337,6 @@ ROWS, AFTERWARDS = "and its rows came out otherwise", "task: after_step left ano
         ("file", LOSS),
         ("thread", LOSS),
         ("function", GRADIENT),
-        ("rows in place", ROWS),
         ("rows counted", ROWS),
         ("after_step", AFTERWARDS),
     ],
@@ -480,4 +479,25 @@ def test_what_reaches_past_a_sharded_model_is_refused_in_a_line(cases: Cases, wh
     assert set(found.codes) == {2}, found.err + found.out
     assert found.err.startswith(f"samestep: {line}")
     assert len({*found.err.splitlines()}) == 1
+    assert not found.folder.exists()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("by", "line"),
+    [
+        ("torch", "task: the loss talks to other ranks (allgather, at "),
+        ("accelerate", "task: the loss talks to other ranks ("),
+        ("objects", "task: the loss talks to other ranks (allgather, at "),
+        ("barrier", "task: the loss talks to other ranks (barrier"),
+        ("number", "task: the loss depends on its rank, or on the number of ranks; "),
+    ],
+)
+def test_a_loss_that_is_not_computed_alone_is_refused_before_the_first_step(
+    cases: Cases, by: str, line: str, size: int
+) -> None:
+    found = cases.start("Gathering", f"with.by={by}", size=size)
+    assert set(found.codes) == {2}, found.err + found.out
+    assert found.err.startswith(f"samestep: {line}")
+    assert len(found.err.splitlines()) == 1
     assert not found.folder.exists()

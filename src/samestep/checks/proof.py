@@ -54,8 +54,8 @@ class Proof(NoProof):
         self._first, self._recorded = first, recorded
 
     def take(self, step: int) -> torch.Tensor | None:
-        """After `step` finished steps: fingerprints of an evaluation, of after_step, and of the next step's first rows, its
-        loss and gradients. None if that cannot be computed: the step itself will say why.
+        """After `step` finished steps: fingerprints of the next one's first rows, its loss and gradients, of after_step, and of
+        an evaluation. None if that cannot be computed: the step itself will say why.
         """
         return _tried(lambda: self._all(step, self._forward(step)))
 
@@ -69,8 +69,9 @@ class Proof(NoProof):
         recorded, self._recorded = self._recorded, None
         with self._purity.forward():
             forward = _tried(lambda: self._forward(step)) if recorded else None
-            refuse_company(self._recompute, step, self._first)
         found = _tried(lambda: self._all(step, forward)) if forward is not None else None
+        with self._purity.forward():
+            refuse_company(self._recompute, step, self._first)
         return self._compared(step, recorded, found.tolist(), may_part) if recorded and found is not None else None
 
     def _forward(self, step: int) -> torch.Tensor:
@@ -83,19 +84,19 @@ class Proof(NoProof):
         after = _in_one(self._after_step(step)) if self._after_step else _NOTHING
         with self._purity.evaluation(), at_step(step):
             evaluated = self._evaluate() if self._evaluate else _NOTHING
-        return torch.cat([evaluated.to(forward.device), after.to(forward.device), forward])
+        return torch.cat([forward, after.to(forward.device), evaluated.to(forward.device)])
 
     def _compared(self, step: int, recorded: list[int], found: list[int], may_part: bool) -> str | None:
-        if not (recorded[0] and found[0]):  # there was no evaluation then, or there is none now
-            found[0] = recorded[0]
+        if not (recorded[-1] and found[-1]):  # there was no evaluation then, or there is none now
+            found[-1] = recorded[-1]
         if found == recorded:
             return None
         number = [mine != before for mine, before in zip(found, recorded, strict=True)].index(True)
-        what = ("an evaluation", "after_step", "the rows", "the loss", "a gradient")[min(number, 4)]
+        what = ["the rows", "the loss", *["a gradient"] * (len(found) - 4), "after_step", "an evaluation"][number]
         words = f"{what} of step {step + 1} came out otherwise than in the process that saved step {step}"
         if may_part:
             return f"WARNING: {words}; the bits part here"
-        who = ("metrics or the model", "it", "data(), transform or collate", "the task or the model")[min(number, 3)]
+        who = "the task or the model" if number else "data(), transform or collate"
         raise UsageError(f"task: {words}: {who} {REMEMBERS} (docs/tasks.md). To go on all the same, write audit=false")
 
 

@@ -1,9 +1,7 @@
 """Whether a forward is pure: what it leaves changed in the model or the task must not reach a number.
 
 A start from a checkpoint, or another number of processes, would not have what earlier micro-batches left behind. So in chosen
-steps (the first, then ever rarer ones) everything is looked at. Parameters, modes and the set of buffers must be untouched. If
-an attribute is not as the start had it, a micro-batch is computed once more with it as it was: only if that gives another loss
-or other gradients is it refused. (A count of calls that nothing reads harms nobody.)
+steps (the first, then ever rarer ones) everything is looked at. Parameters, modes and the set of buffers must be untouched.
 """
 
 from __future__ import annotations
@@ -20,13 +18,10 @@ from samestep.checks.audit import Schedule
 from samestep.checks.optimizer_attributes import OptimizerAttributes
 from samestep.checks.recompute import Recompute
 from samestep.checks.registered import Judge, Registered
-from samestep.control import everyones
+from samestep.checks.states import States
 from samestep.errors import UsageError
 from samestep.exact import OrderedSum, ShardedModel, fingerprint
 from samestep.task import Task
-
-Spot = tuple[str, dict[str, Any], str]
-_ABSENT = object()
 
 
 class NoPurity:
@@ -73,24 +68,14 @@ class Purity(NoPurity):
         schedule: Schedule,
         sharded: ShardedModel | None = None,
     ) -> None:
-        self._task, self._model, self._recompute = task, model, recompute
+        self._model = model
         self._gradients, self._first_step, self._is_chosen = gradients, first_step, schedule.is_chosen
-        self._is_sharded = sharded is not None
         mine = [(shard.names[0], shard.local) for shard in sharded.shards] if sharded else list(model.named_parameters())
         self._names, self._parameters = [name for name, _ in mine], [parameter for _, parameter in mine]
-        self._own = frozenset(id(module) for module in model.modules())
-        self._spots_at_start = self._spots()
-        self._at_start = self._copies({name: names[key] for name, names, key in self._spots_at_start})
-        self._looks_at_start = self._look()
+        self._states = States(task, model, recompute, gradients, is_sharded=sharded is not None)
         self._touched: list[tuple[int, bool]] | None = None  # before the forwards of a step, until they are through
         self._before: tuple[torch.Tensor, dict[str, Any]] | None = None  # the same of a chosen step: its bits and shape
         self._optimizer_attributes, self._registered = OptimizerAttributes(optimizer), Registered(model)
-
-    def _spots(self) -> list[Spot]:
-        return [*attributes.of_model(self._model), *attributes.of_task(self._task)]
-
-    def _look(self) -> dict[str, Any]:
-        return {name: attributes.look(names[key], self._own) for name, names, key in self._spots()}
 
     def _shape(self) -> dict[str, Any]:
         """What no forward may change about the model besides numbers."""
@@ -110,7 +95,7 @@ class Purity(NoPurity):
         """After a forward and backward. Raises UsageError if those of the share were found not to be pure."""
         is_last = micro.index == self._gradients.share[-1]
         if self._before is not None:
-            self._refuse_a_state(step, micro.index)
+            self._states.refuse(step, micro.index)
         if self._before is not None or is_last:  # of two mistakes the earlier micro-batch's is told, at every world size
             self._refuse_touched()
             self._registered.refuse_others("the forward")
@@ -149,12 +134,12 @@ class Purity(NoPurity):
     @contextlib.contextmanager
     def after_step(self, step: int) -> Iterator[None]:
         """The task's after_step inside: what it changes must be what a checkpoint holds. Raises UsageError if not."""
-        before = self._look() if self._is_chosen(step) else None
+        before = self._states.look() if self._is_chosen(step) else None
         yield
         self._registered.refuse_others("after_step")
         if before is None:
             return
-        after = self._look()
+        after = self._states.look()
         if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
             raise UsageError(
                 f"task: after_step changed {attributes.listed(changed)}, which no checkpoint holds; keep it in a persistent "
@@ -192,68 +177,6 @@ class Purity(NoPurity):
             if changed:
                 self._registered.is_spoilt = True
                 raise _in_place(name)
-
-    def _refuse_a_state(self, step: int, index: int) -> None:
-        """Refuse attributes that are not as the start had them, if this micro-batch's loss or gradients depend on that.
-
-        It is computed once more as a start from here would compute it, and as it would come out next.
-        """
-        looks = self._look()
-        changed = [name for name in {**self._looks_at_start, **looks} if self._looks_at_start.get(name) != looks.get(name)]
-        if self._is_sharded:
-            changed = sorted({name for names in everyones(changed) for name in names})
-        if not changed:
-            return
-        spots = {name: (names, key) for name, names, key in [*self._spots_at_start, *self._spots()]}
-        places = {name: spots[name] for name in changed if name in spots}  # of another rank's there may be none here
-        real = {name: names.get(key, _ABSENT) for name, (names, key) in places.items()}
-        if whole := next((n for n in real if isinstance(real[n], torch.nn.Module) or attributes.is_large(real[n])), None):
-            raise UsageError(
-                f"task: the forward changed {whole}, which no checkpoint holds; make it a part of the model, and change it in "
-                "after_step"
-            )
-        fresh = {name: self._at_start.get(name, _ABSENT) for name in places}
-
-        def recomputed(values: dict[str, Any]) -> torch.Tensor:
-            _put(places, self._copies(values))
-            return self._recompute.prints(step, index)
-
-        try:
-            first = recomputed(fresh)
-            depends = not torch.equal(first[:1], fingerprint([self._gradients.loss]))
-            with contextlib.suppress(Exception):  # one that its next call would raise is raised there
-                depends |= not torch.equal(first, recomputed(real))
-            if not self._anywhere(depends) or self._anywhere(not torch.equal(recomputed(fresh), first)):
-                return  # in the latter case it is no attribute's doing: samestep verify tells
-            # The last one is it if none of the others is: a count of calls is not asked for what it would do at the next.
-            others = (
-                name
-                for name in changed[:-1]
-                if self._anywhere(not torch.equal(recomputed({**fresh, name: real.get(name)}), first))
-            )
-            one = next(others, changed[-1])
-        finally:
-            _put(places, real)
-        raise UsageError(
-            f"task: the loss depends on {one}, which the forward changes: after a resume, or on another number of processes, "
-            "it would be another loss; change it in after_step, and keep it in a buffer (docs/tasks.md)"
-        )
-
-    def _anywhere(self, flag: bool) -> bool:
-        return any(everyones(flag)) if self._is_sharded else flag
-
-    @staticmethod
-    def _copies(values: dict[str, Any]) -> dict[str, Any]:
-        memo: dict[int, Any] = {}
-        return {name: attributes.copied(value, memo) for name, value in values.items()}
-
-
-def _put(places: dict[str, tuple[dict[str, Any], str]], values: dict[str, Any]) -> None:
-    for name, (names, key) in places.items():
-        if values[name] is _ABSENT:
-            names.pop(key, None)
-        else:
-            names[key] = values[name]
 
 
 def _refuse_another_shape(before: dict[str, Any], after: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from samestep.control.abort import abort_device_collectives
 from samestep.control.agreement import StopFlag, agreed, decided_by_main, everyones, first_on_each_machine, leave_together
 from samestep.control.board import Board, NoBoard, is_victim, make_board, survivor
+from samestep.control.made_up import as_rank
 from samestep.control.watchdog import Watchdog
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Watchdog",
     "abort_device_collectives",
     "agreed",
+    "as_rank",
     "decided_by_main",
     "everyones",
     "first_on_each_machine",

@@ -1,6 +1,7 @@
 """Builds the parts of a run from its config, in order, trains, and takes them down."""
 
-from samestep.session.build import Plans, build, make_accelerator, make_evaluator
+from samestep.session.accelerator import make_accelerator
+from samestep.session.build import Plans, build, make_evaluator
 from samestep.session.data import read_split
 from samestep.session.failure import in_user_code, mistake_behind, record_failure
 from samestep.session.run import run_training

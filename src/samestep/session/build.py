@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 
 from samestep.batches import Batches, Plan
 from samestep.checkpoint import Ending, Saved
@@ -24,36 +22,13 @@ from samestep.exact import FastSum, OrderedSum, ShardedModel, ShardedSum, Statis
 from samestep.loop import Training
 from samestep.optimizer.step import GatedOptimizer
 from samestep.randomness.order import Order
-from samestep.runtime import Runtime, has_rank
+from samestep.runtime import Runtime
 from samestep.session.data import Data, notes_on_data, read_data, refuse_other_data
 from samestep.session.model import lay_out, make_after_step, make_change, make_model, notes_on, refuse_unequal_models
 from samestep.session.sharding import is_cut, refuse_unshardable, shard
 from samestep.sources import make_rows
 from samestep.task import Task
 from samestep.tracking import NullTracker, Pace, Reports, Tracker
-
-_COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
-
-
-def make_accelerator(config: Config) -> Accelerator:
-    """Accelerate's part: place, wrap, cast, launch. Nothing of it scales, accumulates, shuffles or saves."""
-    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
-    if on_cpu and config.precision == "fp16":
-        raise UsageError("precision: found fp16 without a GPU, where gradients would underflow in silence; write bf16 or no")
-    torch.set_num_threads(config.threads)
-    if config.reduce == "exact":
-        # torch.use_deterministic_algorithms also sets inductor's flag, and imports all of inductor to do so (1.5 s).
-        (torch.use_deterministic_algorithms if config.compile else torch._C._set_deterministic_algorithms)(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs a pass over every new tensor
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cuda.enable_mem_efficient_sdp(False)  # attention has one kernel or the other, not what fits today
-        torch.backends.cuda.enable_cudnn_sdp(False)
-    backend = "cpu:gloo,cuda:nccl" if has_rank() and not on_cpu else None  # with one Accelerate asks a group for its size
-    return Accelerator(
-        cpu=on_cpu,
-        mixed_precision=config.precision,
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=_COLLECTIVE_TIMEOUT)],
-    )
 
 
 @dataclass

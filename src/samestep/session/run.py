@@ -29,7 +29,8 @@ from samestep.loop import Training, train
 from samestep.run.folder import RunFolder
 from samestep.runtime import Runtime
 from samestep.runtime.device_kind import device_kind, differences
-from samestep.session.build import Plans, build, make_accelerator
+from samestep.session.accelerator import make_accelerator
+from samestep.session.build import Plans, build
 from samestep.session.failure import mistake_behind, record_failure, save_what_is_finished
 from samestep.session.flops import find_step_at_peak
 from samestep.session.profile import profiled

@@ -24,7 +24,8 @@ from samestep.control import StopFlag
 from samestep.errors import TrainingError, UsageError
 from samestep.run.folder import RunFolder
 from samestep.runtime import end_with_parent, leave_the_others, read_runtime
-from samestep.session.build import Plans, build, make_accelerator
+from samestep.session.accelerator import make_accelerator
+from samestep.session.build import Plans, build
 from samestep.task.loading import load_task
 from samestep.tracking import NullTracker
 
