@@ -16,6 +16,7 @@ class Mutant(NamedTuple):
 
 
 CASES = "tests/promise/test_cases.py"
+HIDDEN = "tests/promise/test_hidden.py"
 SAME = f"{CASES}::test_the_same_at_every_world_size"
 STATE = f"{CASES}::test_an_optimizers_whole_state_comes_back_as_it_was"
 AFTER = f"{CASES}::test_what_after_step_changes_is_saved_and_comes_back"
@@ -1194,6 +1195,48 @@ MUTANTS = [
         "            self._refuse_unequal(gather(self._prints()))\n",
         "            gather(self._prints())\n",
         (f"{CASES}::test_what_remembers_is_refused_wherever_it_does", "-k", "after_step and 2"),
+    ),
+    Mutant(
+        "no-proof-is-compared",
+        "checks/proof.py",
+        "        if found == recorded:\n",
+        "        if True:\n",
+        (f"{HIDDEN}::test_a_start_is_told_what_the_one_before_remembered", "-k", "loss and 1"),
+    ),
+    Mutant(
+        "no-second-start-is-asked",
+        "session/second.py",
+        "        if lines:\n",
+        "        if False:\n",
+        (f"{HIDDEN}::test_a_run_whose_task_has_come_to_remember_is_told_so_at_its_end", "-k", "14"),
+    ),
+    Mutant(
+        "a-loss-may-talk",
+        "checks/alone.py",
+        "        if heard:\n",
+        "        if False:\n",
+        (f"{CASES}::test_a_loss_that_is_not_computed_alone_is_refused_before_the_first_step", "-k", "torch and 1"),
+    ),
+    Mutant(
+        "a-loss-may-ask-how-many-there-are",
+        "checks/alone.py",
+        "    if found[:2] == found[2:]:",
+        "    if False:",
+        (f"{CASES}::test_a_loss_that_is_not_computed_alone_is_refused_before_the_first_step", "-k", "number and 1"),
+    ),
+    Mutant(
+        "rows-are-given-and-not-lent",
+        "sources/rows.py",
+        "            return [_lent(row) for row in found]\n",
+        "            return found\n",
+        (SAME, "-k", "Hidden"),
+    ),
+    Mutant(
+        "evaluations-are-not-computed-again",
+        "evaluation.py",
+        "            if self._is_audited and self._number & (self._number - 1) == 0:\n",
+        "            if False:\n",
+        (f"{HIDDEN}::test_an_evaluation_that_remembers_is_refused_when_it_is_made",),
     ),
     Mutant(
         "an-evaluation-owed-is-forgotten-before-it-is-judged",

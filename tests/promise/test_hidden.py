@@ -143,6 +143,13 @@ def test_a_run_whose_task_has_come_to_remember_is_told_so_at_its_end(
     assert "weights " in out
 
 
+def test_an_evaluation_that_remembers_is_refused_when_it_is_made(ranks: Ranks, tmp_path: Path) -> None:
+    fields = {"place": "closure", "what": "evaluation", "how": "counts", "onset": 0}
+    codes, _, err = start(ranks, tmp_path, fields, "evaluate.every=4")
+    assert codes == [1]
+    assert "task: an evaluation computed a micro-batch once more, and error came out otherwise: " in err
+
+
 def test_a_sound_run_leaves_no_second_start_behind(ranks: Ranks, tmp_path: Path) -> None:
     fields = {"place": "module", "what": "loss", "how": "nothing", "onset": 0}
     codes, out, err = start(ranks, tmp_path, fields)
