@@ -10,10 +10,10 @@ from conftest import Workplace
 
 TASK = """
 import os, time
-import datasets, numpy as np, torch
+import datasets, numpy as np, samestep, torch
 from samestep import Task
 
-calls = 0  # no attribute, whose change would be seen at once
+before = 0  # the last call's step: no attribute, whose change would be seen at once
 
 class Faulty(Task):
     fault: str = "none"
@@ -26,12 +26,9 @@ class Faulty(Task):
         return torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
 
     def loss(self, model, batch):
-        global calls
-        calls += 1
-        x, rank = batch["x"], os.environ.get("RANK", "0")
-        a_step = 8 // int(os.environ.get("WORLD_SIZE", 1))
-        step, call = divmod(calls - 1, a_step)
-        step += 1
+        global before
+        x, rank, step = batch["x"], os.environ.get("RANK", "0"), samestep.step()
+        is_first, before = step != before, step
         if self._handle:
             self._handle.remove()
             self._handle = None
@@ -40,7 +37,7 @@ class Faulty(Task):
         if self.fault == "rank":
             x = x + int(rank)
         out = model(x).square().sum()
-        if self.fault == "flip" and rank == "1" and step == 4 and call == 0:
+        if self.fault == "flip" and rank == "1" and step == 4 and is_first:
             self._handle = next(model.parameters()).register_hook(flipped)
         if self.fault == "cut" and hasattr(model, "reshard") and step == 4:
             out.register_hook(lambda grad: grad * 1.0001)

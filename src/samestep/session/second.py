@@ -16,6 +16,7 @@ import time
 import warnings
 from pathlib import Path
 
+import psutil
 import torch
 
 from samestep.checkpoint import Checkpoints, read
@@ -31,6 +32,7 @@ from samestep.tracking import NullTracker
 
 _SHARE = 0.005  # of a run's time that it may take
 _ALWAYS_S = 1.0  # which it may take of any run
+_TIMES_A_CHECKPOINT = 4  # of memory
 _PATIENCE = 10  # times what a start took
 
 
@@ -67,14 +69,15 @@ class SecondStart(NoSecondStart):
         self._took_s = time.monotonic() - self._begun
 
     def find(self, folder: RunFolder) -> None:
-        """Raise TrainingError if a start from the last checkpoint would go on otherwise, where the time allows to look."""
-        if self._took_s > max(_ALWAYS_S, _SHARE * (time.monotonic() - self._begun)):
+        """Raise TrainingError if a start from the last checkpoint goes on otherwise, as time and memory allow to look."""
+        has_time = self._took_s <= max(_ALWAYS_S, _SHARE * (time.monotonic() - self._begun))
+        if not (has_time and _has_room(folder)):
             return
-        os.write(self._ask, os.fsencode(folder.path))
-        os.close(self._ask)
-        self._ask = -1
-        ready, _, _ = select.select([self._answer], [], [], max(_ALWAYS_S, self._took_s) * _PATIENCE)
-        found = os.read(self._answer, 1 << 16) if ready else b""
+        found = b""
+        with contextlib.suppress(OSError):  # somebody may have ended it
+            os.write(self._ask, os.fsencode(folder.path.absolute()))
+            ready, _, _ = select.select([self._answer], [], [], max(_ALWAYS_S, self._took_s) * _PATIENCE)
+            found = os.read(self._answer, 1 << 16) if ready else b""
         lines = json.loads(found) if found else []
         if lines:
             raise TrainingError(f"all steps are taken and saved, and another start of this run goes on otherwise: {lines[0]}")
@@ -87,6 +90,13 @@ class SecondStart(NoSecondStart):
         with contextlib.suppress(OSError):
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
+
+
+def _has_room(folder: RunFolder) -> bool:
+    """Whether the memory holds a run of this size once more, with gradients and what is read of the checkpoint."""
+    newest = max(folder.checkpoints.glob("step-*"), default=None)
+    size = sum(file.stat().st_size for file in newest.iterdir()) if newest is not None else 0
+    return _TIMES_A_CHECKPOINT * size < psutil.virtual_memory().available
 
 
 def _serve(config: Config, down: int, up: int) -> None:
@@ -114,8 +124,8 @@ def _refusal(config: Config, folder: RunFolder) -> list[str]:
     if checkpoint is None:
         return []
     plans = Plans(task, accelerator, runtime, StopFlag(), read(checkpoint), [runtime.host])
-    run = build(config, plans, lambda _: NullTracker())
     try:
+        run = build(config, plans, lambda _: NullTracker())
         run.checks.begin_start(step, may_part=False)
     except UsageError as error:
         return list(error.lines)
