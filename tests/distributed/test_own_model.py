@@ -129,6 +129,41 @@ def test_a_script_is_enough(workplace: Workplace) -> None:
     assert again.out.startswith("one is done already, at step 6\n")
 
 
+GUARD = """
+if __name__ == "__main__":
+    with open("ran", "a") as file:
+        file.write("x")
+    settings = {"optimizer": {"name": "sgd", "lr": 1e-5}, "track": {"wandb": "off"}}
+    samestep.main(Mine, global_batch_size=16, micro_batch_size=8, steps=6, **settings)
+    raise AssertionError("after the last line")
+"""
+
+
+@pytest.mark.parametrize("guard", [GUARD, GUARD.replace('__name__ == "__main__"', "'__main__' == __name__")])
+def test_a_script_may_keep_its_call_under_a_guard(workplace: Workplace, guard: str) -> None:
+    workplace.write("mine.py", SCRIPT.partition("samestep.main(")[0] + guard)
+    workplace.env["PYTHONHASHSEED"] = "0"  # without it a script begins once more, from its first line
+    ran = workplace.path / "ran"
+    alone = workplace.command(sys.executable, "mine.py", "--run", "one", "width=4")
+    assert alone.code == 0, alone.err
+    assert ran.read_text() == "x"
+    named = workplace.samestep("train", "mine.py", "--run", "two", "width=4")
+    assert ran.read_text() == "xx"
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--")
+    ranks = workplace.command(sys.executable, *launcher, "mine.py", "--run", "three", "width=4")
+    assert ran.read_text() == "xxxx"
+    assert alone.weights == named.weights == ranks.weights
+    assert workplace.samestep("check", "mine.py").code == 0
+
+
+def test_what_a_guard_raises_is_one_line(workplace: Workplace) -> None:
+    workplace.write("mine.py", SCRIPT.partition("samestep.main(")[0] + 'if __name__ == "__main__":\n    int("x")\n')
+    done = workplace.samestep("train", "mine.py")
+    assert done.code == 2
+    assert done.err.startswith("samestep: task: mine.py cannot be imported: ValueError: invalid literal for int()")
+    assert len(done.err.splitlines()) == 1
+
+
 def test_a_script_s_mistakes_are_one_line_each(workplace: Workplace) -> None:
     workplace.write("mine.py", SCRIPT.replace("steps=6", "stesp=6, epochs=0"))
     done = workplace.command(sys.executable, "mine.py")

@@ -8,7 +8,7 @@ from typing import Any
 from samestep.cli.root import main as run_command_line
 from samestep.errors import UsageError
 from samestep.task import Task
-from samestep.task.script import declare, place_of
+from samestep.task.script import declare, module_of, place_of
 
 
 def main(task: type[Task] | Task, **config: Any) -> None:
@@ -24,12 +24,13 @@ def main(task: type[Task] | Task, **config: Any) -> None:
 
     Raises UsageError where there is no file to start again, in a notebook say. It ends the process otherwise.
     """
-    kind = task if isinstance(task, type) else type(task)
-    if kind.__module__ != "__main__":
-        declare(task, config)
+    caller = str(sys._getframe(1).f_globals.get("__name__"))
+    if caller != "__main__":
+        declare(caller, task, config)
         return
     file = getattr(sys.modules["__main__"], "__file__", None)
     if file is None:
         raise UsageError("samestep.main: found no script here; in a notebook write samestep.train in its place")
+    declare(module_of(file), task, config)  # it may stand under a guard, which nobody who imports the script comes by
     sys.argv = ["samestep", "train", place_of(file), *sys.argv[1:]]
     run_command_line()

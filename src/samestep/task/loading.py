@@ -96,7 +96,7 @@ def load_module(place: str, key: str = "task") -> ModuleType:
                 raise UsageError(f"{key}: found no module {place}; write module:{what} or path/to/file.py:{what}") from None
             raise UsageError(f"{key}: {place} imports {error.name}, which is not installed here") from None
         except Exception as error:
-            raise _raised(key, place, error) from None
+            raise raised_in(key, place, error) from None
     path = as_kept(place)
     if not path.is_file():
         raise UsageError(f"{key}: found no file {place}; write path/to/file.py:{what}")
@@ -117,12 +117,12 @@ def load_module(place: str, key: str = "task") -> ModuleType:
     except ModuleNotFoundError as error:
         raise UsageError(f"{key}: {place} imports {error.name}, which is not installed here") from None
     except (Exception, SystemExit) as error:
-        raise _raised(key, place, error) from None
+        raise raised_in(key, place, error) from None
     _loaded[stamp] = module
     return module
 
 
-def _raised(key: str, place: str, error: BaseException) -> UsageError:
+def raised_in(key: str, place: str, error: BaseException) -> UsageError:
     """What importing a module of the user's came to, in one line."""
     if isinstance(error, UsageError):
         return error
