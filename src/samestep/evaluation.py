@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ class Evaluator:
     Args:
         batches: only the first so many micro-batches; None for all.
         sharded: the model, where no rank runs a forward alone, so that each runs as many.
-        is_audited: in the first evaluations, then ever rarer ones, each rank computes its first micro-batch once more.
+        is_audited: in the first evaluations, then ever rarer ones, and the last, each rank computes its first micro-batch
+            once more, and its neighbour's.
     """
 
     def __init__(
@@ -44,10 +46,13 @@ class Evaluator:
         share = cuts(self._num_batches, accelerator.num_processes)
         rank = accelerator.process_index
         self._share = range(share[rank], share[rank + 1])
+        self._firsts = [start for start, stop in itertools.pairwise(share) if start < stop]  # of each share that has any
         self._is_audited, self._number = is_audited, 0  # of evaluations
         self.is_tried = False  # whether a micro-batch has been evaluated
 
-    def __call__(self, model: torch.nn.Module, flag: Callable[[], int], watch: Watchdog) -> dict[str, float] | None:
+    def __call__(
+        self, model: torch.nn.Module, flag: Callable[[], int], watch: Watchdog, is_last: bool = False
+    ) -> dict[str, float] | None:
         """The metrics, by name, of a model as it stands; its modes are left as they were.
 
         A metric is summed over those micro-batches that have it; one whose weights come to nothing is NaN.
@@ -70,7 +75,7 @@ class Evaluator:
                     watch.meeting()
                     self._sharded.refuse_another_way()
             self._number += 1
-            if self._is_audited and self._number & (self._number - 1) == 0:
+            if self._is_audited and (is_last or self._number & (self._number - 1) == 0):
                 self._refuse_another(model, measured)
         watch.meeting()
         names = sorted({name for found in everyones(sorted({name for found in measured for name in found})) for name in found})
@@ -81,16 +86,21 @@ class Evaluator:
         return {name: float(total / weight) for name, (total, weight) in zip(names, totals, strict=True)}
 
     def _refuse_another(self, model: torch.nn.Module, measured: list[dict[str, torch.Tensor]]) -> None:
-        """Raise UsageError on every rank if the first micro-batch of any share comes to something else by now."""
-        again = self._measure(model, self._share[0] if measured else 0)
-        first = measured[0] if measured else again
-        other = [name for name in {**first, **again} if not _same(first.get(name), again.get(name))]
-        if name := next((name for names in everyones(other) for name in names), None):
-            raise UsageError(
-                f"task: an evaluation computed a micro-batch once more, and {name} came out otherwise: data(), metrics or the "
-                "model remembers something from one call to the next. Draw numbers from torch, numpy or random, which are "
-                "seeded, and keep state in a buffer that after_step changes (docs/tasks.md)"
-            )
+        """Raise UsageError on every rank if any share's first micro-batch comes to something else by now, or on a neighbour."""
+        beside = self._firsts[(self._firsts.index(self._share[0]) + 1) % len(self._firsts)] if measured else 0
+        found = {"first": _bits(measured[0]) if measured else {}}
+        found["again"] = _bits(self._measure(model, self._share[0] if measured else 0)) if measured or self._sharded else {}
+        found["beside"] = _bits(self._measure(model, beside)) if len(self._firsts) > 1 else {}
+        ranks = [each for each in everyones(found) if each["first"]]
+        for number, one in enumerate(ranks):
+            other = [one["again"], *([ranks[number - 1]["beside"]] if len(ranks) > 1 else [])]
+            for name in sorted({name for each in [one["first"], *other] for name in each}):
+                if any(each.get(name) != one["first"].get(name) for each in other):
+                    raise UsageError(
+                        f"task: an evaluation computed a micro-batch once more, and {name} came out otherwise: data(), metrics "
+                        "or the model remembers something from one call to the next. Draw numbers from torch, numpy or random, "
+                        "which are seeded, and keep state in a buffer that after_step changes (docs/tasks.md)"
+                    )
 
     def _measure(self, model: torch.nn.Module, index: int) -> dict[str, torch.Tensor]:
         """Each metric's sum and weight over a micro-batch, float64, by name."""
@@ -125,9 +135,8 @@ class Evaluator:
         return found
 
 
-def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    """Whether both are there and of the same bits."""
-    return one is not None and other is not None and torch.equal(as_bits(one), as_bits(other))
+def _bits(found: dict[str, torch.Tensor]) -> dict[str, list[int]]:
+    return {name: as_bits(pair).tolist() for name, pair in found.items()}
 
 
 @contextlib.contextmanager
@@ -154,11 +163,13 @@ class Evaluation:
     best: Best
     is_owed: bool  # a stop came in the middle of the one that belongs to the first step
 
-    def measure(self, model: torch.nn.Module, flag: Callable[[], int], watch: Watchdog) -> dict[str, float] | None:
+    def measure(
+        self, model: torch.nn.Module, flag: Callable[[], int], watch: Watchdog, is_last: bool
+    ) -> dict[str, float] | None:
         """The metrics as `eval_NAME`, or None where a flag was set: then the evaluation is still owed."""
         assert self.evaluator is not None
         self.is_owed = True
-        found = self.evaluator(model, flag, watch)
+        found = self.evaluator(model, flag, watch, is_last)
         if found is None:
             return None
         return {f"eval_{name}": value for name, value in found.items()}

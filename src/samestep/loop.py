@@ -72,7 +72,7 @@ class Training:
         if self.evaluation.evaluator is None:
             return False
         with self.checks.evaluation(agreed), at_step(step):
-            metrics = self.evaluation.measure(self.model, self.ending.asked, self.watch)
+            metrics = self.evaluation.measure(self.model, self.ending.asked, self.watch, step == self.num_steps)
         if metrics is None:
             self.ending.save_and_stop(step, self.num_steps)
         self.reports.evaluated(step, metrics)

@@ -1234,7 +1234,7 @@ MUTANTS = [
     Mutant(
         "evaluations-are-not-computed-again",
         "evaluation.py",
-        "            if self._is_audited and self._number & (self._number - 1) == 0:\n",
+        "            if self._is_audited and (is_last or self._number & (self._number - 1) == 0):\n",
         "            if False:\n",
         (f"{HIDDEN}::test_an_evaluation_that_remembers_is_refused_when_it_is_made",),
     ),
