@@ -1239,6 +1239,20 @@ MUTANTS = [
         (f"{HIDDEN}::test_an_evaluation_that_remembers_is_refused_when_it_is_made",),
     ),
     Mutant(
+        "no-neighbour-evaluates",
+        "evaluation.py",
+        '*([ranks[number - 1]["beside"]] if len(ranks) > 1 else [])',
+        "*[]",
+        (f"{HIDDEN}::test_an_evaluation_that_keeps_what_its_rank_saw_first_shows_between_ranks",),
+    ),
+    Mutant(
+        "beside-the-steps-old-buffers-stand",
+        "exact/statistics.py",
+        "        for buffer in found if self._is_begun else ():\n",
+        "        for buffer in found:\n",
+        (f"{CASES}::test_what_after_step_changes_is_saved_and_comes_back",),
+    ),
+    Mutant(
         "an-evaluation-owed-is-forgotten-before-it-is-judged",
         "evaluation.py",
         "            return None\n        return {",

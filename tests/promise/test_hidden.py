@@ -150,6 +150,13 @@ def test_an_evaluation_that_remembers_is_refused_when_it_is_made(ranks: Ranks, t
     assert "task: an evaluation computed a micro-batch once more, and error came out otherwise: " in err
 
 
+def test_an_evaluation_that_keeps_what_its_rank_saw_first_shows_between_ranks(ranks: Ranks, tmp_path: Path) -> None:
+    fields = {"place": "closure", "what": "evaluation", "how": "keeps", "onset": 1}
+    codes, _, err = start(ranks, tmp_path, fields, "evaluate.every=4", size=2)
+    assert 1 in codes
+    assert "task: an evaluation computed a micro-batch once more, and error came out otherwise: " in err
+
+
 def test_a_sound_run_leaves_no_second_start_behind(ranks: Ranks, tmp_path: Path) -> None:
     fields = {"place": "module", "what": "loss", "how": "nothing", "onset": 0}
     codes, out, err = start(ranks, tmp_path, fields)

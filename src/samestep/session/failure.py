@@ -101,9 +101,10 @@ def mistake_behind(error: Exception, config: Config) -> UsageError | None:
     if (words := next((words for part, words in _IN_OTHERS_WORDS.items() if part in str(error)), None)) is not None:
         return UsageError(f"task: {words}{place_in_user_code(error)} (docs/tasks.md)")
     if type(error).__name__ == "FailOnRecompileLimitHit":
+        most = torch._dynamo.config.recompile_limit
         return UsageError(
-            f"compile: a block of the model has met more than {_most_shapes()} shapes, and each is a program of its own; pad "
-            "to fewer lengths in collate (to multiples of 64, say), or write compile=false and another --run NAME"
+            f"compile: a block of the model has met more than {most} shapes, and each is a program of its own; pad to fewer "
+            "lengths in collate (to multiples of 64, say), or write compile=false and another --run NAME"
         )
     if any(words in str(error) for words in _PAST_THE_MODEL):
         return UsageError(
@@ -130,10 +131,6 @@ def mistake_behind(error: Exception, config: Config) -> UsageError | None:
             f"write drop_last: true, or another micro_batch_size than {config.micro_batch_size}"
         )
     return None
-
-
-def _most_shapes() -> int:
-    return int(torch._dynamo.config.recompile_limit)
 
 
 def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtime: Runtime, board: Board) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import time
@@ -49,7 +50,13 @@ _SHOWN_LATE_S = 60.0  # by a network file system
 
 def run_training(config: Config, origins: dict[str, str], folder: RunFolder, runtime: Runtime, stop: StopFlag) -> None:
     """Train a run from wherever it stands to its end; `weights HASH` is the last line printed."""
-    second = second_start(config, runtime.is_main)  # before anything of the run is in this process
+    with contextlib.closing(second_start(config, runtime.is_main)) as second:  # before anything of the run is in this process
+        _run(config, origins, folder, runtime, stop, second)
+
+
+def _run(
+    config: Config, origins: dict[str, str], folder: RunFolder, runtime: Runtime, stop: StopFlag, second: NoSecondStart
+) -> None:
     accelerator = make_accelerator(config)
     check_world_size(runtime.world_size, config.num_leaves)
     folder.path = decided_by_main(lambda: folder.path)  # a name made of the time may differ from rank to rank
@@ -69,7 +76,6 @@ def run_training(config: Config, origins: dict[str, str], folder: RunFolder, run
             raise
         raise error from None
     finally:
-        second.close()
         folder.release()
 
 
@@ -173,7 +179,7 @@ class _Rank:
         try:
             run.batches.start()
             agreed(lambda: _try_evaluation(run))
-            if parted := agreed(lambda: run.checks.begin_start(run.first_step, may_part)):
+            if parted := agreed(lambda: _begin_start(run, may_part)):
                 self.say(parted)
             if self.runtime.is_main:
                 find_step_at_peak(run, self.runtime.world_size)
@@ -241,3 +247,11 @@ def _try_evaluation(run: Training) -> None:
     with run.checks.evaluation():
         run.evaluation.evaluator.names(run.model, wanted=set())
     run.watch.meeting()
+
+
+def _begin_start(run: Training, may_part: bool) -> str | None:
+    """What is to be told before the first step; the watchdog knows that something is computed, and maybe compiled."""
+    run.watch.at("computing")
+    parted = run.checks.begin_start(run.first_step, may_part)
+    run.watch.meeting()
+    return parted
