@@ -18,7 +18,7 @@ from samestep.checks import Checks
 from samestep.config import Config
 from samestep.control import Watchdog, agreed
 from samestep.evaluation import Evaluation
-from samestep.exact import StepSums, is_finite
+from samestep.exact import StepSums
 from samestep.optimizer import GatedOptimizer, divide_and_clip
 from samestep.randomness.seeding import seed_all
 from samestep.task import NOW, Task, at_step, checked_loss
@@ -108,7 +108,7 @@ def train(run: Training) -> int:
         run.checks.compare(step)
         run.optimizer.unscale()
         norm = divide_and_clip(grads, total.weight, run.config.clip, run.sums.gradients.combine)
-        run.sums.statistics.finish(arrived=is_finite(total.loss))
+        run.sums.statistics.finish(total.loss)
         rate = run.optimizer.step(step, total.loss, norm)
         run.after_step(step)
         finished = step + 1
