@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -85,7 +87,7 @@ class _Layers(nn.Module):
         return out
 
 
-MODELS = {
+MODELS: dict[str, Callable[[], nn.Module]] = {
     "gpt": lambda: GPT(context=TOKENS, width=16, layers=12, heads=2, dropout=0.0),
     "batchnorms": lambda: _Convs(53),
     "layernorms": lambda: _Layers(18),

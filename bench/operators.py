@@ -2,7 +2,8 @@
 
 What a GPU would launch is counted on a CPU, without views: deep models, narrow tensors, each step of one or of several
 micro-batches. The plain loop is what a reader would write: fused optimizer, autocast, `clip_grad_norm_`. NAME is one of
-`operator_models.MODELS`. As on a GPU: the step's numbers stay tensors, and its norm is taken as a GPU takes it.
+`operator_models.MODELS`. --as-on-a-gpu: the step's numbers stay tensors, and its norm is taken by Triton's kernels, whose
+launches are counted and left out.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from samestep.config import Config, load_config
 from samestep.control import StopFlag, leave_together
-from samestep.exact import norm
+from samestep.exact import norm, norm_kernels
 from samestep.loop import Training, train
 from samestep.runtime import read_runtime
 from samestep.session import Plans, build, make_accelerator
@@ -54,6 +55,17 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Launches:
+    """In a kernel's place: counts its launches."""
+
+    def __init__(self, name: str, operators: Operators) -> None:
+        self._name, self._operators = f"triton{name}", operators
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        self._operators.counts[self._name] += 1
+        return lambda *words, **more: None
+
+
 def plain(config: Config, name: str) -> dict[str, float]:
     torch.manual_seed(0)
     model = MODELS[name]()
@@ -85,10 +97,15 @@ def samestep(config: Config, on_a_gpu: bool) -> dict[str, float]:
     if on_a_gpu:
         training.sums.exchange._on_host = False
         norm._on_host = lambda tensor: False
+        norm._kernels = lambda: norm_kernels  # type: ignore[assignment]
         training.optimizer._on_device = True
         training.reports.post = lambda *numbers: None  # type: ignore[method-assign]  # they are read a step later
+    operators = Operators()
+    for name in ("_square_rows", "_add_to_bins", "_add_bins"):
+        setattr(norm_kernels, name, Launches(name, operators))
     _go_on(training, 65)  # behind the 64th and before the 128th, in which what tasks do is looked at
-    with Operators() as operators:
+    operators.counts.clear()
+    with operators:
         _go_on(training, STEPS)
     return _a_step(operators)
 

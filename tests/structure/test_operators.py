@@ -13,6 +13,8 @@ import pytest
 
 from conftest import ROOT
 
+pytest.importorskip("triton", reason="no Triton here, whose kernels take the norm on a GPU")
+
 
 def beyond(name: str, *words: str) -> float:
     command = [sys.executable, str(ROOT / "bench" / "operators.py"), name, "--as-on-a-gpu", *words]
@@ -26,7 +28,7 @@ def beyond(name: str, *words: str) -> float:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("name", "limit"), [("gpt", 50), ("batchnorms", 70), ("layernorms", 55), ("droppath", 60), ("masked", 51)]
+    ("name", "limit"), [("gpt", 17), ("batchnorms", 28), ("layernorms", 14), ("droppath", 19), ("masked", 19)]
 )
 def test_what_a_step_of_one_micro_batch_launches_beyond_the_plain_loop(name: str, limit: float) -> None:
     assert beyond(name) <= limit

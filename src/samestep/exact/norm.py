@@ -6,14 +6,18 @@ never looks at the rows beside it. Their squares are added without any rounding,
     norm = √ Σ (norm of a row)²     over all rows of all gradients, the squares in float64, their sum rounded once
 
 Where there are many rows, or each rank has some, a square goes into the bin of its exponent, as two halves: all that is in one
-are multiples of one power of two, whose sum is exact.
+are multiples of one power of two, whose sum is exact. On a GPU Triton's kernels do that in one pass over the gradients.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import math
+import os
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import torch
 
@@ -46,6 +50,9 @@ def row_bins(grads: list[torch.Tensor]) -> torch.Tensor:
 
     A sum of such bins is exact in whatever order it is taken, with up to 2^26 rows of like norms.
     """
+    if not _on_host(grads[0]) and (kernels := _kernels()) is not None:
+        bins: torch.Tensor = kernels.row_bins([_as_rows(grad) for grad in grads])
+        return bins
     bins = torch.zeros(2, _NUM_BINS, dtype=torch.float64, device=grads[0].device)
     taken: list[torch.Tensor] = []
     num_rows = 0
@@ -63,10 +70,33 @@ def row_bins(grads: list[torch.Tensor]) -> torch.Tensor:
 def norm_of(bins: torch.Tensor) -> Scalar:
     """The root of all that is in the bins. On a GPU they are summed there, in a fixed order, and nobody waits."""
     if not _on_host(bins):
+        if (kernels := _kernels()) is not None:
+            norm: torch.Tensor = kernels.norm_of(bins)
+            return norm
         upper = bins[0].sum()
-        return torch.where(upper.isfinite(), upper + bins[1].sum(), upper).sqrt()  # an infinity's lower half is NaN
-    norm = _root(bins[bins != 0].tolist())
-    return _root(bins[0].tolist()) if math.isnan(norm) else norm
+        return torch.where(upper - upper == 0, upper + bins[1].sum(), upper).sqrt()  # an infinity's lower half is NaN
+    root = _root(bins[bins != 0].tolist())
+    return _root(bins[0].tolist()) if math.isnan(root) else root
+
+
+def norm_way() -> str:
+    """How a GPU here takes a norm, whose last bits hang on it."""
+    kernels = _kernels()
+    return "by halves" if kernels is None else f"in one pass, Triton {kernels.VERSION}"
+
+
+@functools.cache
+def _kernels() -> ModuleType | None:
+    """Triton's, where they run: it wants a GPU, or its interpreter, and a C compiler."""
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not (is_interpreted or torch.cuda.is_available()):
+        return None
+    try:
+        kernels = importlib.import_module("samestep.exact.norm_kernels")
+        row = torch.tensor([[3.0, 4.0]], device="cpu" if is_interpreted else "cuda")
+        return kernels if kernels.norm_of(kernels.row_bins([row])).item() == 5.0 else None
+    except Exception:  # no Triton here, or whatever its compiler finds fault with: the norm is there without it
+        return None
 
 
 def _on_host(tensor: torch.Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 import types
@@ -82,7 +83,7 @@ def test_a_step_that_did_not_arrive_leaves_the_running_statistics_as_they_were()
             norm(torch.randn(4, 3))
             statistics.end_micro_batch(index, counts=True)
         statistics.average(counted=2)
-        statistics.finish(torch.tensor(arrived))
+        statistics.finish(1.0 if arrived else math.nan)
         assert torch.equal(before, norm.running_mean) is not arrived  # type: ignore[arg-type]
 
 
@@ -100,7 +101,7 @@ def test_running_statistics_are_averaged_over_the_micro_batches_that_hold_rows()
             norm(batch)
         statistics.end_micro_batch(index, counts=index < 3)
     statistics.average(counted=3)
-    statistics.finish(torch.tensor(True))
+    statistics.finish(1.0)
     assert torch.allclose(norm.running_mean, 0.1 * (batches[0].mean(0) + batches[2].mean(0)) / 3)
     assert norm.num_batches_tracked.item() == 1
 
@@ -118,7 +119,7 @@ def test_statistics_that_no_forward_changes_keep_their_bits() -> None:
         norms[0](torch.randn(4, 64))
         statistics.end_micro_batch(index, counts=True)
     statistics.average(counted=12)
-    statistics.finish(torch.tensor(True))
+    statistics.finish(1.0)
     assert torch.equal(norms[1].running_mean, before)  # type: ignore[arg-type]
 
 
