@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -155,6 +156,41 @@ def test_an_evaluation_that_keeps_what_its_rank_saw_first_shows_between_ranks(ra
     codes, _, err = start(ranks, tmp_path, fields, "evaluate.every=4", size=2)
     assert 1 in codes
     assert "task: an evaluation computed a micro-batch once more, and error came out otherwise: " in err
+
+
+SLOW = """
+import time
+from hidden_task import Hidden
+
+class Slow(Hidden):
+    def data(self, split):
+        until = time.process_time() + 1.2
+        while time.process_time() < until:
+            pass
+        return super().data(split)
+"""
+
+
+def test_where_no_second_start_is_looked_at_the_run_says_so(ranks: Ranks, tmp_path: Path) -> None:
+    (tmp_path / "slow_task.py").write_text(SLOW)
+    fields = {"place": "module", "what": "loss", "how": "flips", "onset": 14}
+    codes, out, err = start(ranks, tmp_path, fields, "task=slow_task.py:Slow")
+    assert (codes, err) == ([0], "")
+    assert re.search(r"^note: no second start was made \(a start takes 2[.\d]* s, more than 0.5% of this run\)", out, re.M)
+
+
+@pytest.mark.parametrize(("what", "how"), [("rows", "keeps"), ("evaluation of training", "flips")])
+def test_what_a_row_of_training_brings_to_an_evaluations_mind(ranks: Ranks, tmp_path: Path, what: str, how: str) -> None:
+    """A start that has no step left evaluates without having seen it, and the look at a run's end knows that."""
+    fields = {"place": "file", "what": what, "how": how, "onset": 10_000, "row": 1.5}
+    words = (
+        ("global_batch_size=4", "steps=4")
+        if what == "rows"
+        else ("global_batch_size=2", "micro_batch_size=1", "evaluate.every=3")
+    )
+    codes, _, err = start(ranks, tmp_path, fields, *words)
+    assert codes == [1], err
+    assert "another start of this run goes on otherwise: task: an evaluation of step" in err
 
 
 def test_a_sound_run_leaves_no_second_start_behind(ranks: Ranks, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class NoProof:
     def take(self, step: int) -> torch.Tensor | None:
         return None
 
-    def begin_start(self, step: int, may_part: bool) -> str | None:
+    def begin_start(self, step: int, may_part: bool, evaluates_first: bool = False) -> str | None:
         return None
 
 
@@ -59,17 +59,19 @@ class Proof(NoProof):
         """
         return _tried(lambda: self._all(step, self._forward(step)))
 
-    def begin_start(self, step: int, may_part: bool) -> str | None:
+    def begin_start(self, step: int, may_part: bool, evaluates_first: bool = False) -> str | None:
         """Before the first step of a start. Raises UsageError for a loss that is not computed alone, and for what comes out
         otherwise than the checkpoint says.
 
         Args:
             may_part: another device, another library or other code has been told of: then that is a line to print.
+            evaluates_first: as a start does that has no step left; what the step's rows bring to mind is not there then.
         """
         recorded, self._recorded = self._recorded, None
+        evaluated = _tried(lambda: self._evaluated(step)) if recorded and evaluates_first else None
         with self._purity.forward():
             forward = _tried(lambda: self._forward(step)) if recorded else None
-        found = _tried(lambda: self._all(step, forward)) if forward is not None else None
+        found = _tried(lambda: self._all(step, forward, evaluated)) if forward is not None else None
         with self._purity.forward():
             refuse_company(self._recompute, step, self._first)
         return self._compared(step, recorded, found.tolist(), may_part) if recorded and found is not None else None
@@ -80,11 +82,14 @@ class Proof(NoProof):
         prints = self._recompute.prints(step, 0, batch, scaled=False)
         return torch.cat([rows.to(prints.device), prints])
 
-    def _all(self, step: int, forward: torch.Tensor) -> torch.Tensor:
+    def _all(self, step: int, forward: torch.Tensor, evaluated: torch.Tensor | None = None) -> torch.Tensor:
         after = _in_one(self._after_step(step)) if self._after_step else _NOTHING
-        with self._purity.evaluation(), at_step(step):
-            evaluated = self._evaluate() if self._evaluate else _NOTHING
+        evaluated = self._evaluated(step) if evaluated is None else evaluated
         return torch.cat([forward, after.to(forward.device), evaluated.to(forward.device)])
+
+    def _evaluated(self, step: int) -> torch.Tensor:
+        with self._purity.evaluation(), at_step(step):
+            return self._evaluate() if self._evaluate else _NOTHING
 
     def _compared(self, step: int, recorded: list[int], found: list[int], may_part: bool) -> str | None:
         if not (recorded[-1] and found[-1]):  # there was no evaluation then, or there is none now

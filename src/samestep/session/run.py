@@ -187,7 +187,8 @@ class _Rank:
             with profiled(self.config.profile if self.runtime.is_main else None, run, self.folder):
                 finished = train(run)
             run.ending.save_for_all(finished, _PATIENCE_AT_THE_END_S)
-            self.second.find(self.folder)
+            if unseen := self.second.find(self.folder):
+                self.say(f"note: no second start was made ({unseen}): a task that came to remember late is not seen")
             if self.runtime.is_main or run.sums.sharded:
                 digest = weights_hash(run.sums.sharded.whole_tensors() if run.sums.sharded else run.model)
                 if self.runtime.is_main:
@@ -252,6 +253,6 @@ def _try_evaluation(run: Training) -> None:
 def _begin_start(run: Training, may_part: bool) -> str | None:
     """What is to be told before the first step; the watchdog knows that something is computed, and maybe compiled."""
     run.watch.at("computing")
-    parted = run.checks.begin_start(run.first_step, may_part)
+    parted = run.checks.begin_start(run.first_step, may_part, evaluates_first=run.first_step == run.num_steps)
     run.watch.meeting()
     return parted

@@ -1,7 +1,8 @@
-"""A second start of a run, in a process that has seen none of it: forked before the run began, asked at its end.
+"""A second start of a run, in processes that have seen none of it: forked before the run began, asked at its end.
 
 What a task remembers anywhere in its process is not there. From the last checkpoint it computes what a start would compute, and
-so finds state that has come to matter and stays, of which no step computed again can tell.
+so finds state that has come to matter and stays, of which no step computed again can tell. There are two: one begins with a
+step, the other with an evaluation, for the rows of either may bring to a task's mind what the other should not know.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from samestep.session.build import Plans, build
 from samestep.task.loading import load_task
 from samestep.tracking import NullTracker
 
-_SHARE = 0.005  # of a run's time that it may take
-_ALWAYS_S = 1.0  # which it may take of any run
+_SHARE = 0.005  # of a run's CPU time that it may take
+_ALWAYS_S = 2.0  # which it may take of any run; CPU time again, of which other processes take none
 _TIMES_A_CHECKPOINT = 4  # of memory
-_PATIENCE = 10  # times what a start took
+_NUM_ORDERS = 2
+_PATIENCE = 30  # times what a start took, by the clock: others may want the processors too
 
 
 class NoSecondStart:
@@ -41,7 +43,9 @@ class NoSecondStart:
 
     def started(self) -> None: ...
 
-    def find(self, folder: RunFolder) -> None: ...
+    def find(self, folder: RunFolder) -> str | None:
+        """Why nothing was looked for, if somebody might expect it."""
+        return None
 
     def close(self) -> None: ...
 
@@ -50,7 +54,7 @@ class SecondStart(NoSecondStart):
     """The process, which waits. Raises TrainingError at the end for a run that a start of its own does not go on with."""
 
     def __init__(self, config: Config) -> None:
-        self._begun = time.monotonic()
+        self._begun = time.process_time()
         self._took_s = 0.0
         down, self._ask = os.pipe()
         self._answer, up = os.pipe()
@@ -66,21 +70,31 @@ class SecondStart(NoSecondStart):
 
     def started(self) -> None:
         """All is built, and the first step is next: so long does a start take."""
-        self._took_s = time.monotonic() - self._begun
+        self._took_s = time.process_time() - self._begun
 
-    def find(self, folder: RunFolder) -> None:
-        """Raise TrainingError if a start from the last checkpoint goes on otherwise, as time and memory allow to look."""
-        has_time = self._took_s <= max(_ALWAYS_S, _SHARE * (time.monotonic() - self._begun))
-        if not (has_time and _has_room(folder)):
-            return
+    def find(self, folder: RunFolder) -> str | None:
+        """Raise TrainingError if a start from the last checkpoint goes on otherwise; return why it could not be looked at."""
+        if self._took_s > max(_ALWAYS_S, _SHARE * (time.process_time() - self._begun)):
+            return f"a start takes {self._took_s:.3g} s, more than {_SHARE:.1%} of this run"
+        if not _has_room(folder):
+            return "there is no memory for another one beside it"
+        answers = self._answers(folder)
+        for lines in answers:
+            for line in lines:
+                raise TrainingError(f"all steps are taken and saved, and another start of this run goes on otherwise: {line}")
+        return None if len(answers) == _NUM_ORDERS else "it gave no answer"
+
+    def _answers(self, folder: RunFolder) -> list[list[str]]:
         found = b""
-        with contextlib.suppress(OSError):  # somebody may have ended it
+        until = time.monotonic() + max(_ALWAYS_S, self._took_s) * _PATIENCE
+        with contextlib.suppress(OSError):  # somebody may have ended them
             os.write(self._ask, os.fsencode(folder.path.absolute()))
-            ready, _, _ = select.select([self._answer], [], [], max(_ALWAYS_S, self._took_s) * _PATIENCE)
-            found = os.read(self._answer, 1 << 16) if ready else b""
-        lines = json.loads(found) if found else []
-        if lines:
-            raise TrainingError(f"all steps are taken and saved, and another start of this run goes on otherwise: {lines[0]}")
+            while select.select([self._answer], [], [], max(0.0, until - time.monotonic()))[0]:
+                some = os.read(self._answer, 1 << 16)
+                if not some:
+                    break
+                found += some
+        return [json.loads(answer) for answer in found.splitlines()]
 
     def close(self) -> None:
         """End the process, if it is still there."""
@@ -110,12 +124,17 @@ def _serve(config: Config, down: int, up: int) -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
-            os.write(up, json.dumps(_refusal(config, RunFolder(Path(os.fsdecode(name))))).encode())
+            evaluates_first = os.fork() == 0
+            end_with_parent()
+            lines = _refusal(config, RunFolder(Path(os.fsdecode(name))), evaluates_first)
+            os.write(up, json.dumps(lines).encode() + b"\n")
+            if not evaluates_first:
+                os.wait()
     finally:
         os._exit(0)
 
 
-def _refusal(config: Config, folder: RunFolder) -> list[str]:
+def _refusal(config: Config, folder: RunFolder, evaluates_first: bool) -> list[str]:
     """The lines in which a start from the last checkpoint refuses to go on; none if it would, or cannot be tried."""
     leave_the_others()
     runtime = read_runtime()
@@ -126,7 +145,7 @@ def _refusal(config: Config, folder: RunFolder) -> list[str]:
     plans = Plans(task, accelerator, runtime, StopFlag(), read(checkpoint), [runtime.host])
     try:
         run = build(config, plans, lambda _: NullTracker())
-        run.checks.begin_start(step, may_part=False)
+        run.checks.begin_start(step, False, evaluates_first)
     except UsageError as error:
         return list(error.lines)
     return []
