@@ -16,8 +16,9 @@ from samestep.loop import Training, train
 from samestep.run.folder import RunFolder
 from samestep.run.metric_rows import parsed
 from samestep.runtime import prepare_environment, read_runtime
-from samestep.runtime.device_kind import beside_a_difference, device_kind, differences
+from samestep.runtime.device_kind import beside_a_difference, differences
 from samestep.session import Plans, build, make_accelerator
+from samestep.session.kind import kind_of
 from samestep.task import Batch, Loss, Ratio
 from samestep.task.loading import load_task
 from samestep.tracking import NullTracker
@@ -60,7 +61,7 @@ def replay(folder: RunFolder, config: Config, step: int, stop_before: bool) -> N
         raise UsageError(f"--step: found {step}; the run has finished steps 1 to {max([state['step'], *recorded])}")
 
     accelerator = make_accelerator(config)
-    parted = differences(state["kind"], device_kind(accelerator.device))
+    parted = differences(state["kind"], kind_of(accelerator.device))
     for line in parted:
         print(f"not comparable: {line}; the record is shown beside what is computed here, and nothing is checked")
     checker = _Checker(recorded, not parted, accelerator.device)

@@ -24,7 +24,10 @@ MEANINGS = {
     "schedule.warmup": "Steps over which the rate rises in a line to `optimizer.lr`.",
     "schedule.floor": "Where the rate ends, as a part of `optimizer.lr`.",
     "schedule.decay": "Under `wsd` the last steps, in which the rate falls; by default a tenth of the run.",
-    "precision": "What forwards compute in, by autocast; the weights stay as model() made them. `fp16` needs a GPU.",
+    "precision": "What forwards compute in, by autocast; the weights stay as model() made them. `fp16` needs a GPU. `tf32`: "
+    "float32, of which GPUs from Ampere on multiply the first 19 bits; a CPU multiplies all.",
+    "attention": "The kernel of `scaled_dot_product_attention` on a GPU; `auto`: the fastest that fits and gives the same bits "
+    "each time, of FlashAttention 4 and 3 where they are installed, flash, efficient and math.",
     "clip": "The largest norm of a step's gradient; by default it is not clipped.",
     "reduce": "`exact`: the same bits on any number of processes. `fast`: the backend's own all-reduce, equal within rounding.",
     "leaves": "Of the exact sum: as many processes can share a step, and memory falls with them; by default one a micro-batch.",

@@ -18,7 +18,7 @@ _FREE_ON_RESUME = {
     "shard",
     "recompute",
 }
-_PARTS_BITS = {"device", "threads"}
+_PARTS_BITS = {"attention", "device", "threads"}
 
 
 def changes_on_resume(before: Config, now: Config) -> tuple[list[str], list[str]]:

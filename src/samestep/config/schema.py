@@ -141,7 +141,8 @@ class Config(_Strict):
     converge: Converge | None = None
     optimizer: Optimizers
     schedule: Schedule = Schedule()
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["no", "tf32", "bf16", "fp16"] = "no"
+    attention: Literal["auto", "fa4", "fa3", "flash", "efficient", "math"] = "auto"
     clip: float | None = Field(None, gt=0)
     reduce: Literal["exact", "fast"] = "exact"
     leaves: PositiveInt | None = None
@@ -207,6 +208,11 @@ class Config(_Strict):
     def num_leaves(self) -> int:
         """M: the leaves of the exact sum, and the most processes that can share a step."""
         return self.leaves or self.micro_batches
+
+    @property
+    def autocast(self) -> Literal["no", "bf16", "fp16"]:
+        """What forwards are cast to. TF32 is no such type: float32 stays what is stored, and products are taken in less."""
+        return "no" if self.precision == "tf32" else self.precision
 
     @property
     def is_audited(self) -> bool:

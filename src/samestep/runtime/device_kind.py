@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def device_kind(device: torch.device) -> dict[str, str]:
             "cuda": str(torch.version.cuda),
             "cudnn": str(torch.backends.cudnn.version()),
             "driver": _driver(),
-            "attention": f"flash {torch.backends.cuda.flash_sdp_enabled()} math {torch.backends.cuda.math_sdp_enabled()}",
+            "blas": str(torch.backends.cuda.preferred_blas_library()).rpartition(".")[2],
+            "workspaces": f"{os.environ.get('CUBLAS_WORKSPACE_CONFIG')} {os.environ.get('CUBLASLT_WORKSPACE_SIZE')}",
             "tf32": f"{torch.backends.cuda.matmul.allow_tf32} {torch.backends.cudnn.allow_tf32}",
         }
     else:

@@ -72,7 +72,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         task=plans.task,
         model=model,
         # Where nothing is cast or scaled, Accelerate's are a context that does nothing and a division by one.
-        autocast=contextlib.nullcontext if config.precision == "no" else plans.accelerator.autocast,
+        autocast=contextlib.nullcontext if config.autocast == "no" else plans.accelerator.autocast,
         backward=torch.Tensor.backward if plans.accelerator.scaler is None else plans.accelerator.backward,
         optimizer=optimizer,
         after_step=make_after_step(change, model, optimizer, checks, first_step, plans.watch),

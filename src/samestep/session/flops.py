@@ -19,7 +19,7 @@ def find_step_at_peak(run: Training, world_size: int) -> None:
     device = run.optimizer.device
     if device.type != "cuda" or run.sums.sharded is not None:  # no rank runs a forward alone there
         return
-    dtype = float_dtype(run.model) if run.config.precision == "no" else torch.bfloat16
+    dtype = float_dtype(run.model) if run.config.autocast == "no" else torch.bfloat16
     peak = peak_flops(torch.cuda.get_device_name(device), dtype)
     if peak is not None:
         with contextlib.suppress(Exception):  # a forward that the counter cannot follow trains all the same

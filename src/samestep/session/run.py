@@ -29,11 +29,12 @@ from samestep.exact import check_world_size
 from samestep.loop import Training, train
 from samestep.run.folder import RunFolder
 from samestep.runtime import Runtime
-from samestep.runtime.device_kind import device_kind, differences
+from samestep.runtime.device_kind import differences
 from samestep.session.accelerator import make_accelerator
 from samestep.session.build import Plans, build
 from samestep.session.failure import mistake_behind, record_failure, save_what_is_finished
 from samestep.session.flops import find_step_at_peak
+from samestep.session.kind import kind_of
 from samestep.session.profile import profiled
 from samestep.session.saving import make_saver
 from samestep.session.second import NoSecondStart, second_start
@@ -99,7 +100,7 @@ class _Rank:
             self.say(note)
         mapped = is_cut(self.config, self.runtime)
         saved = read_chosen(self.start.checkpoint, self.start.checksum, mapped) if self.start.checkpoint else None
-        kind = device_kind(self.accelerator.device)
+        kind = kind_of(self.accelerator.device)
         peers, other_kind = self.compare_devices(kind, saved)
         self.folder.continue_start(self.start.number)
         board = make_board(self.runtime.store, self.runtime.world_size, self.start.number)
