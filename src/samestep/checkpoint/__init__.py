@@ -5,6 +5,7 @@ from samestep.checkpoint.files import Checkpoints
 from samestep.checkpoint.reading import checksum, read, read_chosen, verify
 from samestep.checkpoint.saving import NullSaver, Saver, SharedSaver
 from samestep.checkpoint.sharded import SharedCheckpoints
+from samestep.checkpoint.slab import Slab
 from samestep.checkpoint.state import Saved, capture, refuse_unsavable, restore, restore_modes, weights_hash
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Saver",
     "SharedCheckpoints",
     "SharedSaver",
+    "Slab",
     "capture",
     "checksum",
     "read",

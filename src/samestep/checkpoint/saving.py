@@ -26,7 +26,7 @@ class Saver:
     What the disk refuses (no room, no permission) is said loudly and tried again; the last good checkpoint stays.
 
     Args:
-        capture: copies the state after a step, into the memory of an earlier copy where one is given.
+        capture: copies the state after a step; into the same memory each time.
         saved: called with each checkpoint that is safely on disk and the seconds that took, in the thread.
         say: prints a line.
         longest_s: what a save takes, in seconds, until one has been measured: a stop must come so long before a time limit.
@@ -36,7 +36,7 @@ class Saver:
         self,
         settings: Checkpoint,
         checkpoints: Checkpoints,
-        capture: Callable[[int, Saved | None], Saved],
+        capture: Callable[[int], Saved],
         saved: Callable[[Saved, float], None],
         say: Callable[[str], None],
         longest_s: float = 2.0,
@@ -44,7 +44,6 @@ class Saver:
         self._settings, self._checkpoints = settings, checkpoints
         self._capture, self._on_saved, self._say = capture, saved, say
         self._thread: threading.Thread | None = None
-        self._memory: Saved | None = None
         self._last_try = time.monotonic()
         self._refused: str | None = None
         self._overtaken: Overtaken | None = None
@@ -88,8 +87,7 @@ class Saver:
     def _begin(self, step: int) -> None:
         self._is_owed = False
         self._last_try, self._copied_step = time.monotonic(), step
-        self._memory = self._capture(step, self._memory)
-        self._thread = threading.Thread(target=self._write, args=(self._memory,), name="saving")
+        self._thread = threading.Thread(target=self._write, args=(self._capture(step),), name="saving")
         self._thread.start()
         if not self._settings.background:
             self.wait()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from samestep.checkpoint.slab import Slab
 from samestep.checkpoint.tensors import DTYPES
 from samestep.checkpoint.tree import Unsavable, from_tree, to_tree
 from samestep.errors import UsageError
@@ -81,17 +82,15 @@ def capture(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
     values: dict[str, Any],
-    into: Saved | None = None,
+    slab: Slab | None = None,
     sharded: ShardedModel | None = None,
 ) -> Saved:
     """Copy the state after `step` finished steps to the CPU; tied weights are stored once.
 
     Args:
         sharded: of the model, where this rank has its rows alone, and `optimizer` steps them.
-        into: an earlier copy that is not needed any more, whose memory is used again: fresh pages cost as much as the copy.
+        slab: where to; what an earlier save has there is not needed any more. Fresh pages cost as much as the copy.
     """
-    kept_weights, kept_optimizer = (into.weights, into.optimizer) if into else ({}, {})
-    on_gpu = False
     weights: dict[str, torch.Tensor] = {}
     ties: dict[str, str] = {}
     owners: dict[object, str] = {}
@@ -105,20 +104,21 @@ def capture(
             ties[name] = owners[spot]
             continue
         owners[spot] = name
-        weights[name] = _copied(tensor, kept_weights.get(name))
-        on_gpu = on_gpu or tensor.is_cuda
+        weights[name] = tensor
         if shard is not None:
             weight_cuts[name] = (list(shard.shape), shard.first_row)
     found: dict[str, torch.Tensor] = {}
     tree = to_tree(optimizer.state_dict(), "", found)
-    tensors = {name: _copied(tensor, kept_optimizer.get(name)) for name, tensor in found.items()}
-    arrived = torch.cuda.Event() if on_gpu else None
-    if arrived is not None:
-        arrived.record()
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    still = [name for name in weights if name in parameters]
+    moving = [name for name in weights if name not in parameters]  # which a forward may write
+    slab = slab or Slab(next((tensor.device for tensor in weights.values() if tensor.is_cuda), torch.device("cpu")))
+    copied, arrived = slab.copy([*found.values(), *(weights[name] for name in still)], [weights[name] for name in moving])
+    copies = dict(zip([*still, *moving], copied[len(found) :], strict=True))
     return Saved(
         step,
-        weights,
-        tensors,
+        {name: copies[name] for name in weights},
+        dict(zip(found, copied, strict=False)),
         {
             **values,
             "ties": ties,
@@ -142,13 +142,6 @@ def _optimizer_cuts(optimizer: torch.optim.Optimizer, found: dict[str, torch.Ten
         if getattr(value, "shape", None) == shard.local.shape
     }
     return {name: of_rows[id(tensor)] for name, tensor in found.items() if id(tensor) in of_rows}
-
-
-def _copied(tensor: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
-    """A contiguous copy on the CPU; from a GPU it arrives while the next step runs, which is ordered behind it."""
-    if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
-        kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-    return kept.copy_(tensor.detach(), non_blocking=True)
 
 
 def restore(

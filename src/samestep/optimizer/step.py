@@ -98,6 +98,7 @@ class GatedOptimizer:
             self._plain_step = FusedStep(optimizer)
         self.device: torch.device = optimizer.param_groups[0]["params"][0].device
         self.counts: torch.Tensor | bool = True  # whether the last step did
+        self.copied: torch.cuda.Event | None = None  # when a save has read what the next step writes
         self._counted: torch.Tensor | int = 0
         self._on_device = bool(optimizer.defaults.get("fused")) and any(
             parameter.is_cuda for group in optimizer.param_groups for parameter in group["params"]
@@ -149,6 +150,9 @@ class GatedOptimizer:
         self.is_stepping = False
 
     def _stepped(self, step: int, factor: float, loss: Scalar, norm: Scalar) -> None:
+        if self.copied is not None:
+            torch.cuda.current_stream().wait_event(self.copied)
+            self.copied = None
         for group, base in zip(self.inner.param_groups, self._base, strict=True):
             group["lr"] = base * factor
         if self._seed is not None:

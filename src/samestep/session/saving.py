@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from samestep.checkpoint import Checkpoints, Saved, Saver, SharedCheckpoints, SharedSaver, capture
+from samestep.checkpoint import Checkpoints, Saved, Saver, SharedCheckpoints, SharedSaver, Slab, capture
 from samestep.control import NoBoard, make_board
 from samestep.errors import UsageError
 from samestep.loop import Training
@@ -19,7 +19,12 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
             return run.evaluation.best.step
         return run.evaluation.best.saved_step if runtime.is_main else checkpoints.best_step()
 
-    def take(step: int, into: Saved | None) -> Saved:
+    slab = Slab(run.optimizer.device)
+    if runtime.is_main or run.sums.sharded is not None:
+        slab.reserve(_state_bytes(run))
+
+    def take(step: int) -> Saved:
+        proof = run.checks.proof.take(step)  # first: it tries after_step, which may not write what is being copied
         values = {
             "best": run.evaluation.convergence.best,
             "waited": run.evaluation.convergence.waited,
@@ -30,8 +35,8 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
             "kind": kind,
             "data": run.batches.facts,
         }
-        state = capture(step, run.model, run.optimizer.inner, run.optimizer.scaler, values, into, run.sums.sharded)
-        state.proof = run.checks.proof.take(step)
+        state = capture(step, run.model, run.optimizer.inner, run.optimizer.scaler, values, slab, run.sums.sharded)
+        state.proof, run.optimizer.copied = proof, state.arrived
         return state
 
     def saved(state: Saved, longest_s: float) -> None:
@@ -39,8 +44,7 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
         folder.write_state(step=state.step, loss=rows[-1]["loss"] if rows else None, saving_s=round(longest_s, 2))
         run.evaluation.best.saved_step = state.values["best_step"]
 
-    num_bytes = 3 * sum(tensor.nbytes for tensor in run.model.state_dict().values())  # AdamW's, the largest usual
-    longest_s = folder.read_state().get("saving_s") or 2.0 + num_bytes / _SAVED_BYTES_PER_S
+    longest_s = folder.read_state().get("saving_s") or 2.0 + _state_bytes(run) / _SAVED_BYTES_PER_S
     keep = run.config.checkpoint.keep
     checkpoints: Checkpoints
     if run.sums.sharded is not None:
@@ -54,3 +58,10 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
     say = run.reports.tracker.line if runtime.is_main else print
     checkpoints = Checkpoints(folder, keep)
     return Saver(run.config.checkpoint, checkpoints, take, saved, say, longest_s)
+
+
+def _state_bytes(run: Training) -> int:
+    """What a save holds once there is an optimizer's state: AdamW's, the largest usual; a sharded rank has its rows alone."""
+    sharded = run.sums.sharded
+    tensors = [shard.local for shard in sharded.shards] if sharded else list(run.model.state_dict().values())
+    return 3 * sum(tensor.nbytes for tensor in tensors)

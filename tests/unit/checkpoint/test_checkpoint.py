@@ -217,7 +217,7 @@ def test_weights_of_another_model_are_refused_in_one_line(tmp_path: Path) -> Non
 def test_a_save_that_breaks_in_an_unforeseen_way_never_counts(tmp_path: Path) -> None:
     said: list[str] = []
 
-    def unsavable(step: int, into: Saved | None) -> Saved:
+    def unsavable(step: int) -> Saved:
         return Saved(step, {}, {}, {"a set": {1}})
 
     checkpoints = Checkpoints(RunFolder(tmp_path), keep=2)
