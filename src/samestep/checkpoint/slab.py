@@ -23,7 +23,7 @@ class Slab:
         self._reserving: threading.Thread | None = None
 
     def reserve(self, num_bytes: int) -> None:
-        """Have so much pinned memory ready, made in a thread: a gigabyte takes half a second. A CPU's first save makes its own."""
+        """Have so much pinned memory ready, by a thread: a gigabyte takes half a second. On a CPU nothing is done ahead."""
         if self._device.type == "cuda":
             self._reserving = threading.Thread(target=self._grow, args=(num_bytes,), name="pinning memory", daemon=True)
             self._reserving.start()

@@ -17,7 +17,8 @@ from samestep.optimizer import GatedOptimizer
 def test_copies_are_contiguous_of_any_dtype_and_use_the_same_memory_again() -> None:
     tensors = [
         torch.randn(3, 5).t(), torch.tensor(7), torch.zeros(0, 4), torch.arange(3, dtype=torch.uint8),
-        torch.randn(2).bfloat16(), torch.randn(3, dtype=torch.complex64), torch.tensor([True, False]), torch.randn(5, dtype=torch.float64),
+        torch.randn(2).bfloat16(), torch.randn(3, dtype=torch.complex64), torch.tensor([True, False]),
+        torch.randn(5, dtype=torch.float64),
     ]  # fmt: skip
     slab = Slab(torch.device("cpu"))
     for _ in range(2):
