@@ -107,7 +107,7 @@ def train(run: Training) -> int:
         total, grads = run.sums.finish(step)
         run.checks.compare(step)
         run.optimizer.unscale()
-        norm = divide_and_clip(grads, total.weight, run.config.clip, run.sums.gradients.combine)
+        norm = divide_and_clip(grads, total.weight, run.config.clip, run.sums.gradients.combine, run.optimizer.fused)
         run.sums.statistics.finish(total.loss)
         rate = run.optimizer.step(step, total.loss, norm)
         run.after_step(step)

@@ -231,6 +231,7 @@ class Several:
         kernels = all(one["name"] in ("adam", "adamw", "sgd") for one in wanted.values())
         plain = not any({"foreach", "dampening", "amsgrad"} & set(one) for one in wanted.values())
         plain = plain and not any(p.is_complex() for ps in trains.values() for p in ps)
+        plain = plain and not any(is_short_sgd(one["name"], trains[name]) for name, one in wanted.items())
         self.each = [one_optimizer(one, trains[name], model, kernels and plain) for name, one in wanted.items()]
         self.param_groups = [group for one in self.each for group in one.param_groups]
 
@@ -239,11 +240,17 @@ class Several:
             one.step()
 
 
+def is_short_sgd(name: str, parameters: list[nn.Parameter]) -> bool:
+    """Of 16 bits, which torch's fused SGD leaves alone on a CPU."""
+    return name == "sgd" and any(p.dtype in (torch.bfloat16, torch.float16) for p in parameters)
+
+
 def one_optimizer(wanted: dict[str, Any], parameters: list[nn.Parameter], model: nn.Module, may_fuse: bool) -> Any:
     arguments = dict(wanted)
     name = arguments.pop("name")
     kind = next(value for key, value in vars(torch.optim).items() if key.lower() == name.lower())
     has_kernel = may_fuse and kind.__name__ in ("Adam", "AdamW", "SGD") and not any(p.is_complex() for p in model.parameters())
+    has_kernel = has_kernel and not is_short_sgd(name, parameters)
     if has_kernel and not any(arguments.get(key) is not None for key in ("foreach", "dampening", "amsgrad")):
         arguments.setdefault("fused", True)  # one for a whole step, unless the user asks for another
     return InWholeVectors(kind, parameters, arguments) if arguments.get("fused") else kind(parameters, **arguments)

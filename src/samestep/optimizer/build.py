@@ -14,6 +14,7 @@ from samestep.optimizer.fused import FusedStep
 from samestep.task import Task
 
 _FUSED = {"Adam", "AdamW", "SGD"}  # on every device that samestep trains on
+_OF_16_BITS = (torch.float16, torch.bfloat16)
 
 
 class PartOptimizers(torch.optim.Optimizer):
@@ -73,6 +74,7 @@ def build_optimizer(
                 "named part in the config, return one with param groups, or write state_dict() and load_state_dict() for all"
             )
         _refuse_what_cannot_be_kept(optimizer, model)
+        _refuse_a_step_that_is_none(optimizer, steps_on)
         return optimizer
     may_thaw = task.overrides("after_step")
     trains = {p for p in model.parameters() if p.requires_grad or (may_thaw and p.is_floating_point())}
@@ -83,6 +85,7 @@ def build_optimizer(
     made = [_made(each, shares[key], key, fused) for key, each in wanted.items()]
     for key, optimizer in zip(wanted, made, strict=True):
         _refuse_what_cannot_be_kept(optimizer, model)
+        _refuse_a_step_that_is_none(optimizer, steps_on)
         if len(made) > 1 and not type(optimizer).__module__.startswith("torch.optim."):
             raise UsageError(f"{key}.name: a part can have torch.optim's own alone; write optimizer(model, config) in the task")
     return made[0] if len(made) == 1 else PartOptimizers(made)
@@ -120,7 +123,23 @@ def _takes_fused(wanted: Optimizer, parameters: list[torch.nn.Parameter], device
     is_plain = not wanted.arguments.get("dampening") and not {"fused", "foreach", "differentiable"} & set(wanted.arguments)
     # On a CPU `FusedStep` lacks it, and torch's own kernel gives other bits where a tensor is cut.
     is_served = not wanted.arguments.get("amsgrad") or device.type == "cuda"
-    return fits and is_plain and is_served
+    return fits and is_plain and is_served and not _is_none(_optimizer_class(wanted.name, "optimizer"), parameters, device)
+
+
+def _is_none(optimizer_class: type, parameters: list[torch.nn.Parameter], device: torch.device) -> bool:
+    """Whether a fused step changes nothing, and its momentum is rubbish: SGD's on a CPU, of 16 bits, in torch up to 2.13.
+
+    PyTorch issue 191763, pull request 192545.
+    """
+    is_short = any(parameter.dtype in _OF_16_BITS for parameter in parameters)
+    return is_short and device.type == "cpu" and issubclass(optimizer_class, torch.optim.SGD)
+
+
+def _refuse_a_step_that_is_none(optimizer: torch.optim.Optimizer, steps_on: torch.device | None) -> None:
+    parameters = [parameter for group in optimizer.param_groups if group.get("fused") for parameter in group["params"]]
+    if parameters and _is_none(type(optimizer), parameters, steps_on or parameters[0].device):
+        words = "torch's fused SGD leaves parameters of 16 bits as they are on a CPU (PyTorch issue 191763)"
+        raise UsageError(f"optimizer: {words}; write fused=False")
 
 
 def _made(wanted: Optimizer, parameters: list[torch.nn.Parameter], key: str, fused: bool) -> torch.optim.Optimizer:

@@ -29,6 +29,7 @@ class FusedStep:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
+        self.divisor: torch.Tensor | None = None  # of the gradients, for the next step: a scalar, float32 or float64
         self._state: object = None
         self._sets: list[_Set] = []
 
@@ -44,13 +45,14 @@ class FusedStep:
         )
 
     def __call__(self) -> None:
-        """Step every parameter that has a gradient; it wants `torch.no_grad`."""
+        """Divide the gradients, and step every parameter that has one; it wants `torch.no_grad`."""
         if self._optimizer.state is not self._state:
             self._state = self._optimizer.state
             self._sets = [alike for group in self._optimizer.param_groups for alike in self._sets_of(group)]
         found_inf = getattr(self._optimizer, "found_inf", None)
         for alike in self._sets:
-            alike.step(found_inf)
+            alike.step(found_inf, self.divisor)
+        self.divisor = None
 
     def _sets_of(self, group: dict[str, Any]) -> list[_Set]:
         alike: dict[object, list[torch.Tensor]] = {}
@@ -100,7 +102,7 @@ class _Set:
             state["step"] = self._counts[place]
         return _Lane(parameter, state, self._names)
 
-    def step(self, found_inf: torch.Tensor | None) -> None:
+    def step(self, found_inf: torch.Tensor | None, divisor: torch.Tensor | None) -> None:
         have_grads = [parameter.grad is not None for parameter in self._parameters]
         if have_grads != self._have_grads:
             self._choose(have_grads)
@@ -117,19 +119,25 @@ class _Set:
             grads.append(flat)
             arriving.append(grad)
             places.append(view)
+        if divisor is not None and (places or grads[0].dtype != torch.float32):
+            torch._foreach_div_([lane.parameter.grad for lane in self._live if lane.parameter.grad is not None], divisor)
+            divisor = None
         if places:
             torch._foreach_copy_(places, arriving)
-        self._kernel(grads, found_inf)
+        self._kernel(grads, found_inf, divisor.float() if divisor is not None else None)
         if self._homes:
             torch._foreach_copy_(self._homes, self._away)
 
-    def _kernel(self, grads: list[torch.Tensor], found_inf: torch.Tensor | None) -> None:
+    def _kernel(self, grads: list[torch.Tensor], found_inf: torch.Tensor | None, scale: torch.Tensor | None) -> None:
+        """`scale`: a float32 by which the kernel divides. It writes the quotients, as rounded as a division's, into `grads`: in
+        vectors of float32 on a CPU, on a GPU in float64 and rounded once more, which cannot show (53 bits are 2 · 24 and more:
+        Figueroa, "When is double rounding innocuous?", 1995)."""
         group = self._group
         if self._is_sgd:
             torch._fused_sgd_(
                 self._stepped, grads, self._moments[0] if self._moments else [], weight_decay=group["weight_decay"],
                 momentum=group["momentum"], lr=group["lr"], dampening=0.0, nesterov=group["nesterov"],
-                maximize=group["maximize"], is_first_step=False, grad_scale=None, found_inf=found_inf,
+                maximize=group["maximize"], is_first_step=False, grad_scale=scale, found_inf=found_inf,
             )  # fmt: skip
             return
         torch._foreach_add_(self._counted, 1)
@@ -137,7 +145,7 @@ class _Set:
         self._adam(
             self._stepped, grads, averages, squares, [], self._steps, amsgrad=False, lr=group["lr"], beta1=group["betas"][0],
             beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"], maximize=group["maximize"],
-            grad_scale=None, found_inf=found_inf,
+            grad_scale=scale, found_inf=found_inf,
         )  # fmt: skip
         if found_inf is not None:
             torch._foreach_sub_(self._counted, [found_inf] * len(self._counted))

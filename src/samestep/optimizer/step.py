@@ -50,11 +50,16 @@ def _as_tensor(divisor: float) -> torch.Tensor:
 
 
 def divide_and_clip(
-    grads: list[torch.Tensor], weight: Scalar, clip: float | None, reduce: Callable[[torch.Tensor], torch.Tensor] | None = None
+    grads: list[torch.Tensor],
+    weight: Scalar,
+    clip: float | None,
+    reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    fused: FusedStep | None = None,
 ) -> Scalar:
     """Divide the summed gradients by the step's weight, and clip them by their norm; on a GPU all of it stays there.
 
-    Returns the norm before clipping, as `exact.total_norm` defines it; `reduce` is as there.
+    Returns the norm before clipping, as `exact.total_norm` defines it; `reduce` is as there. `fused` divides in its next step
+    instead.
     """
     if not grads:
         return weight * 0
@@ -66,7 +71,10 @@ def divide_and_clip(
     by = divisor.to(torch.float64) if isinstance(divisor, torch.Tensor) else _as_tensor(divisor)
     if by.is_cuda and all(grad.dtype == torch.float32 for grad in grads):
         by = by.float()  # of one dtype it is a kernel or two, of two dtypes one for each gradient
-    torch._foreach_div_(grads, by)
+    if fused is not None:
+        fused.divisor = by
+    else:
+        torch._foreach_div_(grads, by)
     return norm
 
 
@@ -94,8 +102,9 @@ class GatedOptimizer:
         self._base = [float(group["lr"]) for group in optimizer.param_groups]
         self._seed = None if type(optimizer).__module__.startswith("torch.optim.") else seed
         self._plain_step = _plain_step(optimizer) if scaler is None else optimizer.step
+        self.fused: FusedStep | None = None  # which divides the gradients too
         if is_ours and scaler is None and FusedStep.fits(optimizer):
-            self._plain_step = FusedStep(optimizer)
+            self._plain_step = self.fused = FusedStep(optimizer)
         self.device: torch.device = optimizer.param_groups[0]["params"][0].device
         self.counts: torch.Tensor | bool = True  # whether the last step did
         self.copied: torch.cuda.Event | None = None  # when a save has read what the next step writes

@@ -35,6 +35,10 @@ optimizer: {name: sgd, lr: 1e-5}
 processes: 2
 reduce: fast
 """
+OPTIMIZER = """
+    def optimizer(self, model, config):
+        return torch.optim.{}
+"""
 WEIGHTS = 4 * (1000 * 1001 + 1001)  # bytes
 ROW = 4 * (1000 + 1000)  # of activations: what the two layers keep of their inputs; ReLU keeps its output, which is the same
 
@@ -46,9 +50,9 @@ def with_memory(num_bytes: float) -> Callable[[], None]:
     return patch
 
 
-def checked(folder: Path, *words: str, before: Callable[[], object]) -> dict[str, str]:
+def checked(folder: Path, *words: str, before: Callable[[], object], task: str = TASK) -> dict[str, str]:
     """The lines, by what they are about."""
-    (folder / "mine.py").write_text(TASK)
+    (folder / "mine.py").write_text(task)
     (folder / "mine.yaml").write_text(CONFIG)
     _, lines = forked(folder, "check", "mine.yaml", *words, before=before)
     return {line[9:].split()[0]: line for line in lines}
@@ -110,3 +114,20 @@ def test_a_model_that_is_evaluated_by_its_average_passes(tmp_path: Path) -> None
     code, lines = forked(tmp_path, "check", "mine.yaml", before=lambda: None)
     assert code == 0, lines
     assert any(line.startswith("ok       loss        is a sum") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        ("AdamW(model.parameters())", "AdamW without fused kernels: .*; write AdamW\\(…, fused=True\\)$"),
+        (
+            "RMSprop(model.parameters())",
+            "RMSprop without fused kernels: .*; RMSprop has none; Adam, AdamW, SGD and Adagrad of torch do$",
+        ),
+        ("AdamW(model.parameters(), fused=True)", None),
+    ],
+)
+def test_what_an_optimizer_of_ones_own_costs_on_a_gpu(tmp_path: Path, made: str, told: str | None) -> None:
+    lines = checked(tmp_path, before=lambda: None, task=TASK + OPTIMIZER.format(made))
+    assert ("optimizer" in lines) == (told is not None), lines
+    assert told is None or re.search(told, lines["optimizer"])

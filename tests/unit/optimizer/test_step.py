@@ -138,6 +138,27 @@ def test_what_no_fused_step_serves_alike_for_every_cut_is_not_fused_on_a_cpu() -
         assert not pair(wanted)[1].defaults["fused"]
 
 
+class OfOwnOptimizer(Task):
+    def optimizer(self, model: Any, config: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("more", [{}, {"momentum": 0.9}])
+def test_sgd_of_16_bits_moves_weights_on_a_cpu(dtype: torch.dtype, more: dict[str, Any]) -> None:
+    """torch's fused kernel does not, up to 2.13: of whole vectors it writes nothing."""
+    config = Config(task="mine", global_batch_size=1, micro_batch_size=1, steps=9, optimizer={"name": "sgd", "lr": 0.5, **more})  # type: ignore[dict-item]
+    model = torch.nn.Linear(64, 1, bias=False).to(dtype)
+    before = model.weight.detach().clone()
+    optimizer = GatedOptimizer(build_optimizer(config, Task(), model), Schedule(), 9, None, is_ours=True)
+    model.weight.grad = torch.ones_like(model.weight)
+    optimizer.step(0, 1.0, 1.0)
+    assert torch.equal(model.weight, before - 0.5)
+    with pytest.raises(UsageError, match=r"fused SGD leaves parameters of 16 bits as they are on a CPU .*; write fused=False"):
+        build_optimizer(config, OfOwnOptimizer(), model)
+    build_optimizer(config, OfOwnOptimizer(), model, torch.device("cuda"))
+
+
 def test_an_optimizers_own_zero_grad_is_asked_for_none() -> None:
     class Own(torch.optim.SGD):
         def zero_grad(self, set_to_none: bool = False) -> None:

@@ -70,7 +70,7 @@ def look(config: Config, runtime: Runtime, here: int, fit: int) -> list[Line]:
 def _try(run: Training, lines: list[Line], here: int) -> None:
     seconds, activations = _trial(run, lines)
     parts = needs(run, activations, here)
-    lines += [*_attention(run), *_precision(run)]
+    lines += [*_attention(run), *_precision(run), *_optimizer(run)]
     lines += [_doubled(run), memory(run, parts, here), disk(run, parts["optimizer"]), _time(run, seconds, here)]
     if run.evaluation.evaluator is not None:
         with run.checks.evaluation():
@@ -95,6 +95,18 @@ def _precision(run: Training) -> list[Line]:
         return []
     words = "float32; precision=tf32 multiplies in a tenth of the time here, with 10 bits of a fraction for 23"
     return [Line("ok", "precision", words)]
+
+
+def _optimizer(run: Training) -> list[Line]:
+    """What one that a task makes costs on a GPU, if it has no fused kernels: those ask on the device whether a step counts."""
+    optimizer = run.optimizer.inner
+    if not run.task.overrides("optimizer") or optimizer.defaults.get("fused") or run.config.device == "cpu":
+        return []
+    name = type(optimizer).__name__
+    takes_it = type(optimizer).__module__.startswith("torch.optim.") and "fused" in optimizer.defaults
+    advice = f"write {name}(…, fused=True)" if takes_it else f"{name} has none; Adam, AdamW, SGD and Adagrad of torch do"
+    words = f"{name} without fused kernels: on a GPU each step waits for the gradients before it is launched; {advice}"
+    return [Line("ok", "optimizer", words)]
 
 
 def _rows(run: Training) -> str:
