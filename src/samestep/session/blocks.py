@@ -18,18 +18,26 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+MOST_SHAPES = 8  # that a block may meet
+_MODES = 2  # training and evaluation
+
 
 def compile_blocks(model: nn.Module) -> None:
     """Compile every block of the model's repeated lists in place, or the whole model where nothing is repeated.
 
     Shapes are fixed: a short batch gets a graph of its own instead of making all later ones dynamic. Too many shapes are an
-    error and no silent fall back to uncompiled code, whose bits would differ.
+    error and no silent fall back to uncompiled code, whose bits would differ. Blocks that differ in a plain attribute, a rate
+    of drop-path say, are programs of their own too, in training and in evaluation, and count as such.
     """
     import torch._dynamo  # here alone: it takes longer than the rest of a start
 
     torch._dynamo.config.optimize_ddp = False
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    for block in repeated_blocks(model) or [model]:
+    blocks = repeated_blocks(model) or [model]
+    limits = torch._dynamo.config  # of one forward's code, which the blocks share
+    limits.recompile_limit = MOST_SHAPES * _MODES * len(blocks)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
+    for block in blocks:
         if "forward" in vars(block):
             block.forward = torch.compile(block.forward, dynamic=False)
         else:  # a method still, so that a copy of the model computes with the copy's weights

@@ -8,8 +8,6 @@ import re
 import time
 import traceback
 
-import torch
-
 from samestep import evaluation
 from samestep.checkpoint import Saver
 from samestep.config import Config
@@ -19,6 +17,7 @@ from samestep.exact import USED_ROWS
 from samestep.loop import Training
 from samestep.run.folder import RunFolder, write_atomically
 from samestep.runtime import Runtime, tell_launcher
+from samestep.session.blocks import MOST_SHAPES
 from samestep.task import Columns, batch_behind
 
 _PATIENCE_AFTER_A_FAULT_S = 20.0  # torchrun kills what is left after 30
@@ -101,10 +100,9 @@ def mistake_behind(error: Exception, config: Config) -> UsageError | None:
     if (words := next((words for part, words in _IN_OTHERS_WORDS.items() if part in str(error)), None)) is not None:
         return UsageError(f"task: {words}{place_in_user_code(error)} (docs/tasks.md)")
     if type(error).__name__ == "FailOnRecompileLimitHit":
-        most = torch._dynamo.config.recompile_limit
         return UsageError(
-            f"compile: a block of the model has met more than {most} shapes, and each is a program of its own; pad to fewer "
-            "lengths in collate (to multiples of 64, say), or write compile=false and another --run NAME"
+            f"compile: the model's blocks have met more than {MOST_SHAPES} shapes each, and every one is a program of its own; "
+            "pad to fewer lengths in collate (to multiples of 64, say), or write compile=false and another --run NAME"
         )
     if any(words in str(error) for words in _PAST_THE_MODEL):
         return UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import random
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 from conftest import Workplace
 from samestep import Task
 from samestep.config import Config
-from samestep.session.blocks import compile_blocks, recompute_blocks
+from samestep.session.blocks import MOST_SHAPES, compile_blocks, recompute_blocks
 from samestep.session.model import make_model
 
 
@@ -37,6 +38,51 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another() -> None:
     first = drawn(1)
     assert drawn(1) == first
     assert all(one != other for one, other in zip(drawn(2), first, strict=True))
+
+
+class Dropping(torch.nn.Module):
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate, self.line = rate, torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.line(x) * (1 - self.rate)
+        return out
+
+
+class Stack(torch.nn.Module):
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([Dropping(place / blocks) for place in range(blocks)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # which dynamo looks at
+def test_blocks_that_differ_in_a_plain_attribute_are_compiled_in_both_modes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a program of its own, of which dynamo allows eight unless it is told; beyond the limit it is an error."""
+    limits = torch._dynamo.config
+    for name in ("optimize_ddp", "fail_on_recompile_limit_hit", "recompile_limit", "accumulated_recompile_limit"):
+        monkeypatch.setattr(limits, name, getattr(limits, name))  # as it was, afterwards
+    torch._dynamo.reset()
+    model = Stack(12)
+    with monkeypatch.context() as quick:
+        quick.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+        compile_blocks(model)
+    for training in (True, False):
+        for rows in range(2, 2 + MOST_SHAPES):
+            model.train(training)(torch.ones(rows, 4))
+    for rows in range(20, 30):
+        error = None
+        try:
+            model(torch.ones(rows, 4))
+        except Exception as raised:
+            error = raised
+    assert type(error).__name__ == "FailOnRecompileLimitHit"
+    torch._dynamo.reset()
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of what inductor imports
