@@ -1,4 +1,7 @@
-"""A step of GPT-2's small model on one GPU beside a plain loop's, a save's hold, and a kill: called by `bench/gpu.sh`.
+"""Where a step's time goes on one GPU, samestep beside a plain loop, a save's hold, and a kill: called by `bench/gpu.sh`.
+
+What is most worth knowing comes first: the plain loop taken apart (bench/ablation.py), samestep between plain rounds, a save, a
+kill. At the end a verdict on each suspect (bench/verdict.py).
 
 samestep is started as users start it; its times are those of metrics.jsonl. The plain loop is what a reader would write: fused
 AdamW, autocast, pinned memory, `.item()` every ten steps.
@@ -18,13 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from verdict import Figure, verdicts
 
 from samestep.config import load_config
 from samestep.task.loading import load_task
@@ -42,7 +46,6 @@ class Case:
     compile: bool = False
     accumulate: int = 1
     reduce: str = "exact"
-    deterministic: bool = False  # the plain loop too, by the switches that samestep sets in exact mode
 
     def words(self, tiny: bool) -> list[str]:
         micro = 4 if tiny else 16
@@ -58,12 +61,6 @@ def plain(case: Case, steps: int, tiny: bool) -> None:
     """The loop of a reader; prints when each window ended, and the most memory that the device held."""
     config, _ = load_config(case.words(tiny)[0], [*case.words(tiny)[1:], "steps=1"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if case.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        torch.backends.cuda.enable_mem_efficient_sdp(False)
-        torch.backends.cuda.enable_cudnn_sdp(False)
     task = load_task(config.task, config.fields)
     rows = torch.from_numpy(task.data("train").with_format("numpy")[:4096]["tokens"]).long()
     torch.manual_seed(0)
@@ -103,6 +100,7 @@ class Bench:
         self._folder, self._tiny, self._until = folder, tiny, time.monotonic() + 60 * minutes
         self._steps = 4 * WINDOW if tiny else 10 * WINDOW
         self._count = 0
+        self.figures: dict[str, Figure] = {}
         name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
         self._where = {"device": name, "torch": torch.__version__, "python": sys.version.split()[0]}
         config, _ = load_config(Case().words(tiny)[0], [*Case().words(tiny)[1:], "steps=1"])
@@ -151,7 +149,8 @@ class Bench:
         path = self._folder / "runs" / run / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
 
-    def compare(self, title: str, case: Case, rounds: int) -> None:
+    def compare(self, title: str, case: Case, rounds: int) -> float:
+        """Seconds of samestep's step; plain rounds in between."""
         pairs = [(self.plain(case), self.samestep(case)) for _ in range(rounds)]
         ratios = [ours[0] / theirs[0] for theirs, ours in pairs]
         step_s, plain_s = statistics.median(ours[0] for _, ours in pairs), statistics.median(theirs[0] for theirs, _ in pairs)
@@ -163,11 +162,22 @@ class Bench:
         self.say(f"MFU: {title}", mfu)
         if pairs[0][0][1]:
             self.say(f"memory, samestep / plain: {title}", pairs[0][1][1] / pairs[0][0][1], gb=round(pairs[0][1][1], 2))
+        return step_s
 
-    def deterministic(self, title: str, case: Case) -> None:
-        """What of a step's time are torch's deterministic kernels, whoever calls them."""
-        (plain, _), (same, _) = self.plain(case), self.plain(replace(case, deterministic=True))
-        self.say(f"step, plain with deterministic kernels / plain: {title}", same / plain)
+    def ablation(self, minutes: float) -> None:
+        """The plain loop in many ways, in a process of its own."""
+        command = [sys.executable, str(HERE / "ablation.py"), *(["--tiny"] if self._tiny else []), "--minutes", str(minutes)]
+        for line in self._ended(command).splitlines():
+            row = json.loads(line) if line.startswith("{") else {}
+            if "wall" in row:
+                self.figures[row["name"]] = Figure(row["wall"], row["kernels"])
+                self.say(f"ms, {row.pop('name')}", row.pop("wall"), **row)
+            elif row:
+                self.say(row["name"], row["said"])
+
+    def verdict(self) -> None:
+        for row in verdicts(self.figures):
+            self.say(f"verdict, {row.pop('suspect')}", str(row.pop("verdict")), **row)
 
     def profile(self, title: str, case: Case) -> None:
         """The operations that took longest in three of samestep's steps."""
@@ -243,21 +253,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         bench = Bench(Path(name), words.tiny, words.minutes)
-        bench.compare("bf16", Case(), rounds)
-        bench.deterministic("bf16", Case())
-        bench.profile("bf16", Case())
+        bench.ablation(3.5)
+        bench.figures["samestep"] = Figure(1e3 * bench.compare("bf16", Case(), rounds), 0.0)
+        if bench.has_time_for("compiled", 120):
+            bench.figures["samestep, compiled"] = Figure(1e3 * bench.compare("bf16, compiled", Case(compile=True), 1), 0.0)
+        if bench.has_time_for("a save", 60):
+            bench.hold_of_a_save()
         if bench.has_time_for("a kill", 60):
             bench.kill_and_resume()
-        if bench.has_time_for("compiled", 180):
-            bench.compare("bf16, compiled", Case(compile=True), 1)
-            bench.deterministic("bf16, compiled", Case(compile=True))
-            bench.profile("bf16, compiled", Case(compile=True))
-        if bench.has_time_for("four micro-batches a step", 90):
+        if bench.has_time_for("four micro-batches a step", 60):
             bench.compare("bf16, four micro-batches a step", Case(accumulate=4), 1)
-        if bench.has_time_for("a save", 75):
-            bench.hold_of_a_save()
+        if bench.has_time_for("longest operations", 40):
+            bench.profile("bf16", Case())
         if bench.has_time_for("exact and fast", 70):
             bench.exact_and_fast(1)
+        bench.verdict()
 
 
 main()

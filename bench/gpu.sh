@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# samestep beside a plain loop on one GPU, with GPT-2's small model in bf16: `bash bench/gpu.sh`, nine minutes at most.
+# Where a step's time goes on one GPU, with GPT-2's small model in bf16, and a verdict: `bash bench/gpu.sh`, nine minutes at most.
 #   bash bench/gpu.sh --tiny         the same in small, on a CPU too: to see that it runs
 # Prints one line of JSON a figure; what there was no time for is said. PYTHON=… names another Python than .venv's.
 if [[ -z ${PYTHON:-} ]]; then
