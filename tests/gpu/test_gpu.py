@@ -9,6 +9,10 @@ import pytest
 import torch
 
 from conftest import Workplace
+from samestep.checkpoint import Slab
+from samestep.config import Schedule
+from samestep.exact import norm
+from samestep.optimizer import FusedStep, GatedOptimizer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -212,3 +216,104 @@ def test_no_step_waits_for_the_device(workplace: Workplace, precision: str) -> N
         assert done.code == 0, done.err
         waits.append([line for line in done.err.splitlines() if "synchronizing CUDA operation" in line])
     assert len(waits[0]) == len(waits[1]), waits[1]
+
+
+def test_the_norm_in_one_pass_is_the_same_for_every_cut_and_place() -> None:
+    assert norm.norm_way().startswith("in one pass")
+    draw = torch.Generator("cuda").manual_seed(0)
+    grads = [torch.randn(shape, generator=draw, device="cuda") for shape in ((300, 700), (1000,), (7, 3, 3, 3), (1, 5000))]
+    whole = norm.total_norm(grads)
+    assert isinstance(whole, torch.Tensor)
+    exact = sum(float(grad.double().square().sum()) for grad in grads) ** 0.5
+    assert whole.item() == pytest.approx(exact, rel=1e-12)
+    for begin in (0, 1, 3):  # numbers after an aligned address
+        moved = [torch.cat([grad.new_zeros(begin), grad.reshape(-1)])[begin:].view(grad.shape) for grad in grads]
+        assert norm.total_norm(moved).item() == whole.item()  # type: ignore[union-attr]
+    parts = [[grad[: len(grad) // 2].clone() for grad in grads], [grad[len(grad) // 2 :].clone() for grad in grads]]
+    bins = norm.row_bins(parts[0]) + norm.row_bins(parts[1])
+    assert norm.total_norm(grads[:1], lambda _: bins).item() == whole.item()  # type: ignore[union-attr]
+    assert norm.total_norm([*grads, torch.tensor([torch.inf], device="cuda")]).item() == torch.inf  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@torch.no_grad()
+def test_dividing_within_the_step_gives_the_bits_of_dividing_before_it(name: str) -> None:
+    ends = []
+    for before in (True, False):
+        draw = torch.Generator("cuda").manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(n, 33, generator=draw, device="cuda")) for n in (1, 64, 1000)]
+        kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[name]
+        optimizer = kind(parameters, lr=0.1, fused=True, **({"momentum": 0.9} if name == "sgd" else {}))
+        step = FusedStep(optimizer)
+        for divisor in (3.0, 16384.0, 0.1, 16777217.0, 12345.678):
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=draw, device="cuda") * divisor
+            by = torch.tensor(divisor, device="cuda")
+            if before:
+                torch._foreach_div_([parameter.grad for parameter in parameters if parameter.grad is not None], by)
+            else:
+                step.divisor = by
+            optimizer.found_inf = torch.zeros((), device="cuda")
+            step()
+        ends.append([*parameters, *(parameter.grad for parameter in parameters)])
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))  # type: ignore[arg-type]
+
+
+def test_what_a_save_copies_is_what_stood_there_though_its_stream_is_late() -> None:
+    parameter, buffer = torch.nn.Parameter(torch.ones(1 << 20, device="cuda")), torch.ones(1 << 10, device="cuda")
+    slab = Slab(torch.device("cuda"))
+    slab.reserve(1 << 23)
+    slab.copy([parameter], [buffer])[1].synchronize()  # type: ignore[union-attr]
+    assert slab._stream is not None
+    with torch.cuda.stream(slab._stream):
+        torch.cuda._sleep(100_000_000)
+    optimizer = GatedOptimizer(torch.optim.SGD([parameter], lr=1.0, fused=True), Schedule(), 10, None, is_ours=True)
+    copies, optimizer.copied = slab.copy([parameter], [buffer])
+    buffer.zero_()  # a forward's
+    parameter.grad = torch.ones_like(parameter)
+    arrived = optimizer.copied
+    optimizer.step(0, torch.ones((), device="cuda", dtype=torch.float64), torch.ones((), device="cuda", dtype=torch.float64))
+    assert arrived is not None
+    arrived.synchronize()
+    assert [copy.unique().tolist() for copy in copies] == [[1.0], [1.0]]
+    assert parameter.unique().tolist() == [0.0]
+
+
+MASKED = """
+import torch
+from torch import nn
+import samestep
+
+class Masked(samestep.Task):
+    def model(self):
+        layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.1, batch_first=True)
+        layers = nn.TransformerEncoder(layer, 2)
+        return nn.ModuleDict({"inward": nn.Embedding(100, 64), "layers": layers, "head": nn.Linear(64, 2)})
+
+    def data(self, split):
+        made = torch.Generator().manual_seed(int(split == "train"))
+        x = torch.randint(1, 100, (200, 48), generator=made)
+        x[:, 30:] *= torch.randint(0, 2, (200, 18), generator=made)
+        return {"x": x, "y": x.sum(1) % 2}
+
+    def loss(self, model, batch):
+        hidden = model["layers"](model["inward"](batch["x"]), src_key_padding_mask=batch["x"] == 0)
+        return nn.functional.cross_entropy(model["head"](hidden[:, 0]).float(), batch["y"], reduction="sum"), len(batch["y"])
+"""
+
+
+@pytest.mark.parametrize("precision", ["no", "tf32", "bf16"])
+@pytest.mark.parametrize("attention", ["auto", "efficient"])
+def test_attention_with_a_mask_repeats_itself_on_ranks_that_share_a_gpu(
+    workplace: Workplace, attention: str, precision: str
+) -> None:
+    workplace.write("masked.py", MASKED)
+    workplace.write(
+        "masked.yaml",
+        f"task: masked.py:Masked\nglobal_batch_size: 16\nmicro_batch_size: 4\nsteps: 12\noptimizer: {{name: adamw, lr: 1e-3}}\n"
+        f"attention: {attention}\nprecision: '{precision}'\ntrack: {{wandb: 'off'}}\n",
+    )
+    one = workplace.train("masked.yaml", "--run", "one")
+    assert one.code == 0, one.err
+    assert workplace.train("masked.yaml", "--run", "again").weights == one.weights
+    assert on_one_device(workplace, 2, "masked.yaml", "--run", "on-2") == one.weights

@@ -146,8 +146,8 @@ def test_what_is_public() -> None:
 def test_the_config_has_these_keys() -> None:
     assert [field.alias or name for name, field in Config.model_fields.items()] == [
         "task", "with", "seed", "global_batch_size", "micro_batch_size", "steps", "epochs", "drop_last", "converge",
-        "optimizer", "schedule", "precision", "attention", "clip", "reduce", "leaves", "compile", "shard", "recompute", "device",
-        "threads", "processes",
+        "optimizer", "schedule", "precision", "attention", "clip", "reduce", "leaves", "compile", "shard", "recompute",
+        "device", "threads", "processes",
         "evaluate", "checkpoint", "track", "init", "workers", "watchdog", "audit", "profile", "runs",
     ]  # fmt: skip
 
