@@ -256,7 +256,7 @@ def test_dividing_within_the_step_gives_the_bits_of_dividing_before_it(name: str
             optimizer.found_inf = torch.zeros((), device="cuda")
             step()
         ends.append([*parameters, *(parameter.grad for parameter in parameters)])
-    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))  # type: ignore[arg-type]
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
 
 def test_what_a_save_copies_is_what_stood_there_though_its_stream_is_late() -> None:

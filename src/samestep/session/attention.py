@@ -61,15 +61,22 @@ def _activated(name: str) -> str | None:
     registry: Any = torch.nn.attention
     if not hasattr(registry, "activate_flash_attention_impl"):
         return f"torch {torch.__version__} has no place for it: that is in 2.11 and newer"
+    if not _is_installed(module):
+        return f"there is no {module} to import"
     if torch.cuda.get_device_capability()[0] not in generations:
         return f"{torch.cuda.get_device_name()} is no GPU that it computes on"
     try:
-        if importlib.util.find_spec(module) is None:
-            return f"there is no {module} to import"
         registry.activate_flash_attention_impl(name.upper())
     except (ImportError, RuntimeError) as error:
         return f"it does not start ({error})"
     return None
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # of a package above it
+        return False
 
 
 def attention_kind() -> str:

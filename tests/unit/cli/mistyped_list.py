@@ -150,7 +150,7 @@ _TYPED: list[tuple[str, str]] = [
     ("epochs=3", "found steps=20 and epochs=3; write exactly one of them"),
     ("leaves=3", "leaves: found 3; write a divisor of 4: 1, 2, 4"),
     ("processes=99", "processes: 99 were meant and 1 started"),
-    ("precision=BF16", "precision: found 'BF16'; write 'no', 'bf16' or 'fp16'"),
+    ("precision=BF16", "precision: found 'BF16'; write 'no', 'tf32', 'bf16' or 'fp16'"),
     ("device=gpu", "device: found 'gpu'; write 'auto' or 'cpu'"),
     ("converge={metric: loss}", "converge.goal: missing; write converge.goal=VALUE"),
     ("compile=yes", "compile: found 'yes'; write true or false"),

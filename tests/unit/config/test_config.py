@@ -61,7 +61,7 @@ def test_the_resolved_text_loads_as_the_same_config(good: Path, tmp_path: Path) 
         (["steps=null"], "found neither steps nor epochs; write exactly one of them"),
         (["global_batch_size=30"], "which is no multiple of micro_batch_size (8); write 24 or 32"),
         (["leaves=3"], "leaves: found 3; write a divisor of 4: 1, 2, 4"),
-        (["precision=fp8"], "precision: found 'fp8'; write 'no', 'bf16' or 'fp16'"),
+        (["precision=fp8"], "precision: found 'fp8'; write 'no', 'tf32', 'bf16' or 'fp16'"),
         (["optimizer.lr=-1"], "optimizer.lr: found -1; write a number greater than 0"),
         (
             ["checkpoint.best=loss:most"],

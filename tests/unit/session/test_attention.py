@@ -89,6 +89,11 @@ def test_one_that_is_not_to_be_had_is_refused_with_the_reason(hopper: Any) -> No
         choose_attention("fa3", exact=True)
 
 
+def test_a_package_that_is_not_there_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not attention._is_installed("no_such_package.of.anybodys")
+    assert attention._is_installed("json.decoder")
+
+
 def test_one_that_does_not_start_is_passed_over_or_refused(hopper: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
         raise RuntimeError("Module does not expose FA4 kernels")
