@@ -1199,8 +1199,8 @@ MUTANTS = [
     Mutant(
         "no-proof-is-compared",
         "checks/proof.py",
-        "        if found == recorded:\n",
-        "        if True:\n",
+        "        if found == recorded or len(",
+        "        if True or len(",
         (f"{HIDDEN}::test_a_start_is_told_what_the_one_before_remembered", "-k", "loss and 1"),
     ),
     Mutant(
@@ -1299,7 +1299,7 @@ MUTANTS = [
     Mutant(
         "a-second-start-evaluates-last",
         "session/second.py",
-        "False, evaluates_first)",
+        "False, backwards)",
         "False, False)",
         (f"{HIDDEN}::test_what_a_row_of_training_brings_to_an_evaluations_mind",),
     ),

@@ -1,7 +1,8 @@
-"""A checkpoint's own proof: what the next step's first micro-batch, and a held-out one, came to in the process that saved it.
+"""A checkpoint's own proof: what micro-batches of the next steps, and a held-out one, came to in the process that saved it.
 
 A start computes it again before its first step. A task that remembers more than a checkpoint holds comes out otherwise there,
-and so do another kernel, another machine and another library.
+and so do another kernel, another machine and another library. There are two micro-batches, for one may itself hold the row that
+brings to a task's mind what the earlier process remembered.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class NoProof:
     def take(self, step: int) -> torch.Tensor | None:
         return None
 
-    def begin_start(self, step: int, may_part: bool, evaluates_first: bool = False) -> str | None:
+    def begin_start(self, step: int, may_part: bool, backwards: bool = False) -> str | None:
         return None
 
 
@@ -54,29 +55,35 @@ class Proof(NoProof):
         self._first, self._recorded = first, recorded
 
     def take(self, step: int) -> torch.Tensor | None:
-        """After `step` finished steps: fingerprints of the next one's first rows, its loss and gradients, of after_step, and of
-        an evaluation. None if that cannot be computed: the step itself will say why.
+        """After `step` finished steps: fingerprints of the next one's first rows, its loss and gradients, of the one after,
+        of after_step, and of an evaluation. None if that cannot be computed: the step itself will say why.
         """
         return _tried(lambda: self._all(step, self._forward(step)))
 
-    def begin_start(self, step: int, may_part: bool, evaluates_first: bool = False) -> str | None:
+    def begin_start(self, step: int, may_part: bool, backwards: bool = False) -> str | None:
         """Before the first step of a start. Raises UsageError for a loss that is not computed alone, and for what comes out
         otherwise than the checkpoint says.
 
         Args:
             may_part: another device, another library or other code has been told of: then that is a line to print.
-            evaluates_first: as a start does that has no step left; what the step's rows bring to mind is not there then.
+            backwards: the evaluation first, as in a start that has no step left, then the later step's micro-batch: what the
+                first one's rows bring to mind is not there then.
         """
         recorded, self._recorded = self._recorded, None
-        evaluated = _tried(lambda: self._evaluated(step)) if recorded and evaluates_first else None
+        evaluated = _tried(lambda: self._evaluated(step)) if recorded and backwards else None
         with self._purity.forward():
-            forward = _tried(lambda: self._forward(step)) if recorded else None
+            forward = _tried(lambda: self._forward(step, backwards)) if recorded else None
         found = _tried(lambda: self._all(step, forward, evaluated)) if forward is not None else None
         with self._purity.forward():
             refuse_company(self._recompute, step, self._first)
         return self._compared(step, recorded, found.tolist(), may_part) if recorded and found is not None else None
 
-    def _forward(self, step: int) -> torch.Tensor:
+    def _forward(self, step: int, backwards: bool = False) -> torch.Tensor:
+        first = None if backwards else self._first_micro_batch(step)
+        later = self._recompute.prints(step + 1, 0, scaled=False)
+        return torch.cat([self._first_micro_batch(step) if first is None else first, _in_one(later)])
+
+    def _first_micro_batch(self, step: int) -> torch.Tensor:
         batch = self._recompute.rows(step, 0)
         rows = _in_one(fingerprint([batch[name] for name in sorted(batch)]))
         prints = self._recompute.prints(step, 0, batch, scaled=False)
@@ -94,11 +101,13 @@ class Proof(NoProof):
     def _compared(self, step: int, recorded: list[int], found: list[int], may_part: bool) -> str | None:
         if not (recorded[-1] and found[-1]):  # there was no evaluation then, or there is none now
             found[-1] = recorded[-1]
-        if found == recorded:
+        if found == recorded or len(found) != len(recorded):  # an earlier release's proof had another form
             return None
         number = [mine != before for mine, before in zip(found, recorded, strict=True)].index(True)
-        what = ["the rows", "the loss", *["a gradient"] * (len(found) - 4), "after_step", "an evaluation"][number]
-        words = f"{what} of step {step + 1} came out otherwise than in the process that saved step {step}"
+        what = ["the rows", "the loss", *["a gradient"] * (len(found) - 5), "a micro-batch", "after_step", "an evaluation"][
+            number
+        ]
+        words = f"{what} of step {step + 1 + (what == 'a micro-batch')} came out otherwise than in the process that saved step {step}"
         if may_part:
             return f"WARNING: {words}; the bits part here"
         who = "the task or the model" if number else "data(), transform or collate"

@@ -254,6 +254,6 @@ def _try_evaluation(run: Training) -> None:
 def _begin_start(run: Training, may_part: bool) -> str | None:
     """What is to be told before the first step; the watchdog knows that something is computed, and maybe compiled."""
     run.watch.at("computing")
-    parted = run.checks.begin_start(run.first_step, may_part, evaluates_first=run.first_step == run.num_steps)
+    parted = run.checks.begin_start(run.first_step, may_part, backwards=run.first_step == run.num_steps)
     run.watch.meeting()
     return parted

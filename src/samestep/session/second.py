@@ -1,8 +1,9 @@
 """A second start of a run, in processes that have seen none of it: forked before the run began, asked at its end.
 
 What a task remembers anywhere in its process is not there. From the last checkpoint it computes what a start would compute, and
-so finds state that has come to matter and stays, of which no step computed again can tell. There are two: one begins with a
-step, the other with an evaluation, for the rows of either may bring to a task's mind what the other should not know.
+so finds state that has come to matter and stays, of which no step computed again can tell. There are two: one begins with
+the next step, the other with an evaluation and a later step, for the rows of each may bring to a task's mind what the next
+should not know.
 """
 
 from __future__ import annotations
@@ -124,17 +125,17 @@ def _serve(config: Config, down: int, up: int) -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
-            evaluates_first = os.fork() == 0
+            backwards = os.fork() == 0
             end_with_parent()
-            lines = _refusal(config, RunFolder(Path(os.fsdecode(name))), evaluates_first)
+            lines = _refusal(config, RunFolder(Path(os.fsdecode(name))), backwards)
             os.write(up, json.dumps(lines).encode() + b"\n")
-            if not evaluates_first:
+            if not backwards:
                 os.wait()
     finally:
         os._exit(0)
 
 
-def _refusal(config: Config, folder: RunFolder, evaluates_first: bool) -> list[str]:
+def _refusal(config: Config, folder: RunFolder, backwards: bool) -> list[str]:
     """The lines in which a start from the last checkpoint refuses to go on; none if it would, or cannot be tried."""
     leave_the_others()
     runtime = read_runtime()
@@ -145,7 +146,7 @@ def _refusal(config: Config, folder: RunFolder, evaluates_first: bool) -> list[s
     plans = Plans(task, accelerator, runtime, StopFlag(), read(checkpoint), [runtime.host])
     try:
         run = build(config, plans, lambda _: NullTracker())
-        run.checks.begin_start(step, False, evaluates_first)
+        run.checks.begin_start(step, False, backwards)
     except UsageError as error:
         return list(error.lines)
     return []

@@ -63,7 +63,7 @@ class Stack(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # which dynamo looks at
-@torch._dynamo.config.patch(optimize_ddp=True, fail_on_recompile_limit_hit=False)  # and all else as it was, afterwards  # type: ignore[untyped-decorator]
+@torch._dynamo.config.patch(optimize_ddp=True, fail_on_recompile_limit_hit=False)  # type: ignore[untyped-decorator]
 @torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=256)  # type: ignore[untyped-decorator]
 def test_blocks_that_differ_in_a_plain_attribute_are_compiled_in_both_modes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is a program of its own, of which dynamo allows eight unless it is told; beyond the limit it is an error."""
