@@ -104,10 +104,12 @@ class Proof(NoProof):
         if found == recorded or len(found) != len(recorded):  # an earlier release's proof had another form
             return None
         number = [mine != before for mine, before in zip(found, recorded, strict=True)].index(True)
+        of = [step + 1] * len(found)
+        of[-3] += 1  # the later micro-batch
         what = ["the rows", "the loss", *["a gradient"] * (len(found) - 5), "a micro-batch", "after_step", "an evaluation"][
             number
         ]
-        words = f"{what} of step {step + 1 + (what == 'a micro-batch')} came out otherwise than in the process that saved step {step}"
+        words = f"{what} of step {of[number]} came out otherwise than in the process that saved step {step}"
         if may_part:
             return f"WARNING: {words}; the bits part here"
         who = "the task or the model" if number else "data(), transform or collate"
