@@ -113,14 +113,23 @@ class Loop:
         self._tokens = torch.randint(256, (rows, sizes["context"] + 1), device=DEVICE)
 
     def _compiled(self, model: torch.nn.Module) -> Any:
-        how = {"mode": self._case.mode} if IS_CUDA else {"backend": "aot_eager"}
+        """With a backend of the case's own: dynamo would take another case's program, as it knows of no attention kernels."""
         if self._case.compiled == "whole":
-            return torch.compile(model, dynamic=False, **how)
+            return torch.compile(model, dynamic=False, backend=self._backend)
         if self._case.compiled == "blocks":
             compile = torch.compile
-            with mock.patch.object(torch, "compile", lambda given, **words: compile(given, **{**words, **how})):
+            with mock.patch.object(torch, "compile", lambda given, **words: compile(given, backend=self._backend, **words)):
                 compile_blocks(model)
         return model
+
+    def _backend(self, graph: Any, inputs: Any) -> Any:
+        if not IS_CUDA:
+            return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+        from torch._inductor import list_mode_options
+        from torch._inductor.compile_fx import compile_fx
+
+        patches = {**(list_mode_options(self._case.mode) if self._case.mode else {}), **self._case.inductor}
+        return compile_fx(graph, inputs, config_patches={**patches, "deterministic": self._case.deterministic == "all"})
 
     def step(self) -> None:
         with torch.autocast(DEVICE.type, torch.bfloat16):
@@ -141,6 +150,16 @@ def say(name: str, wall: float | str, kernels: float = 0.0, **more: Any) -> None
     print(json.dumps({"name": name, **figures, **more}), flush=True)
 
 
+@contextlib.contextmanager
+def said(name: str, then: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """What fails inside is a figure that says so, and the others are taken all the same."""
+    try:
+        yield
+    except Exception as error:
+        say(name, f"failed: {type(error).__name__}: {(str(error) or 'no words').splitlines()[0][:200]}")
+        then()
+
+
 def steps(tiny: bool, until: float) -> None:
     """Each case warmed up, then all of them in turns; a case that fails, or comes too late, says so."""
     sizes = (
@@ -153,22 +172,20 @@ def steps(tiny: bool, until: float) -> None:
         if time.monotonic() > until:
             say(case.name, "left out: no time")
             continue
-        switches = torch._inductor.config.patch(case.inductor) if case.inductor and IS_CUDA else contextlib.nullcontext()
-        try:
-            with switches:
-                loop = Loop(case, sizes, 2 if tiny else 16)
-                loop.in_its_way(functools.partial(by_the_clock, loop.step, 3))
+        with said(case.name):
+            loop = Loop(case, sizes, 2 if tiny else 16)
+            loop.in_its_way(functools.partial(by_the_clock, loop.step, 3))
             loops[case.name] = loop
-        except Exception as error:
-            say(case.name, f"failed: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
     rounds, times = (1, 2) if tiny else (3, 10)
     walls: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(rounds):
-        for name, loop in loops.items():
-            walls[name].append(loop.in_its_way(functools.partial(by_the_clock, loop.step, times)))
+        for name, loop in list(loops.items()):
+            with said(name, functools.partial(loops.pop, name)):
+                walls[name].append(loop.in_its_way(functools.partial(by_the_clock, loop.step, times)))
     for name, loop in loops.items():
-        kernels = loop.in_its_way(functools.partial(in_kernels, loop.step, 2))
-        say(name, statistics.median(walls[name]), kernels, of=[round(wall, 3) for wall in walls[name]])
+        with said(name):
+            kernels = loop.in_its_way(functools.partial(in_kernels, loop.step, 2))
+            say(name, statistics.median(walls[name]), kernels, of=[round(wall, 3) for wall in walls[name]])
 
 
 def attention(tiny: bool) -> None:
@@ -193,16 +210,12 @@ def attention(tiny: bool) -> None:
     ]
     for name, case, cuts in ways:
         work = of(cuts)
-        try:
-            with as_said(case):
-                by_the_clock(work, 3)
-                wall, kernels = by_the_clock(work, 5 if tiny else 50), in_kernels(work, 5)
-                first = work()
-                same = all(all(map(torch.equal, work(), first)) for _ in range(20))
-        except Exception as error:
-            say(f"attention: {name}", f"failed: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
-            continue
-        say(f"attention: {name}", wall, kernels, same_bits=same)
+        with said(f"attention: {name}"), as_said(case):
+            by_the_clock(work, 3)
+            wall, kernels = by_the_clock(work, 5 if tiny else 50), in_kernels(work, 5)
+            first = work()
+            same = all(all(map(torch.equal, work(), first)) for _ in range(20))
+            say(f"attention: {name}", wall, kernels, same_bits=same)
 
 
 @torch.no_grad()
@@ -255,9 +268,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=3.5, help="begin no further way to take a step after that")
     words = parser.parse_args()
     until = time.monotonic() + 60 * words.minutes
-    steps(words.tiny, until)
-    attention(words.tiny)
-    norm_and_division(words.tiny)
+    with said("steps"):
+        steps(words.tiny, until)
+    with said("attention"):
+        attention(words.tiny)
+    with said("the norm and the division"):
+        norm_and_division(words.tiny)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,7 @@ class Bench:
         self._steps = 4 * WINDOW if tiny else 10 * WINDOW
         self._count = 0
         self.figures: dict[str, Figure] = {}
+        self.has_failed = False
         name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
         self._where = {"device": name, "torch": torch.__version__, "python": sys.version.split()[0]}
         config, _ = load_config(Case().words(tiny)[0], [*Case().words(tiny)[1:], "steps=1"])
@@ -167,13 +170,30 @@ class Bench:
     def ablation(self, minutes: float) -> None:
         """The plain loop in many ways, in a process of its own."""
         command = [sys.executable, str(HERE / "ablation.py"), *(["--tiny"] if self._tiny else []), "--minutes", str(minutes)]
-        for line in self._ended(command).splitlines():
-            row = json.loads(line) if line.startswith("{") else {}
-            if "wall" in row:
-                self.figures[row["name"]] = Figure(row["wall"], row["kernels"])
-                self.say(f"ms, {row.pop('name')}", row.pop("wall"), **row)
-            elif row:
-                self.say(row["name"], row["said"])
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=self._folder) as process:
+            watch = threading.Timer(60 * (minutes + 2), process.kill)  # a compiler may take longer than anybody has
+            watch.start()
+            for line in process.stdout or ():
+                row = json.loads(line) if line.startswith("{") else {}
+                if "wall" in row:
+                    self.figures[row["name"]] = Figure(row["wall"], row["kernels"])
+                    self.say(f"ms, {row.pop('name')}", row.pop("wall"), **row)
+                elif row:
+                    self.say(row["name"], row["said"])
+            watch.cancel()
+
+    def section(self, name: str, seconds: float, work: Callable[[], object]) -> None:
+        """Do it if there is time; what fails is a figure that says so."""
+        if not self.has_time_for(name, seconds):
+            return
+        try:
+            work()
+        except (SystemExit, Exception) as error:
+            self.has_failed = True
+            self.say(name, f"failed: {str(error)[-1000:]}")
+
+    def compared(self, figure: str, title: str, case: Case, rounds: int) -> None:
+        self.figures[figure] = Figure(1e3 * self.compare(title, case, rounds), 0.0)
 
     def verdict(self) -> None:
         for row in verdicts(self.figures):
@@ -219,8 +239,7 @@ class Bench:
         same = _hash(whole) == _hash(again)
         self.say("a SIGKILL and the same line again: the unbroken run's weights", "the same bits" if same else "OTHER BITS")
         self.say("seconds from the SIGKILL to a new step", first - killed, killed_after_step=reached)
-        if not same:
-            raise SystemExit(1)
+        self.has_failed = self.has_failed or not same
 
 
 def _hash(out: str) -> str:
@@ -253,21 +272,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         bench = Bench(Path(name), words.tiny, words.minutes)
-        bench.ablation(3.5)
-        bench.figures["samestep"] = Figure(1e3 * bench.compare("bf16", Case(), rounds), 0.0)
-        if bench.has_time_for("compiled", 120):
-            bench.figures["samestep, compiled"] = Figure(1e3 * bench.compare("bf16, compiled", Case(compile=True), 1), 0.0)
-        if bench.has_time_for("a save", 60):
-            bench.hold_of_a_save()
-        if bench.has_time_for("a kill", 60):
-            bench.kill_and_resume()
-        if bench.has_time_for("four micro-batches a step", 60):
-            bench.compare("bf16, four micro-batches a step", Case(accumulate=4), 1)
-        if bench.has_time_for("longest operations", 40):
-            bench.profile("bf16", Case())
-        if bench.has_time_for("exact and fast", 70):
-            bench.exact_and_fast(1)
+        bench.section("the plain loop taken apart", 0, lambda: bench.ablation(3.5))
+        bench.section("samestep", 60, lambda: bench.compared("samestep", "bf16", Case(), rounds))
+        bench.section("compiled", 100, lambda: bench.compared("samestep, compiled", "bf16, compiled", Case(compile=True), 1))
+        bench.section("a save", 60, bench.hold_of_a_save)
+        bench.section("a kill", 60, bench.kill_and_resume)
+        four = "bf16, four micro-batches a step"
+        bench.section(four, 60, lambda: bench.compare(four, Case(accumulate=4), 1))
+        bench.section("longest operations", 40, lambda: bench.profile("bf16", Case()))
+        bench.section("exact and fast", 70, lambda: bench.exact_and_fast(1))
         bench.verdict()
+    raise SystemExit(bench.has_failed)
 
 
 main()

@@ -5,7 +5,7 @@ from samestep.checkpoint.files import Checkpoints
 from samestep.checkpoint.reading import checksum, read, read_chosen, verify
 from samestep.checkpoint.saving import NullSaver, Saver, SharedSaver
 from samestep.checkpoint.sharded import SharedCheckpoints
-from samestep.checkpoint.slab import Slab
+from samestep.checkpoint.slab import Slab, size_of
 from samestep.checkpoint.state import Saved, capture, refuse_unsavable, restore, restore_modes, weights_hash
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "refuse_unsavable",
     "restore",
     "restore_modes",
+    "size_of",
     "verify",
     "weights_hash",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -49,6 +49,8 @@ class Slab:
         with torch.cuda.stream(self._stream):
             for place, tensor in zip(places, still, strict=False):
                 place.copy_(tensor.detach(), non_blocking=True)
+                if tensor.is_cuda:  # a forward may lay weights out anew, and an optimizer give copies of its state
+                    tensor.record_stream(self._stream)
         arrived = torch.cuda.Event()
         arrived.record(self._stream)
         return places, arrived
@@ -69,4 +71,17 @@ class Slab:
         if self._reserving not in (None, threading.current_thread()):
             self._reserving.join()
         if self._memory.numel() < num_bytes:
-            self._memory = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+            self._memory = torch.empty(0, dtype=torch.uint8)  # before there is another
+            self._memory = _made(num_bytes, self._device.type == "cuda")
+
+
+def size_of(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes that copies of these take."""
+    return sum(-(-tensor.nbytes // _LINE_BYTES) * _LINE_BYTES for tensor in tensors)
+
+
+def _made(num_bytes: int, is_pinned: bool) -> torch.Tensor:
+    try:
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=is_pinned)
+    except RuntimeError:  # so much cannot be pinned here: from other memory a copy holds the step, and no more
+        return torch.empty(num_bytes, dtype=torch.uint8)

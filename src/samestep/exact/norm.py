@@ -142,7 +142,7 @@ def _rows(grads: list[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 def _as_rows(grad: torch.Tensor) -> torch.Tensor:
     real = as_real(grad if grad.dim() else grad.reshape(1))
-    return real.flatten() if real.numel() == real.shape[0] else real.flatten(1).contiguous()
+    return (real.flatten() if real.numel() == real.shape[0] else real.flatten(1)).contiguous()
 
 
 def _norms_of(grad: torch.Tensor) -> list[float]:

@@ -129,9 +129,7 @@ class _Set:
             torch._foreach_copy_(self._homes, self._away)
 
     def _kernel(self, grads: list[torch.Tensor], found_inf: torch.Tensor | None, scale: torch.Tensor | None) -> None:
-        """`scale`: a float32 by which the kernel divides. It writes the quotients, as rounded as a division's, into `grads`: in
-        vectors of float32 on a CPU, on a GPU in float64 and rounded once more, which cannot show (53 bits are 2 · 24 and more:
-        Figueroa, "When is double rounding innocuous?", 1995)."""
+        """`scale`: a float32 by which the kernel divides; it writes the quotients into `grads`, rounded as a division's."""
         group = self._group
         if self._is_sgd:
             torch._fused_sgd_(

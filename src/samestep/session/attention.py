@@ -67,7 +67,7 @@ def _activated(name: str) -> str | None:
         return f"{torch.cuda.get_device_name()} is no GPU that it computes on"
     try:
         registry.activate_flash_attention_impl(name.upper())
-    except (ImportError, RuntimeError) as error:
+    except Exception as error:  # whatever a prototype finds fault with
         return f"it does not start ({error})"
     return None
 

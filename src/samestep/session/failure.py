@@ -104,6 +104,8 @@ def mistake_behind(error: Exception, config: Config) -> UsageError | None:
             f"compile: the model's blocks have met more than {MOST_SHAPES} shapes each, and every one is a program of its own; "
             "pad to fewer lengths in collate (to multiples of 64, say), or write compile=false and another --run NAME"
         )
+    if (why := re.search(r"FA[34] .*unsupported: .*", str(error))) is not None:
+        return UsageError(f"attention: {why[0]}; write attention=flash")
     if any(words in str(error) for words in _PAST_THE_MODEL):
         return UsageError(
             f"shard: the loss reaches past model(…){place_in_user_code(error)}, to parameters of which each rank has its rows "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from samestep.checkpoint import Checkpoints, Saved, Saver, SharedCheckpoints, SharedSaver, Slab, capture
+import torch
+
+from samestep.checkpoint import Checkpoints, Saved, Saver, SharedCheckpoints, SharedSaver, Slab, capture, size_of
 from samestep.control import NoBoard, make_board
 from samestep.errors import UsageError
 from samestep.loop import Training
@@ -63,5 +65,7 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
 def _state_bytes(run: Training) -> int:
     """What a save holds once there is an optimizer's state: AdamW's, the largest usual; a sharded rank has its rows alone."""
     sharded = run.sums.sharded
-    tensors = [shard.local for shard in sharded.shards] if sharded else list(run.model.state_dict().values())
-    return 3 * sum(tensor.nbytes for tensor in tensors)
+    tensors = [shard.local for shard in sharded.shards] if sharded else [*run.model.parameters(), *run.model.buffers()]
+    trained = [parameter for group in run.optimizer.inner.param_groups for parameter in group["params"]]
+    counts = [torch.zeros(())] * len(trained)
+    return size_of([*tensors, *trained, *trained, *counts])

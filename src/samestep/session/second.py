@@ -95,7 +95,9 @@ class SecondStart(NoSecondStart):
                 if not some:
                     break
                 found += some
-        return [json.loads(answer) for answer in found.splitlines()]
+        with contextlib.suppress(ValueError):  # of one that the patience cut off
+            return [json.loads(answer) for answer in found.splitlines()]
+        return []
 
     def close(self) -> None:
         """End the process, if it is still there."""
@@ -111,7 +113,7 @@ def _has_room(folder: RunFolder) -> bool:
     """Whether the memory holds a run of this size once more, with gradients and what is read of the checkpoint."""
     newest = max(folder.checkpoints.glob("step-*"), default=None)
     size = sum(file.stat().st_size for file in newest.iterdir()) if newest is not None else 0
-    return _TIMES_A_CHECKPOINT * size < psutil.virtual_memory().available
+    return _NUM_ORDERS * _TIMES_A_CHECKPOINT * size < psutil.virtual_memory().available
 
 
 def _serve(config: Config, down: int, up: int) -> None:

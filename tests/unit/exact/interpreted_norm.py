@@ -57,6 +57,14 @@ def test_bins_are_those_of_the_way_without_triton(kernels: ModuleType) -> None:
     assert norm.norm_of(expected) == pytest.approx(math.sqrt(expected.sum().item()), rel=1e-15)
 
 
+def test_gradients_that_do_not_lie_in_one_piece_are_read_as_they_are(kernels: ModuleType) -> None:
+    """The kernels read by address."""
+    grad = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    for some in (grad[:, 0], grad[::2], grad[:, ::2], grad[:, :1], grad.t(), torch.ones(1).expand(5), grad[:1].expand(3, 6)):
+        assert norm.total_norm([some]) == norm.total_norm([some.clone(memory_format=torch.contiguous_format)])
+        assert norm.total_norm([some]).item() == pytest.approx(some.double().norm().item(), rel=1e-12)  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(("value", "expected"), [(math.inf, math.inf), (-math.inf, math.inf), (math.nan, math.nan)])
 def test_what_is_not_finite_has_a_norm_too(kernels: ModuleType, value: float, expected: float) -> None:
     for grad in (torch.tensor([1.0, value]), torch.tensor([[1.0, value], [0.0, 1.0]])):

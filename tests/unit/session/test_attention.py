@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from conftest import ROOT
+from samestep.config import load_config
 from samestep.errors import UsageError
-from samestep.session import attention
+from samestep.session import attention, mistake_behind
 from samestep.session.accelerator import choose_multiplication
 from samestep.session.attention import AttentionCalls, attention_kind, choose_attention
 
@@ -158,3 +160,10 @@ def test_nothing_in_the_registry_is_asked_of_an_older_torch(hopper: Any, monkeyp
     with pytest.raises(UsageError, match=r"has no place for it: that is in 2\.11 and newer"):
         choose_attention("fa4", exact=True)
     assert attention._REGISTERED.keys() == {"fa4", "fa3"}
+
+
+def test_what_a_prototype_does_not_compute_is_told_with_what_to_write() -> None:
+    config, _ = load_config(ROOT / "configs/seed.yaml")
+    error = mistake_behind(RuntimeError("FA4 flash_attention forward unsupported: dropout_p must be 0"), config)
+    assert error is not None
+    assert error.lines == ("attention: FA4 flash_attention forward unsupported: dropout_p must be 0; write attention=flash",)
