@@ -109,7 +109,7 @@ def configs(draw: st.DrawFn, task: Run) -> Run:
         "drop_last": draw(st.booleans()),
         "schedule": draw(_maybe(_schedules())),
         "clip": draw(_maybe(st.sampled_from([0.05, 1.0, 1e-3, 100.0]))),
-        "precision": draw(st.sampled_from(["no", "no", "no", "bf16"])),
+        "precision": draw(st.sampled_from(["no", "no", "no", "bf16", "tf32"])),  # tf32 is float32 on a CPU
         "leaves": draw(_maybe(st.sampled_from([n for n in range(1, num_micro + 1) if num_micro % n == 0]), absent=2)),
         "threads": draw(st.sampled_from([1] * 9 + [2])),
         "workers": draw(st.sampled_from([0] * 19 + [1])),

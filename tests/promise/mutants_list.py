@@ -1317,4 +1317,18 @@ MUTANTS = [
         "",
         ("tests/unit/session/test_attention.py::test_auto_takes_the_fastest_that_is_installed_and_never_cudnns",),
     ),
+    Mutant(
+        "norms-in-two-ways-under-fast",
+        "session/run.py",
+        'if line.startswith("norm was ")]',
+        "if False]",
+        ("tests/distributed/test_faults.py::test_a_job_of_mixed_kinds_is_refused",),
+    ),
+    Mutant(
+        "what-lies-in-pieces-is-read-by-address",
+        "exact/norm.py",
+        "else real.flatten(1)).contiguous()",
+        "else real.flatten(1))",
+        ("tests/unit/exact/test_norm_kernels.py::test_its_arithmetic_by_the_interpreter",),
+    ),
 ]

@@ -60,7 +60,7 @@ class Slab:
         starts, end = [], 0
         for tensor in tensors:
             starts.append(end)
-            end += -(-tensor.nbytes // _LINE_BYTES) * _LINE_BYTES
+            end += size_of([tensor])
         self._grow(end)
         return [
             self._memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
