@@ -578,9 +578,16 @@ _STATE = [
     Mutant(
         "overtaken",
         "run/folder.py",
-        'if self._start is not None and (self.starts / f"{self._start + 1:04d}.json").exists():',
+        'if (self.starts / f"{self._start + 1:04d}.json").exists():',
         "if False:",
         (f"{SAVING}::test_a_start_that_was_overtaken_saves_nothing",),
+    ),
+    Mutant(
+        "another-machine-is-seen-late",
+        "run/folder.py",
+        "        name.touch()\n        name.unlink()\n",
+        "        pass\n",
+        ("tests/unit/run/test_late_files.py::test_a_start_that_was_cut_off_sees_at_once_that_another_has_taken_over",),
     ),
     Mutant(
         "overtaken-before-the-rename",

@@ -18,7 +18,7 @@ from samestep.errors import TrainingError
 
 FORMAT = 2
 PART_BYTES = 1 << 24
-_SHOWN_LATE_S = 60.0
+_SHOWN_LATE_S = 90.0
 
 
 class Damaged(TrainingError):

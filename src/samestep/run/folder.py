@@ -19,6 +19,7 @@ from samestep.run.paths import RunPaths
 
 _WAIT_FOR_OWNER_S = 60.0
 _DISCARDING_S = 5.0
+_CANNOT = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}  # what file systems answer that do not sync folders
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -36,12 +37,35 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def make_durable(path: Path) -> None:
-    """Have what a file holds on disk, or the names in a folder."""
+    """Have what a file holds on disk, or the names in a folder where the file system can do that for folders."""
+    if not _is_synced(path) and not path.is_dir():
+        raise OSError(errno.EINVAL, "the file system can't sync this file", str(path))
+
+
+def _is_synced(path: Path) -> bool:
+    """Sync a file or a folder, if its file system has a way to."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        return False
     finally:
         os.close(handle)
+    return True
+
+
+def look_anew(folder: Path) -> None:
+    """Have what other machines did in a folder seen from here on.
+
+    A client of a network file system may go by what it saw in a folder for a minute (nfs(5), acregmax and acdirmax), until it
+    changes the folder itself: the answer to that tells it whether somebody else has.
+    """
+    name = folder / f".look.{os.getpid()}.{threading.get_ident()}.tmp"
+    with contextlib.suppress(OSError):  # no such folder, or a disk that is full or read-only: nothing is there to be overseen
+        name.touch()
+        name.unlink()
 
 
 class RunFolder(RunPaths):
@@ -152,14 +176,19 @@ class RunFolder(RunPaths):
 
     def refuse_if_succeeded(self) -> None:
         """Raise Overtaken if a later start owns the run: a node that was cut off may still have its disk."""
-        if self._start is not None and (self.starts / f"{self._start + 1:04d}.json").exists():
+        if self._start is None:
+            return
+        look_anew(self.starts)
+        if (self.starts / f"{self._start + 1:04d}.json").exists():
             raise Overtaken(f"{self.path}: start {self._start + 1} has taken this run over; start {self._start} writes no more")
 
-    def take(self, host: str, job: str | None = None) -> None:
+    def take(self, host: str, job: str | None = None) -> list[str]:
         """Become the run's owner, waiting for a dying one; the kernel gives a dead owner's lock back.
 
-        A POSIX lock is not inherited by loader processes, and works across machines wherever the file system locks.
+        A POSIX lock is not inherited by loader processes, and works across machines wherever the file system locks. Returns
+        what is to be told of a file system that lacks something.
         """
+        lacks = []
         self._made_here = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -173,7 +202,8 @@ class RunFolder(RunPaths):
                 break
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    break  # a file system without locks: nothing better is to be had there
+                    lacks.append("has no locks: another start of this run would take it over, and end this one")
+                    break
                 if time.monotonic() > deadline:
                     owner = os.pread(handle, 4096, 0).decode(errors="replace").strip()
                     os.close(handle)
@@ -184,6 +214,11 @@ class RunFolder(RunPaths):
         words = f"pid {os.getpid()} on {host}" + (f" in job {job}" if job else "")
         os.pwrite(handle, words.encode(), 0)
         self._lock = handle
+        for folder in (self.path, self.starts, self.checkpoints):  # the start before may have been another machine's
+            look_anew(folder)
+        if not _is_synced(self.path):
+            lacks.append("does not sync folders: should its machine lose power, the newest checkpoint may be lost")
+        return [f"the file system of {self.path} {words}" for words in lacks]
 
     def is_taken(self) -> bool:
         """Whether a living process owns the run."""

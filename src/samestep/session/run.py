@@ -46,7 +46,7 @@ from samestep.task.loading import load_task
 from samestep.tracking import NullTracker, Tracker, cut_back
 
 _PATIENCE_AT_THE_END_S = 600.0  # for a disk that is full when all the work is done
-_SHOWN_LATE_S = 60.0  # by a network file system
+_SHOWN_LATE_S = 90.0  # by a network file system
 
 
 def run_training(config: Config, origins: dict[str, str], folder: RunFolder, runtime: Runtime, stop: StopFlag) -> None:

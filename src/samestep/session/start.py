@@ -47,7 +47,7 @@ def open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime) ->
         find_tracker(name)
     if ":" in config.schedule.name:
         load_module(config.schedule.name.rpartition(":")[0], key="schedule")  # its file is a part of the run's code
-    folder.take(runtime.host, runtime.job)
+    lacks = folder.take(runtime.host, runtime.job)
     try:
         state = folder.read_state()
         _refuse_beside_a_job(folder, str(state.get("job") or ""), runtime)
@@ -67,7 +67,9 @@ def open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime) ->
         may_part = bool(notes)
         wandb_id = state.get("wandb") or _new_id()
         chosen = checksum(checkpoint) if checkpoint else ""
-        return Start(False, not state, checkpoint, chosen, step, folder.next_start(), wandb_id, notes + passed_over, may_part)
+        return Start(
+            False, not state, checkpoint, chosen, step, folder.next_start(), wandb_id, notes + passed_over + lacks, may_part
+        )
     except BaseException:
         folder.release()
         raise
