@@ -116,7 +116,7 @@ class _Rank:
             print(f"weights {self.folder.read_state()['weights']}", flush=True)
 
     def say(self, *words: str) -> None:
-        if self.runtime.is_main:
+        if self.runtime.is_main and words:
             print(*words, flush=True)
 
     def say_done(self) -> None:
@@ -166,7 +166,7 @@ class _Rank:
         """Once everything has been checked: the run begins, or its rows end where it goes on."""
         if not self.runtime.is_main:
             return NullTracker()
-        begin(self.config, self.origins, self.task, self.folder, self.runtime, self.start, kind, num_steps)
+        self.say(*begin(self.config, self.origins, self.task, self.folder, self.runtime, self.start, kind, num_steps))
         if saved:
             again = saved.values["owes_evaluation"] or saved.step == num_steps
             cut_back(self.folder, saved.step, saved.values["rows"], again)

@@ -19,6 +19,7 @@ from samestep.errors import UsageError
 from samestep.run import snapshot
 from samestep.run.folder import RunFolder, write_atomically
 from samestep.run.metric_rows import last_rows
+from samestep.run.sensitive import left_out
 from samestep.runtime import Runtime
 from samestep.slurm.controller import jobs_now
 from samestep.task import Task
@@ -113,14 +114,14 @@ def begin(
     start: Start,
     kind: dict[str, str],
     num_steps: int,
-) -> None:
-    """Everything has been checked: from here on there is a run, and state.json says so."""
+) -> list[str]:
+    """Everything has been checked: from here on there is a run, and state.json says so. Returns what is to be told."""
     folder.create()
     facts = {"host": runtime.host, "pid": os.getpid(), "job": runtime.job, "world_size": runtime.world_size}
     facts |= {"resumed_from": start.resumed_from, "launched": _launched(), "time": time.time()}
     folder.begin_start(start.number, {**facts, "before": _start_before(folder)})
     write_atomically(folder.config, configuration.to_text(config, origins))
-    snapshot.keep(folder, task)
+    secrets = snapshot.keep(folder, task)
     restarts = 0 if start.fresh else folder.read_state().get("restarts", 0) + 1
     folder.write_state(
         status="running",
@@ -138,6 +139,7 @@ def begin(
         kind=kind,
         code=snapshot.versions(task),
     )
+    return [left_out(secrets, "sources/ of the run folder")] if secrets else []
 
 
 def info_for_trackers(config: Config, folder: RunFolder, runtime: Runtime, start: Start) -> RunInfo:
