@@ -26,6 +26,8 @@ from samestep.task import Task
 from samestep.task.loading import load_module
 from samestep.tracking import RunInfo, find_tracker
 
+_SHOWN_LATE_S = 60.0  # by a network file system
+
 
 @dataclass
 class Start:
@@ -40,6 +42,14 @@ class Start:
     wandb_id: str
     notes: list[str]
     may_part: bool = False  # from the start before: the notes say why
+
+    def told(self) -> dict[str, Any]:
+        """What JSON has of it."""
+        return {**vars(self), "checkpoint": self.checkpoint and str(self.checkpoint)}
+
+    @classmethod
+    def heard(cls, told: dict[str, Any]) -> Start:
+        return cls(**{**told, "checkpoint": told["checkpoint"] and Path(told["checkpoint"])})
 
 
 def open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime) -> Start:
@@ -153,3 +163,14 @@ def info_for_trackers(config: Config, folder: RunFolder, runtime: Runtime, start
         first_step=start.resumed_from,
         kept_bytes=folder.metrics.stat().st_size if folder.metrics.exists() else 0,
     )
+
+
+def see_the_start(folder: RunFolder, runtime: Runtime) -> None:
+    """Refuse a run folder that not every rank sees: one that outlived rank 0 would save where nobody looks."""
+    until = time.monotonic() + _SHOWN_LATE_S
+    while not folder.has_begun():
+        if time.monotonic() > until:
+            raise UsageError(
+                f"{folder.path}: {runtime.host} does not see what rank 0 wrote there; write runs=FOLDER that all machines share"
+            )
+        time.sleep(0.2)
