@@ -123,6 +123,11 @@ def test_collectives_stand_in_exact_and_control_alone(path: Path) -> None:
     assert len(floats) == allowed
 
 
+def test_nothing_that_a_peer_or_a_file_says_is_unpickled() -> None:
+    unpickles = re.compile(r"_object(_list)?\(|\bpickle\.|torch\.load\(")
+    assert [path.name for path in FILES if unpickles.search(path.read_text())] == []
+
+
 def test_only_runtime_reads_rank_and_scheduler_variables() -> None:
     pattern = re.compile(r"SLURM_|\bWORLD_SIZE|LOCAL_RANK|MASTER_ADDR|[\"']RANK[\"']|TORCHELASTIC")
     assert {top(path) for path in FILES if pattern.search(path.read_text())} == {"runtime", "slurm"}

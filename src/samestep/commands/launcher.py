@@ -37,6 +37,9 @@ def launch(words: tuple[str, ...], refused: Path | None = None) -> int:
         logging.disable(logging.ERROR)
     from accelerate.commands.launch import launch_command, launch_command_parser
 
+    from samestep.control.loopback import keep_stores_to_this_machine
+
+    keep_stores_to_this_machine()
     try:
         launch_command(launch_command_parser().parse_args(list(words)))
     except Exception as error:

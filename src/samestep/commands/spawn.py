@@ -65,7 +65,7 @@ def train(task: type[Task] | Task, *, run: str | None = None, **config: Any) -> 
     is_new = not folder.path.exists()
     called = folder.path / "call.yaml"
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.make()
         text = plain_text({**tree, "task": f"{_place(kind, folder.path)}:{kind.__name__}"}, "samestep.train")
         _write(called, text)
         code, said = _follow(["launch", str(called), "--run", folder.name])

@@ -1,13 +1,17 @@
-"""What the ranks agree on besides numbers: when to stop, and decisions that one rank makes for all."""
+"""What the ranks agree on besides numbers: when to stop, and decisions that one rank makes for all.
+
+What they say travels as JSON: a peer's words can be wrong, and run nothing here, as a pickle could.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -53,29 +57,52 @@ class StopFlag:
 
 
 def decided_by_main(decide: Callable[[], T]) -> T:
-    """What rank 0's `decide` returns, on every rank; an error of its is raised on every rank."""
+    """What rank 0's `decide` returns, on every rank, as JSON has it; an error of its is raised on every rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return decide()
-    answer: list[object] = [None, None]
+    answer: Any = None
     if dist.get_rank() == 0:
         try:
-            answer[0] = decide()
+            answer = {"decided": decide()}
+        except UsageError as error:
+            answer = {"lines": error.lines}
         except SamestepError as error:
-            answer[1] = error.args if not isinstance(error, UsageError) else ("", *error.lines)
-    dist.broadcast_object_list(answer, device=torch.device("cpu"))
-    if isinstance(answer[1], tuple):
-        first, *lines = answer[1]
-        raise UsageError(*lines) if lines else TrainingError(first)
-    return answer[0]  # type: ignore[return-value]
+            answer = {"failed": str(error)}
+    text = _bytes(answer)
+    size = torch.tensor([len(text)], device=text.device)
+    dist.broadcast(size, 0)
+    text = text if dist.get_rank() == 0 else text.new_empty(int(size))
+    dist.broadcast(text, 0)
+    answer = _said(text)
+    if "lines" in answer:
+        raise UsageError(*answer["lines"])
+    if "failed" in answer:
+        raise TrainingError(answer["failed"])
+    return answer["decided"]  # type: ignore[no-any-return]
 
 
-def everyones(mine: T) -> list[T]:
-    """What every rank passes, in rank order, on every rank."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+def everyones(mine: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """What every rank passes, in rank order, on every rank, as JSON has it."""
+    if not dist.is_initialized() or dist.get_world_size(group) == 1:
         return [mine]
-    found: list[T] = [mine] * dist.get_world_size()
-    dist.all_gather_object(found, mine)
-    return found
+    text = _bytes(mine, group)
+    size = torch.tensor([len(text)], device=text.device)
+    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(sizes, size, group)
+    most = int(max(sizes))
+    texts = [text.new_empty(most) for _ in sizes]
+    dist.all_gather(texts, torch.cat([text, text.new_zeros(most - len(text))]), group)
+    return [_said(other[: int(length)]) for other, length in zip(texts, sizes, strict=True)]
+
+
+def _bytes(words: Any, group: dist.ProcessGroup | None = None) -> torch.Tensor:
+    """As bytes, on the device over which the group talks."""
+    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    return torch.frombuffer(bytearray(json.dumps(words).encode()), dtype=torch.uint8).to(device)
+
+
+def _said(text: torch.Tensor) -> Any:
+    return json.loads(bytes(text.tolist()))
 
 
 def agreed(attempt: Callable[[], T]) -> T:

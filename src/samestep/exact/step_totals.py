@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
+from samestep.control import everyones
 from samestep.errors import UsageError
 from samestep.exact.gradients import OrderedSum
 from samestep.exact.route import Companion
@@ -79,13 +79,12 @@ class StepExchange:
         refuse_taken(names)
         self._names, self._known = names, set(names)
         if self._world_size > 1:  # once a start: all ranks are in their first micro-batch
-            everyones: list[list[str]] = [names] * self._world_size
             self.meeting()
-            dist.all_gather_object(everyones, names)
+            found = everyones(names)
             self.going_on()
-            for rank, others in enumerate(everyones):
-                if others != everyones[0]:
-                    words = f"{', '.join(everyones[0]) or 'none'} on rank 0 and {', '.join(others) or 'none'} on rank {rank}"
+            for rank, others in enumerate(found):
+                if others != found[0]:
+                    words = f"{', '.join(found[0]) or 'none'} on rank 0 and {', '.join(others) or 'none'} on rank {rank}"
                     raise UsageError(f"task: loss returned the numbers {words}; return the same for each micro-batch")
 
     def message(self, used: list[bool], flag: int) -> torch.Tensor:

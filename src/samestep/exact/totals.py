@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
+from samestep.control import everyones
 from samestep.exact.tree import cuts, tree_sum
 from samestep.runtime.shared_memory import Channel, accept, offer
 
@@ -40,8 +41,7 @@ def make_channel(group: dist.ProcessGroup, num_bytes: int) -> Channel | None:
     rank, world_size = dist.get_rank(group), dist.get_world_size(group)
     offered = offer(num_bytes, world_size) if rank == 0 else None
     address, handle = offered or (None, None)
-    addresses = [address] * world_size
-    dist.all_gather_object(addresses, address, group)
+    addresses = everyones(address, group)
     if addresses[0] is None:
         return None
     if rank > 0:
@@ -50,8 +50,7 @@ def make_channel(group: dist.ProcessGroup, num_bytes: int) -> Channel | None:
     if handle is not None:
         with contextlib.suppress(OSError), torch.inference_mode(False):
             made = Channel(handle, num_bytes, rank, world_size)
-    have_it = [False] * world_size  # and are seen to live, each by a lock of its own
-    dist.all_gather_object(have_it, made is not None, group)
+    have_it = everyones(made is not None, group)  # and are seen to live, each by a lock of its own
     return made if all(have_it) else None
 
 

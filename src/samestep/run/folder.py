@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import threading
 import time
 from pathlib import Path
@@ -22,11 +23,17 @@ _DISCARDING_S = 5.0
 _CANNOT = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}  # what file systems answer that do not sync folders
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+def write_atomically(path: Path, content: str | bytes, mode: int | None = None) -> None:
+    """Replace a file whole or not at all: temporary name, fsync, rename, fsync of the folder.
+
+    Args:
+        mode: who may read and write it; by default as the umask has it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -113,8 +120,22 @@ class RunFolder(RunPaths):
         with contextlib.suppress(FileNotFoundError):
             make_durable(self.metrics)
 
+    def make(self) -> None:
+        """Make the folder if it is not there: nobody else may look in. Where the umask lets a group write, the group may."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(mode=0o770)
+        except FileExistsError:
+            if not self.path.is_dir():
+                raise
+            return
+        mode = stat.S_IMODE(self.path.stat().st_mode)
+        if not mode & stat.S_IWGRP:
+            self.path.chmod(mode & ~stat.S_IRWXG)
+
     def create(self) -> None:
-        self.logs.mkdir(parents=True, exist_ok=True)
+        self.make()
+        self.logs.mkdir(exist_ok=True)
 
     def read_state(self) -> dict[str, Any]:
         """What state.json says; empty for a run that has none yet."""
@@ -191,7 +212,7 @@ class RunFolder(RunPaths):
         lacks = []
         self._made_here = not self.path.exists()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.make()
             handle = os.open(self.path / ".owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise UsageError(f"runs: {self.path} can't be written ({error.strerror}); write runs=FOLDER") from None

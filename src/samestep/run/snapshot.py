@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+import stat
 import sys
 from pathlib import Path
 
 import xxhash
 
 from samestep.run.folder import RunFolder, write_atomically
+from samestep.run.sensitive import why_secret
 
 _OWN = Path(__file__).parents[1]
 
@@ -39,13 +41,20 @@ def versions(task: object) -> dict[str, str]:
     return {"samestep": digest.hexdigest(), **files}
 
 
-def keep(folder: RunFolder, task: object) -> None:
-    """Keep the task's files beside the run, so that a later start can say what has changed."""
+def keep(folder: RunFolder, task: object) -> dict[str, str]:
+    """Keep the task's files beside the run, so that a later start can say what has changed.
+
+    Returns those that are left out, for each of them why it looks like a secret.
+    """
+    secrets = {}
     for name, path in _files(task).items():
-        kept, text = folder.sources / name, path.read_bytes()
-        if not kept.exists() or kept.read_bytes() != text:
+        kept, text, mode = folder.sources / name, path.read_bytes(), stat.S_IMODE(path.stat().st_mode)
+        if why := why_secret(path):
+            secrets[name] = why
+        elif not kept.exists() or kept.read_bytes() != text or stat.S_IMODE(kept.stat().st_mode) != mode:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(kept, text)
+            write_atomically(kept, text, mode)
+    return secrets
 
 
 def changes(folder: RunFolder, before: dict[str, str], task: object) -> str:
@@ -56,6 +65,8 @@ def changes(folder: RunFolder, before: dict[str, str], task: object) -> str:
 
 
 def _stat(kept: Path, path: Path, name: str) -> str:
+    if why_secret(path):  # nothing of it was kept
+        return name
     old = kept.read_text(errors="replace").splitlines() if kept.exists() else []
     marks = [line[0] for line in difflib.ndiff(old, path.read_text(errors="replace").splitlines())]
     return f"{name} +{marks.count('+')} -{marks.count('-')}"

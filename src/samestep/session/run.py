@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from accelerate import Accelerator
 
@@ -40,13 +40,12 @@ from samestep.session.saving import make_saver
 from samestep.session.second import NoSecondStart, second_start
 from samestep.session.sharding import is_cut
 from samestep.session.show import shown
-from samestep.session.start import Start, begin, info_for_trackers, open_run
+from samestep.session.start import Start, begin, info_for_trackers, open_run, see_the_start
 from samestep.task import Task
 from samestep.task.loading import load_task
 from samestep.tracking import NullTracker, Tracker, cut_back
 
 _PATIENCE_AT_THE_END_S = 600.0  # for a disk that is full when all the work is done
-_SHOWN_LATE_S = 90.0  # by a network file system
 
 
 def run_training(config: Config, origins: dict[str, str], folder: RunFolder, runtime: Runtime, stop: StopFlag) -> None:
@@ -60,9 +59,9 @@ def _run(
 ) -> None:
     accelerator = make_accelerator(config)
     check_world_size(runtime.world_size, config.num_leaves)
-    folder.path = decided_by_main(lambda: folder.path)  # a name made of the time may differ from rank to rank
+    folder.path = Path(decided_by_main(lambda: str(folder.path)))  # a name made of the time may differ from rank to rank
     task = agreed(lambda: load_task(config.task, config.fields))
-    start = decided_by_main(lambda: open_run(config, task, folder, runtime))
+    start = Start.heard(decided_by_main(lambda: open_run(config, task, folder, runtime).told()))
     try:
         rank = _Rank(config, origins, folder, runtime, stop, accelerator, task, start, second)
         if start.done:
@@ -110,13 +109,13 @@ class _Rank:
         if self.runtime.is_main or run.sums.sharded:
             run.ending.saver = saver
         plans.saved = saved = None  # laid out by now, and as large as all that is trained
-        agreed(lambda: _see_the_start(self.folder, self.runtime))
+        agreed(lambda: see_the_start(self.folder, self.runtime))
         self.train(run, saver, board, may_part=self.start.may_part or other_kind)
         if self.runtime.is_main:
             print(f"weights {self.folder.read_state()['weights']}", flush=True)
 
     def say(self, *words: str) -> None:
-        if self.runtime.is_main:
+        if self.runtime.is_main and words:
             print(*words, flush=True)
 
     def say_done(self) -> None:
@@ -166,7 +165,7 @@ class _Rank:
         """Once everything has been checked: the run begins, or its rows end where it goes on."""
         if not self.runtime.is_main:
             return NullTracker()
-        begin(self.config, self.origins, self.task, self.folder, self.runtime, self.start, kind, num_steps)
+        self.say(*begin(self.config, self.origins, self.task, self.folder, self.runtime, self.start, kind, num_steps))
         if saved:
             again = saved.values["owes_evaluation"] or saved.step == num_steps
             cut_back(self.folder, saved.step, saved.values["rows"], again)
@@ -229,17 +228,6 @@ class _Rank:
         if has_trained and isinstance(error, UsageError):  # a mistake that only a later row has shown
             return TrainingError(" ".join(error.lines))
         return error
-
-
-def _see_the_start(folder: RunFolder, runtime: Runtime) -> None:
-    """Refuse a run folder that not every rank sees: one that outlived rank 0 would save where nobody looks."""
-    until = time.monotonic() + _SHOWN_LATE_S
-    while not folder.has_begun():
-        if time.monotonic() > until:
-            raise UsageError(
-                f"{folder.path}: {runtime.host} does not see what rank 0 wrote there; write runs=FOLDER that all machines share"
-            )
-        time.sleep(0.2)
 
 
 def _try_evaluation(run: Training) -> None:

@@ -19,11 +19,14 @@ from samestep.errors import UsageError
 from samestep.run import snapshot
 from samestep.run.folder import RunFolder, write_atomically
 from samestep.run.metric_rows import last_rows
+from samestep.run.sensitive import left_out
 from samestep.runtime import Runtime
 from samestep.slurm.controller import jobs_now
 from samestep.task import Task
 from samestep.task.loading import load_module
 from samestep.tracking import RunInfo, find_tracker
+
+_SHOWN_LATE_S = 90.0  # by a network file system
 
 
 @dataclass
@@ -39,6 +42,14 @@ class Start:
     wandb_id: str
     notes: list[str]
     may_part: bool = False  # from the start before: the notes say why
+
+    def told(self) -> dict[str, Any]:
+        """What JSON has of it."""
+        return {**vars(self), "checkpoint": self.checkpoint and str(self.checkpoint)}
+
+    @classmethod
+    def heard(cls, told: dict[str, Any]) -> Start:
+        return cls(**{**told, "checkpoint": told["checkpoint"] and Path(told["checkpoint"])})
 
 
 def open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime) -> Start:
@@ -115,14 +126,14 @@ def begin(
     start: Start,
     kind: dict[str, str],
     num_steps: int,
-) -> None:
-    """Everything has been checked: from here on there is a run, and state.json says so."""
+) -> list[str]:
+    """Everything has been checked: from here on there is a run, and state.json says so. Returns what is to be told."""
     folder.create()
     facts = {"host": runtime.host, "pid": os.getpid(), "job": runtime.job, "world_size": runtime.world_size}
     facts |= {"resumed_from": start.resumed_from, "launched": _launched(), "time": time.time()}
     folder.begin_start(start.number, {**facts, "before": _start_before(folder)})
     write_atomically(folder.config, configuration.to_text(config, origins))
-    snapshot.keep(folder, task)
+    secrets = snapshot.keep(folder, task)
     restarts = 0 if start.fresh else folder.read_state().get("restarts", 0) + 1
     folder.write_state(
         status="running",
@@ -140,6 +151,7 @@ def begin(
         kind=kind,
         code=snapshot.versions(task),
     )
+    return [left_out(secrets, "sources/ of the run folder")] if secrets else []
 
 
 def info_for_trackers(config: Config, folder: RunFolder, runtime: Runtime, start: Start) -> RunInfo:
@@ -153,3 +165,14 @@ def info_for_trackers(config: Config, folder: RunFolder, runtime: Runtime, start
         first_step=start.resumed_from,
         kept_bytes=folder.metrics.stat().st_size if folder.metrics.exists() else 0,
     )
+
+
+def see_the_start(folder: RunFolder, runtime: Runtime) -> None:
+    """Refuse a run folder that not every rank sees: one that outlived rank 0 would save where nobody looks."""
+    until = time.monotonic() + _SHOWN_LATE_S
+    while not folder.has_begun():
+        if time.monotonic() > until:
+            raise UsageError(
+                f"{folder.path}: {runtime.host} does not see what rank 0 wrote there; write runs=FOLDER that all machines share"
+            )
+        time.sleep(0.2)

@@ -25,17 +25,17 @@ _DYING_S = 1.0
 # What the job's own options would make of a step that is to have one launcher a node and all that the job has there.
 _PER_TASK = re.compile(
     r"SLURM_(NTASKS|NPROCS|TASKS_PER_NODE|NTASKS_PER_\w+|CPUS_PER_TASK|CPUS_PER_GPU|TRES_PER_TASK|GPUS_PER_TASK|GPU_BIND|CPU_BIND\w*|"
-    r"NNODES|NODELIST|JOB_NUM_NODES|DISTRIBUTION|THREADS_PER_CORE|EXACT)$"
+    r"NNODES|NODELIST|JOB_NUM_NODES|DISTRIBUTION|THREADS_PER_CORE|EXACT|EXPORT_ENV)$"
 )
 
 # A signal for the ranks must not end their launcher; `before` is the site's own, a module system's lines for example. A node
 # without the Python says so over the line that Python would have opened: srun is silent until all nodes have ended.
 _ON_NODE = (
     "trap '' USR1; "
-    'python=$1 before=$2 plan=$3 address=$4 port=$5 token=$6 lacking=$7; [[ ! -f $before ]] || . "$before"; '
+    'python=$1 before=$2 plan=$3 address=$4 port=$5 lacking=$6; [[ ! -f $before ]] || . "$before"; '
     'if [[ ! -x $python ]]; then exec 3<>"/dev/tcp/$address/$port"; '
-    'printf \'{"node":"%s","token":"%s","step":"%s"}\\n{"refused":"%s: %s","ended":2}\\n\' '
-    '"$SLURMD_NODENAME" "$token" "$SLURM_STEP_ID" "$SLURMD_NODENAME" "$lacking" >&3; exit 2; fi; '
+    'printf \'%s\\n{"node":"%s","step":"%s"}\\n{"refused":"%s: %s","ended":2}\\n\' '
+    '"$SAMESTEP_TOKEN" "$SLURMD_NODENAME" "$SLURM_STEP_ID" "$SLURMD_NODENAME" "$lacking" >&3; exit 2; fi; '
     'exec "$python" -m samestep node "$plan"'
 )
 
@@ -70,14 +70,16 @@ class Job:
         """Put the job back into the queue, which ends this process too. Returns why that was refused."""
         return ask("scontrol", "requeue", self.id)
 
-    def step(self, nodes: list[str], words: list[str]) -> subprocess.Popen[bytes]:
+    def step(self, nodes: list[str], words: list[str], token: str) -> subprocess.Popen[bytes]:
         """Run `samestep node` once on each of `nodes`, with everything there that is the job's.
 
         Args:
-            words: the Python, the site's own file, the plan, the address, port and token of the job's end of the line, and
-                what to say of a node that lacks the Python.
+            words: the Python, the site's own file, the plan, the address and port of the job's end of the line, and what to
+                say of a node that lacks the Python.
+            token: what is said there first. It travels in the environment: all who are on a node may read arguments.
         """
         env = {key: value for key, value in os.environ.items() if not _PER_TASK.match(key)}
+        env["SAMESTEP_TOKEN"] = token
         if self.ends_at is not None:
             env["SLURM_JOB_END_TIME"] = str(int(self.ends_at))
         options = [f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1", f"--nodelist={','.join(nodes)}"]
@@ -210,9 +212,9 @@ def _counts(text: str, nodes: int) -> list[int]:
     return (counts + counts[-1:] * nodes)[:nodes]
 
 
-def this_node() -> tuple[str, str]:
-    """The node's name and the step's number, for a process that srun started."""
-    return os.environ["SLURMD_NODENAME"], os.environ["SLURM_STEP_ID"]
+def this_node() -> tuple[str, str, str]:
+    """The node's name, the step's number and the start's token, for a process that srun started; no rank inherits the last."""
+    return os.environ["SLURMD_NODENAME"], os.environ["SLURM_STEP_ID"], os.environ.pop("SAMESTEP_TOKEN")
 
 
 def requeue_this_job() -> None:

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import json
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -91,22 +92,24 @@ def _start(
 ) -> _Ended:
     """One start on `nodes`, from srun to the end of the last launcher that lives."""
     slurmds = here.slurmds(nodes)  # asked before there is a hub: while it waits for the controller nobody would be heard
-    hub = Hub(nodes, lambda doubtful: dead(doubtful, slurmds))
+    address = here.address(here.node, nodes)
+    hub = Hub(nodes, lambda doubtful: dead(doubtful, slurmds), address)
     number, written = folder.next_start(), folder.read_state().get("time")
     folder.path.parent.mkdir(parents=True, exist_ok=True)
     proof = folder.path.parent.resolve() / f".samestep-{here.id}"
-    proof.write_text(hub.token)
+    proved = secrets.token_hex(8)  # of this start, and no secret
+    proof.write_text(proved)
     plan: dict[str, Any] = {
         "job": here.id,
-        "address": here.address(here.node, nodes), "control_port": hub.port, "token": hub.token,
+        "address": address, "control_port": hub.port,
         "main_address": here.address(nodes[0], nodes), "port": _free_port(),
-        "nodes": nodes, "processes": here.processes, "left_out": left_out, "proof": str(proof),
+        "nodes": nodes, "processes": here.processes, "left_out": left_out, "proof": str(proof), "proved": proved,
         "python": list(sys.version_info[:3]), "config": config_path, "run": folder.name, "overrides": overrides,
     }  # fmt: skip
     lacking = json.dumps(f"found no {sys.executable}; every node needs it, in a shared folder")[1:-1]
     words = [sys.executable, os.environ.get("SAMESTEP_BEFORE", ""), json.dumps(plan)]
-    step = here.step(nodes, [*words, plan["address"], str(hub.port), hub.token, lacking])
     try:
+        step = here.step(nodes, [*words, address, str(hub.port), lacking], hub.token)
         codes, lost = _watch(here, hub, step, nodes, lambda: folder.next_start() > number)
         return _Ended(codes, lost, hub.refusals, hub.refused, folder.read_state().get("time") != written)
     finally:

@@ -24,14 +24,15 @@ _EARLIER_RANKS_S = 30.0
 _SCRIPT_S = 60.0  # longer than a living script waits for its other nodes
 _APART_S = 10.0
 _SHARED_FOLDER_S = 10.0  # network file systems show a new file late
+_MOST_SAID = 20_000  # characters of a refusal
 
 
 def node(plan: dict[str, Any]) -> int:
     """Run this node's ranks as `plan` says, and report to the job's script. Returns the launcher's exit code."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the ranks have it too: they save, and then this ends
-    name, step = this_node()
-    line = Line.to(plan["address"], plan["control_port"])
-    line.send(node=name, token=plan["token"], step=step)
+    name, step, token = this_node()
+    line = Line.to(plan["address"], plan["control_port"], token)
+    line.send(node=name, step=step)
     refusal = _refusal(plan, name)
     if refusal:
         line.send(refused=refusal, ended=2)
@@ -41,11 +42,15 @@ def node(plan: dict[str, Any]) -> int:
     _end_earlier_ranks(line)
     folder = Path(tempfile.gettempdir()) / f"samestep-{plan['job']}-{name}"  # by name: a killed start's is found by the next
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:  # anybody may make one there
+        line.send(refused=f"{name}: {folder} is there and cannot be removed; remove it, or set TMPDIR", ended=2)
+        return 2
     try:
         code = _launch(plan, name, line, folder)
         refused = folder / "refused"
-        lines = refused.read_text().splitlines() if refused.exists() else []
+        lines = refused.read_text()[:_MOST_SAID].splitlines() if refused.exists() else []
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     line.send(ended=code, lines=lines)
@@ -60,7 +65,7 @@ def _refusal(plan: dict[str, Any], name: str) -> str:
     proof = Path(plan["proof"])
     while True:
         with contextlib.suppress(OSError):
-            if proof.read_text() == plan["token"]:
+            if proof.read_text() == plan["proved"]:
                 return ""
         if time.monotonic() > until:
             return f"{name}: {proof.parent} is not the folder that the first node has there; write runs=A_SHARED_FOLDER"

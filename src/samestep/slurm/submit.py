@@ -15,9 +15,11 @@ from samestep.config.preflight import room
 from samestep.errors import UsageError
 from samestep.run.folder import RunFolder, write_atomically
 from samestep.run.names import default_name
+from samestep.run.sensitive import left_out
 from samestep.runtime import read_runtime
 from samestep.runtime.shipped import is_checkout, shipped
-from samestep.slurm.controller import code_root, find_slurm
+from samestep.slurm.controller import find_slurm
+from samestep.slurm.kept_code import keep_code
 from samestep.slurm.sweep import points
 from samestep.task.loading import load_task
 
@@ -25,9 +27,7 @@ _FLAGS = {
     "--contiguous", "--exclusive", "--hold", "-H", "--no-requeue", "--requeue", "--overcommit", "-O", "--oversubscribe", "-s",
     "--spread-job", "--use-min-nodes", "--verbose", "-v", "--quiet", "-Q", "--reboot", "--no-kill", "-k", "--get-user-env",
 }  # fmt: skip
-_KEPT = {".py", ".yaml", ".yml", ".json", ".toml", ".txt", ".sh"}
-_LARGEST_BYTES = 1_000_000
-_MOST_FILES = 5_000
+_WITHOUT_SECRET = {"ALL", "NONE", "NIL"}
 
 
 def submit(config_path: str, words: tuple[str, ...], run: str | None, sweep: Path | None, chain: int, dry_run: bool) -> str:
@@ -67,9 +67,10 @@ def submit(config_path: str, words: tuple[str, ...], run: str | None, sweep: Pat
     if dry_run:
         shown = [f"{key}={shlex.quote(value)}" for key, value in export.items()]
         return f"{' '.join(shown)} \\\n  {shlex.join(line)}\n\n# {script}\n{script.read_text()}"
-    jobs = _queued(folder, kept, line, export, chain)
+    jobs, secrets = _queued(folder, kept, line, export, chain)
     again = shlex.join(["samestep", "status", name, "--follow"])
-    return f"job {', then '.join(jobs)} queued\nrun folder {folder.path}\nnext: {again}"
+    notes = f"{left_out(secrets, 'the kept code')}\n" if secrets else ""
+    return f"job {', then '.join(jobs)} queued\nrun folder {folder.path}\n{notes}next: {again}"
 
 
 def _refuse_mistakes(
@@ -93,13 +94,15 @@ def _refuse_mistakes(
             checked_optimizer(wanted, key)
 
 
-def _queued(folder: RunFolder, kept: Path, line: list[str], export: dict[str, str], chain: int) -> list[str]:
-    """The ids of the jobs, each after the one before; what was laid out goes again where one is refused."""
-    is_new = not folder.path.exists()
+def _queued(
+    folder: RunFolder, kept: Path, line: list[str], export: dict[str, str], chain: int
+) -> tuple[list[str], dict[str, str]]:
+    """The ids of the jobs, each after the one before, and what was left out of the code; all goes where one is refused."""
+    is_new, secrets = not folder.path.exists(), dict[str, str]()
     try:
         folder.create()
         if not kept.exists():  # a run that goes on keeps the code it began with
-            keep_code(kept)
+            secrets = keep_code(kept)
         jobs: list[str] = []
         for _ in range(chain):
             after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else []
@@ -107,7 +110,9 @@ def _queued(folder: RunFolder, kept: Path, line: list[str], export: dict[str, st
             if refused:
                 raise UsageError(f"sbatch: {refused}")
             jobs.append(job)
-        write_atomically(folder.path / "submitted.json", json.dumps({"jobs": jobs, "line": line}, indent=1) + "\n")
+        write_atomically(
+            folder.path / "submitted.json", json.dumps({"jobs": jobs, "line": _without_values(line)}, indent=1) + "\n"
+        )
     except (OSError, UsageError) as error:
         if is_new:
             shutil.rmtree(folder.path, ignore_errors=True)
@@ -116,7 +121,28 @@ def _queued(folder: RunFolder, kept: Path, line: list[str], export: dict[str, st
                 f"runs: {folder.path} can't be written ({error.strerror}); make room, or write runs=FOLDER"
             ) from None
         raise
-    return jobs
+    return jobs, secrets
+
+
+def _without_values(line: list[str]) -> list[str]:
+    """The line without what variables are set to in it: a key of somebody's, maybe."""
+    shown = list(line)
+    for place, word in enumerate(line):
+        if word == "--export" and place + 1 < len(line):
+            shown[place + 1] = _names(line[place + 1])
+        elif word.startswith("--export="):
+            shown[place] = f"--export={_names(word.removeprefix('--export='))}"
+    return shown
+
+
+def _names(variables: str) -> str:
+    """KEY=… for each KEY=VALUE. A value may have a comma in it: what is no variable's name is not shown either."""
+    shown = []
+    for part in variables.split(","):
+        name, sign, _ = part.partition("=")
+        is_name = name in _WITHOUT_SECRET or name in os.environ or (sign and name.isidentifier())
+        shown.append((name if is_name else "…") + ("=…" if sign and is_name else ""))
+    return ",".join(shown)
 
 
 def split(words: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
@@ -194,45 +220,3 @@ def _run(line: list[str], export: dict[str, str]) -> tuple[str, str]:
     if done.returncode == 0:
         return done.stdout.strip().partition(";")[0], ""
     return "", said.replace("sbatch: error: ", "").removeprefix("allocation failure: ") or f"exit code {done.returncode}"
-
-
-def keep_code(folder: Path) -> None:
-    """Copy the small text files of the working folder, and samestep itself, to where no later edit reaches them."""
-    aside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(code_root(), aside / ".samestep" / "samestep", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(shipped() / "configs", aside / ".samestep/samestep/shipped/configs", dirs_exist_ok=True)
-    here = Path.cwd()
-    for number, path in enumerate(_files(here)):
-        if number >= _MOST_FILES:
-            raise UsageError(
-                f"{here}: found more than {_MOST_FILES} source files to keep; submit from the project's own folder"
-            )
-        target = aside / path.relative_to(here)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, target)
-    aside.rename(folder)
-
-
-def _files(here: Path) -> list[Path]:
-    """Sources under a folder: what git knows and does not ignore, or else everything outside hidden folders and runs."""
-    listed = subprocess.run(
-        ["git", "-C", str(here), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        capture_output=True,
-        check=False,
-    )
-    if listed.returncode == 0:
-        found = [here / os.fsdecode(name) for name in listed.stdout.split(b"\0") if name]
-    else:
-        found = []
-        for top, folders, names in os.walk(here):
-            # A folder of its own that holds runs, or a virtual environment, is not this project's source.
-            folders[:] = [
-                name for name in folders if name[0] != "." and name != "__pycache__" and not _is_foreign(Path(top) / name)
-            ]
-            found += [Path(top) / name for name in names]
-    return [path for path in found if path.suffix in _KEPT and path.is_file() and path.stat().st_size <= _LARGEST_BYTES]
-
-
-def _is_foreign(folder: Path) -> bool:
-    return (folder / "pyvenv.cfg").exists() or any(folder.glob("*/state.json")) or any(folder.glob("*/submitted.json"))

@@ -20,7 +20,7 @@ from samestep.exact import Statistics
 from samestep.run.folder import RunFolder
 from samestep.runtime import Runtime
 from samestep.session import record_failure
-from samestep.session import run as session
+from samestep.session import start as session
 
 
 @pytest.fixture(autouse=True)
@@ -158,9 +158,9 @@ def test_a_run_folder_that_is_not_shared_is_refused(tmp_path: Path, monkeypatch:
     here.create()
     here.begin_start(1, {})
     there.continue_start(1)
-    session._see_the_start(here, runtime)
+    session.see_the_start(here, runtime)
     with pytest.raises(UsageError, match="second does not see what rank 0 wrote there"):
-        session._see_the_start(there, runtime)
+        session.see_the_start(there, runtime)
 
 
 @pytest.mark.parametrize("ignored", [False, True])

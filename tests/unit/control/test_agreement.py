@@ -1,0 +1,46 @@
+"""What ranks tell each other is JSON: the same on each of them, and nothing in it can run."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from samestep.control.agreement import _said
+
+pytestmark = pytest.mark.timeout(90)
+
+
+def test_two_ranks_hear_the_same(tmp_path: Path) -> None:
+    worker = Path(__file__).with_name("agreeing.py")
+    words = [[sys.executable, str(worker), str(rank), str(tmp_path / "meeting")] for rank in range(2)]
+    ranks = [subprocess.Popen(word, stdout=subprocess.PIPE, text=True) for word in words]
+    try:
+        first, second = (rank.communicate(timeout=80)[0] for rank in ranks)
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert first == second
+    assert first.splitlines() == [
+        "[{'rank': 0, 'text': 'é', 'nothing': None, 'numbers': [0.1, -inf, 1180591620717411303424, False]}, "
+        f"{{'rank': 1, 'text': '{'é' * 41}', 'nothing': None, 'numbers': [0.1, -inf, 1180591620717411303424, True]}}]",
+        "['', '']",
+        "{'at': 0.3333333333333333, 'rank': 0}",
+        "None",
+        "UsageError('lr: no', 'steps: no')",
+        "TrainingError('early',)",
+        "UsageError('second',)",
+    ]
+
+
+def test_a_pickle_from_a_peer_is_not_opened() -> None:
+    class Opened:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return pytest.fail, ("opened",)
+
+    with pytest.raises(UnicodeDecodeError):
+        _said(torch.frombuffer(bytearray(pickle.dumps(Opened())), dtype=torch.uint8))
