@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from samestep.control import gate
 from samestep.errors import UsageError
 from samestep.exact.gradients import OrderedSum
 from samestep.exact.route import Companion
@@ -22,7 +23,8 @@ from samestep.task import Ratio, refuse_taken
 class Totals:
     """A step over all ranks. `loss` is Σ sums / Σ weights, `weight` is Σ weights, `numbers` are a task's own, as the loss is.
 
-    On a GPU it is a step's last collective, so that a finite loss also says that all its gradients have arrived.
+    On a GPU it is a step's last collective, so that a finite loss also says that all its gradients have arrived: the gate
+    makes it NaN where the collectives were aborted before it came.
     """
 
     loss: Scalar
@@ -121,6 +123,7 @@ class StepExchange:
             values, hosts = message[:, :size].contiguous().view(torch.float64), message[:, size : size + self._num_packed]
         else:  # what hosts know travels between hosts, so that nobody waits for a device
             values, hosts = gather(padded(self._stacked(), self._most)), gather(_packed(used, asked()))
+        gate.refuse()
         self._rows.clear()
         flags = hosts.numpy()
         anywhere = np.bitwise_or.reduce(flags[:, 1:], axis=0)
@@ -141,7 +144,10 @@ class StepExchange:
         loss, weight, *rest = summed.tolist() if self._on_host else summed
         pairs = zip(rest[::2], rest[1::2], strict=True)
         numbers = {name: ratio(*pair) for name, pair in zip(self._names, pairs, strict=True)}
-        return Totals(ratio(loss, weight), weight, numbers, used, flag)
+        mean = ratio(loss, weight)
+        if isinstance(mean, torch.Tensor) and self._world_size > 1:
+            mean = gate.passed(mean)
+        return Totals(mean, weight, numbers, used, flag)
 
     def _stacked(self) -> torch.Tensor:
         """This rank's rows as one tensor on the device, without waiting for it."""

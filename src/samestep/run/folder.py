@@ -19,6 +19,7 @@ from samestep.run.paths import RunPaths
 
 _WAIT_FOR_OWNER_S = 60.0
 _DISCARDING_S = 5.0
+_BEFORE_A_SAVE_S = 20.0  # until ranks that end have found out who of them saves
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -111,6 +112,12 @@ class RunFolder(RunPaths):
             state = {**self.read_state(), **changes, "time": time.time()}
             write_atomically(self.state, json.dumps(state, indent=1) + "\n")
         return state
+
+    def patience_s(self, least_s: float) -> float:
+        """How long to wait for ranks that were told to end: for the save under way, and for one more, as long as any so far."""
+        with contextlib.suppress(UsageError, OSError):
+            return max(least_s, _BEFORE_A_SAVE_S + 2 * float(self.read_state().get("saving_s") or 0.0))
+        return least_s
 
     def next_start(self) -> int:
         """The number that the next start of this run will have, from 1."""

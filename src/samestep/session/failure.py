@@ -164,7 +164,9 @@ def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtim
         return True
     try:
         run.reports.flush(finished)
-        if runtime.world_size == 1 or survivor(board, runtime.rank, finished, folder.claim_save):
+        if run.reports.read_steps < finished:  # it may hold what no rank has sent
+            print(f"step {finished} is not saved: its numbers were never read. An earlier save stands, if any", flush=True)
+        elif runtime.world_size == 1 or survivor(board, runtime.rank, finished, folder.claim_save):
             run.sums.statistics.roll_back()
             saver.save_now(finished, _PATIENCE_AFTER_A_FAULT_S)
             print(f"rank {runtime.rank} has saved step {finished}: no finished step is lost", flush=True)

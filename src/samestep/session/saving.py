@@ -47,6 +47,8 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
         run.evaluation.best.saved_step = state.values["best_step"]
 
     longest_s = folder.read_state().get("saving_s") or 2.0 + _state_bytes(run) / _SAVED_BYTES_PER_S
+    if runtime.is_main:
+        folder.write_state(saving_s=round(longest_s, 2))  # for the launcher, whose patience is longer
     keep = run.config.checkpoint.keep
     checkpoints: Checkpoints
     if run.sums.sharded is not None:
