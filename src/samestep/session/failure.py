@@ -133,12 +133,17 @@ def mistake_behind(error: Exception, config: Config) -> UsageError | None:
     return None
 
 
-def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtime: Runtime, board: Board) -> bool:
+def save_what_is_finished(
+    run: Training, saver: Saver, folder: RunFolder, runtime: Runtime, board: Board, patience_s: float = 0.0
+) -> bool:
     """After an error: save the last finished step, by one of the ranks that live and hold it. No collective is in it.
+
+    Args:
+        patience_s: for the end of a step that another thread is in the middle of.
 
     Returns whether this start has finished any step.
     """
-    if run.optimizer.is_stepping:
+    if not run.optimizer.hold(patience_s):
         return True
     finished = run.finished
     if finished == run.first_step:

@@ -86,10 +86,7 @@ def _rescue(run: Training, saver: Saver, folder: RunFolder, runtime: Runtime, st
         torch.cuda.set_device(run.optimizer.device)  # each thread has one of its own
     saver.give_up()
     run.checks.proof = NoProof()
-    until = time.monotonic() + _BETWEEN_STEPS_S
-    while run.optimizer.is_stepping and time.monotonic() < until:
-        time.sleep(0.05)
-    save_what_is_finished(run, saver, folder, runtime, board)
+    save_what_is_finished(run, saver, folder, runtime, board, _BETWEEN_STEPS_S)
     with contextlib.suppress(Exception):
         run.reports.tracker.close(patience_s=5.0)
     if runtime.is_main or stopped:
