@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from samestep.batches import on_device
 from samestep.config import Config, Converge
-from samestep.control import Watchdog, everyones
+from samestep.control import Watchdog, everyones, gate
 from samestep.errors import UsageError
 from samestep.exact import ShardedModel, as_bits, cuts, fingerprint, gather, ordered_total
 from samestep.randomness.seeding import seed_all
@@ -170,6 +170,7 @@ class Evaluation:
         assert self.evaluator is not None
         self.is_owed = True
         found = self.evaluator(model, flag, watch, is_last)
+        gate.refuse()
         if found is None:
             return None
         return {f"eval_{name}": value for name, value in found.items()}

@@ -17,7 +17,8 @@ import xxhash
 from samestep.checkpoint.reading import FORMAT, PART_BYTES, Damaged, text_checksum, verify
 from samestep.checkpoint.state import Saved
 from samestep.checkpoint.tensors import MALFORMED, pieces
-from samestep.run.folder import RunFolder, make_durable
+from samestep.run.disk import make_durable
+from samestep.run.folder import RunFolder
 
 _ROOM_FOR_THE_REST_BYTES = 1 << 20
 

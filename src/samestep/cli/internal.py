@@ -16,12 +16,14 @@ def add_internal(group: click.Group) -> None:
 
 @click.command(hidden=True, add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.option("--refused", type=click.Path(path_type=Path))
+@click.option("--folder", type=click.Path(path_type=Path), required=True)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
-def launcher(refused: Path | None, words: tuple[str, ...]) -> None:
+def launcher(refused: Path | None, folder: Path, words: tuple[str, ...]) -> None:
     """For slurm/: `accelerate launch WORDS`, with signals and errors treated as a run needs it."""
     from samestep.commands import launcher as command
+    from samestep.run.folder import RunFolder
 
-    sys.exit(command.launch(words, refused))
+    sys.exit(command.launch(words, RunFolder(folder), refused))
 
 
 @click.command(hidden=True)

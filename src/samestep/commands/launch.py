@@ -47,7 +47,8 @@ def launch(config_path: str | None, run: str | None, processes: int | None, over
     # Every value that matters is here: no default config of the user's own.
     options = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(planned.processes), "--mixed_precision", "no"]
     options += ["--dynamo_backend", "no", "--main_process_port", "0"]
-    code = launch_ranks((*options, "-m", "samestep", "train", planned.config, "--run", planned.run, *overrides))
+    words = (*options, "-m", "samestep", "train", planned.config, "--run", planned.run, *overrides)
+    code = launch_ranks(words, planned.folder)
     return outcome(planned.folder, start, code)
 
 

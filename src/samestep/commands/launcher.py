@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -13,15 +14,17 @@ from pathlib import Path
 import psutil
 
 from samestep.errors import TrainingError, UsageError
+from samestep.run.folder import RunFolder
 
 _ENDED_BY_A_SIGNAL = 128  # and its number on top, as shells have it
 _LISTENS_WITHIN_S = 60.0
 
 
-def launch(words: tuple[str, ...], refused: Path | None = None) -> int:
+def launch(words: tuple[str, ...], folder: RunFolder, refused: Path | None = None) -> int:
     """Start the ranks that `words` describe, and wait for them. Returns the exit code, of a refusal that of the rank.
 
     Args:
+        folder: of the run, which says how long a save takes.
         refused: where to write a refusal's lines.
 
     Raises TrainingError if it is the launcher that failed.
@@ -40,6 +43,7 @@ def launch(words: tuple[str, ...], refused: Path | None = None) -> int:
     from samestep.control.loopback import keep_stores_to_this_machine
 
     keep_stores_to_this_machine()
+    _wait_for_saves(folder)
     try:
         launch_command(launch_command_parser().parse_args(list(words)))
     except Exception as error:
@@ -57,6 +61,21 @@ def launch(words: tuple[str, ...], refused: Path | None = None) -> int:
             return _ENDED_BY_A_SIGNAL + int(error.sigval)
         raise TrainingError(f"the launcher failed: {type(error).__name__}: {error}") from None
     return 0
+
+
+def _wait_for_saves(folder: RunFolder) -> None:
+    """Let torchrun, which kills ranks 30 s after it told them to end, wait for as long as a save of theirs may take.
+
+    TORCH_ELASTIC_SHUTDOWN_TIMEOUT is for signals alone: where a rank has failed, the 30 s are a constant of `PContext.close`.
+    """
+    from torch.distributed.elastic.multiprocessing.api import PContext
+
+    close = PContext.close
+
+    def close_in_time(context: PContext, death_sig: signal.Signals | None = None, timeout: int = 30) -> None:
+        close(context, death_sig, math.ceil(folder.patience_s(timeout)))
+
+    PContext.close = close_in_time  # type: ignore[method-assign, assignment]
 
 
 def _pass_on(number: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from samestep.commands.status import facts, one_run
 from samestep.errors import UsageError
 from samestep.report import page, read
-from samestep.run.folder import write_atomically
+from samestep.run.disk import write_atomically
 
 
 def report(runs: tuple[str, ...], folder: str, out: Path | None) -> Path:

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from samestep.commands.notebook_source import source_of
 from samestep.config import plain_text, validated
 from samestep.errors import SamestepError, Stopped, TrainingError, UsageError
-from samestep.run.folder import RunFolder, write_atomically
+from samestep.run.disk import write_atomically
+from samestep.run.folder import RunFolder
 from samestep.run.names import default_name
 from samestep.runtime import end_with_parent, read_runtime
 from samestep.task import Task

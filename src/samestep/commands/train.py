@@ -25,7 +25,7 @@ def train(config_path: str, run: str | None, overrides: tuple[str, ...]) -> None
         end_with_launcher()
     config, sources = load_config(config_path, overrides)
     refuse_another_world_size(runtime, config.processes)
-    prepare_environment(runtime, config.threads)
+    prepare_environment(runtime, config.threads, watched=config.watchdog > 0)
     folder = RunFolder.named(config.runs, default_name(config_path, runtime.job) if run is None else run)
     with contextlib.suppress(OSError):  # who opens the folder says what is wrong with it
         folder.failure(runtime.rank).unlink()  # of an earlier start

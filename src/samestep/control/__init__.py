@@ -3,12 +3,15 @@
 from samestep.control.abort import abort_device_collectives
 from samestep.control.agreement import StopFlag, agreed, decided_by_main, everyones, first_on_each_machine, leave_together
 from samestep.control.board import Board, NoBoard, is_victim, make_board, survivor
+from samestep.control.gate import gate
 from samestep.control.made_up import as_rank
+from samestep.control.progress import Progress
 from samestep.control.watchdog import Watchdog
 
 __all__ = [
     "Board",
     "NoBoard",
+    "Progress",
     "StopFlag",
     "Watchdog",
     "abort_device_collectives",
@@ -17,6 +20,7 @@ __all__ = [
     "decided_by_main",
     "everyones",
     "first_on_each_machine",
+    "gate",
     "is_victim",
     "leave_together",
     "make_board",

@@ -1,22 +1,49 @@
-"""When a node is lost its silence looks like patience: the ranks that live must be torn out of the collective they wait in."""
+"""When a rank is lost its silence looks like patience: those that live must be torn out of the collective they wait in."""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import socket
+import threading
 
 import psutil
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
+from samestep.control.gate import gate
 from samestep.runtime.shared_memory import abort
+
+_ABORT_S = 5.0
 
 
 def abort_device_collectives() -> None:
     """End what the GPU waits for, if it waits for a peer: else nothing that is queued behind it could be read."""
+    gate.shut()
+    end_device_waits()
+
+
+def end_device_waits() -> None:
+    """NCCL's abort, which may itself hang: nobody waits long for it."""
     if dist.is_initialized() and "nccl" in dist.get_backend():
-        with contextlib.suppress(RuntimeError):
-            dist.group.WORLD.abort()  # type: ignore[union-attr]
+        ending = threading.Thread(target=_abort, name="aborting", daemon=True)
+        ending.start()
+        ending.join(_ABORT_S)
+
+
+def _abort() -> None:
+    with contextlib.suppress(RuntimeError):
+        dist.group.WORLD.abort()  # type: ignore[union-attr]
+
+
+def allow(seconds: float) -> None:
+    """Let a collective take so long at least: whoever watches is to speak first, and his patience grows with the step."""
+    if seconds <= abort.longest_wait_s:
+        return
+    abort.longest_wait_s = 2 * seconds
+    if dist.is_initialized():
+        _set_pg_timeout(datetime.timedelta(seconds=abort.longest_wait_s))
 
 
 def break_collectives(store_port: int | None, loopback: bool = False) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -24,6 +26,8 @@ T = TypeVar("T")
 class StopFlag:
     """Signals set a flag and do nothing else; the flag travels with the step and all ranks act on it together.
 
+    A thread hears of them too, for Python's handlers wait until the main thread is back from C, and it may wait for a device.
+
     The second Ctrl-C stops at once. SIGHUP, a terminal that closes, stops the run too, unless nohup has it ignored. All that
     holds until the process ends: a launcher that is ending its ranks must not silence one that has yet to say why.
 
@@ -35,6 +39,8 @@ class StopFlag:
 
     def __init__(self, ends_at: float | None = None) -> None:
         self.signal: int = 0
+        self.noticed_at: float | None = None  # on the monotonic clock, a signal after which whoever sent it kills
+        self._handled: int = 0
         # Time left is read once and counted on the monotonic clock: the other one may be set meanwhile.
         self._ends_at = None if ends_at is None else time.monotonic() + ends_at - time.time()
 
@@ -49,11 +55,24 @@ class StopFlag:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             signal.signal(number, self._on_signal)
+        heard, told = os.pipe()
+        os.set_blocking(told, False)
+        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a loader's signals are its own
+        threading.Thread(target=self._listen, args=(heard,), name="signals", daemon=True).start()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signal == signal.SIGINT:
+        if number == signal.SIGINT and self._handled == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
+        self._handled = self.signal = number
+
+    def _listen(self, heard: int) -> None:
+        while True:
+            for number in os.read(heard, 64):
+                if number in self.SIGNALS:
+                    self.signal = self.signal or number
+                    if number != signal.SIGUSR1 and self.noticed_at is None:
+                        self.noticed_at = time.monotonic()
 
 
 def decided_by_main(decide: Callable[[], T]) -> T:

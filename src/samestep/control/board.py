@@ -32,6 +32,8 @@ class Board(Protocol):
 
     def read(self, topic: str) -> dict[int, str]: ...
 
+    def read_one(self, topic: str, rank: int) -> str | None: ...
+
 
 class NoBoard:
     """The board of a process without peers."""
@@ -44,6 +46,9 @@ class NoBoard:
 
     def read(self, topic: str) -> dict[int, str]:
         return self._texts.get(topic, {})
+
+    def read_one(self, topic: str, rank: int) -> str | None:
+        return self.read(topic).get(rank)
 
 
 class StoreBoard:
@@ -65,6 +70,12 @@ class StoreBoard:
             texts = self._store.multi_get([self._key(topic, rank) for rank in ranks]) if ranks else []
             return {rank: text.decode() for rank, text in zip(ranks, texts, strict=True)}
         return {}
+
+    def read_one(self, topic: str, rank: int) -> str | None:
+        key = self._key(topic, rank)
+        with contextlib.suppress(RuntimeError):
+            return self._store.get(key).decode() if self._store.check([key]) else None
+        return None
 
     def _key(self, topic: str, rank: int) -> str:
         return f"{self._prefix}/{topic}/{rank}"

@@ -11,24 +11,24 @@ import statistics
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from samestep.control.abort import break_collectives
+from samestep.control.abort import allow, break_collectives
 from samestep.control.board import Board, NoBoard
+from samestep.control.culprits import ASKING_AGAIN, MEETING, SAVING, TORN_OUT, Table
+from samestep.control.living import Living
+from samestep.control.progress import Progress
 from samestep.control.store_wait import store_wait
 
 _BEAT_S = 1.0
 _FIRST_STEP = 10  # the first may compile, build caches and open files
 _SLOWEST_OF_MEDIAN = 20
-_TORN_OUT_S = 10.0
+_TORN_OUT_S = 5.0  # of the 30 s after which torchrun kills; then somebody else saves
 _BEGINNING = "beginning a step"  # an audit reads rows and computes then
 _READING = "reading data"
-_ASKING_AGAIN = "reading data, and the store has to be asked again"
-_MEETING = "meeting the other ranks"
-_TORN_OUT = "torn out of a meeting"
-_SAVING = "saving"
 _DEBUGGERS = ("bdb.py", "pdb.py", "pydevd.py")
 
 
@@ -40,11 +40,13 @@ class Watchdog:
     Each rank writes a beat on the board every second: step, what it is doing, since when. A rank whose beats have ended is
     stopped or lost; else those that do not wait for the others are the ones that all wait for. Should all seem to wait,
     it is those that are a step behind. If there is none, as where the network has lost a message, nobody is to blame: all are
-    torn out.
+    torn out. Where a rank has died, the others are torn out at once. A main thread that comes out of nothing, as one that waits
+    in C, stays where it is: this thread saves what is finished, and ends the process.
 
     Args:
         limit_s: 0 switches it off.
         accuse: called with a paragraph that names the culprits, and their ranks and hosts, before the process ends.
+        mourn: the same of ranks that have died.
         verdict: a file that appears when the job has lost a node: what waits for it must not wait any longer.
         store_port: of the launcher's store, which is spared then.
     """
@@ -58,11 +60,17 @@ class Watchdog:
         board: Board,
         log: Path,
         accuse: Callable[[str, dict[int, str]], None],
+        mourn: Callable[[str, dict[int, str]], None] = lambda paragraph, dead: None,
         verdict: Path | None = None,
         store_port: int | None = None,
     ) -> None:
         self._limit_s, self._rank, self._host, self._board, self._log = limit_s, rank, host, board, log
-        self._world_size, self._accuse = world_size, accuse
+        self._world_size, self._accuse, self._mourn = world_size, accuse, mourn
+        self._living = Living(board, rank, world_size, host, limit_s / 2)
+        self.is_overdue: Callable[[], bool] = lambda: False  # asked to stop, so long ago that whoever asked is about to kill
+        self.rescue: Callable[[], int] = lambda: 1  # saves what is finished, in this thread; gives the exit code
+        self._is_leaving = False
+        self.progress: Progress | None = None  # of the device, where there is one
         self._verdict, self._store_port = verdict, store_port
         self._beats = 0
         self._step, self._phase, self._since = 0, "starting", time.monotonic()
@@ -84,6 +92,7 @@ class Watchdog:
         if self._limit_s or self._verdict:
             self._log.parent.mkdir(parents=True, exist_ok=True)
             self._beat()
+            self._living.announce()
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
 
@@ -108,18 +117,22 @@ class Watchdog:
 
     def at(self, phase: str) -> None:
         """This rank has got as far as `phase` now."""
+        if self._is_leaving and threading.get_ident() == self._main:  # back too late: what it would write is being saved
+            threading.Event().wait()
         now = time.monotonic()
+        if self.progress is not None and phase != _READING:  # of which the device knows nothing
+            self.progress.record(self._step + 1, phase)
         if self._phase == _READING:
             self.read_s += now - self._entered
         self._phase, self._since, self._entered = phase, now, now
 
     def meeting(self) -> None:
         """From here on this rank waits for the others."""
-        self.at(_MEETING)
+        self.at(MEETING)
 
     def saving(self) -> None:
         """From here on this rank saves, or waits for the one that does: that takes as long as the disk takes."""
-        self.at(_SAVING)
+        self.at(SAVING)
 
     @property
     def slow_step_s(self) -> float:
@@ -137,11 +150,17 @@ class Watchdog:
             while not self._ended.wait(_BEAT_S):
                 self._beat()
                 if self._verdict is not None and self._verdict.exists():
-                    self.has_torn_out = True
-                    break_collectives(self._store_port)
+                    self._tear_out(loopback=False)
+                    return
+                if dead := self._living.dead() if self._limit_s else {}:
+                    names = " and ".join(f"rank {rank} on {host}" for rank, host in sorted(dead.items()))
+                    self._mourn(f"{names} ended without a word: killed, or out of memory", dead)
+                if dead or (self.is_overdue() and self._phase != SAVING):
+                    self._tear_out()
                     return
                 patience_s = self._patience_s()
-                if self._debugged() or not self._limit_s or self._shown_phase in (_SAVING, _ASKING_AGAIN):
+                allow(2 * patience_s)
+                if self._debugged() or not self._limit_s or self._shown_phase in (SAVING, ASKING_AGAIN):
                     self._since = time.monotonic()
                     faulthandler.cancel_dump_traceback_later()
                     continue
@@ -155,9 +174,15 @@ class Watchdog:
 
     def _beat(self) -> None:
         self._beats += 1
+        phase = self._shown_phase
+        behind = None
+        if self.progress is not None and phase not in (SAVING, ASKING_AGAIN, TORN_OUT):
+            behind = self.progress.behind()
+        step, phase = behind or (self._step + 1, phase)
         words = {
-            "step": self._step + 1,
-            "phase": self._shown_phase,
+            "step": step,
+            "phase": phase,
+            "device": behind is not None,
             "host": self._host,
             "for_s": round(time.monotonic() - self._since),
             "beat": self._beats,
@@ -167,7 +192,7 @@ class Watchdog:
     @property
     def _shown_phase(self) -> str:
         """A store in trouble is no hang: whoever reads from it gives up by himself."""
-        return _ASKING_AGAIN if store_wait.is_on and self._phase in (_BEGINNING, _READING) else self._phase
+        return ASKING_AGAIN if store_wait.is_on and self._phase in (_BEGINNING, _READING) else self._phase
 
     def _debugged(self) -> bool:
         """Whether somebody stands in a debugger: then nothing hangs."""
@@ -186,51 +211,41 @@ class Watchdog:
             self._beat()
         if self._ended.is_set() or time.monotonic() - self._since < patience_s:
             return False
-        table = {rank: json.loads(text) for rank, text in self._board.read("beat").items()}
-        unheard = {"step": 0, "phase": "starting", "host": "a host that was never heard of", "for_s": 0}
-        table = {rank: table.get(rank, unheard) for rank in range(self._world_size)}
-        frozen = [
-            rank
-            for rank, at in table.items()
-            if rank != self._rank
-            and at["phase"] != _TORN_OUT  # by its own watchdog, and beats no more
-            and ("beat" not in at or json.loads(before.get(rank, "{}")).get("beat") == at["beat"])
-        ]
-        late = [rank for rank in table if table[rank]["phase"] not in (_MEETING, _TORN_OUT) and rank not in frozen]
-        if not late and len({at["step"] for at in table.values()}) > 1:  # all have come to the meeting that one is still in
-            late = list(table)
-        behind = min((table[rank]["step"] for rank in late), default=0)
-        culprits = frozen or [rank for rank in late if table[rank]["step"] == behind]
-        if self._world_size == 1:
-            culprits = [self._rank]
-        if any(table[rank]["phase"] in (_SAVING, _ASKING_AGAIN) for rank in culprits) and not frozen:
+        table = Table(before, self._board.read("beat"), self._rank, self._world_size)
+        if table.is_patient:
             return False
-        words = [] if culprits else ["all ranks wait for each other, as where a message is lost"]
-        for rank in culprits:
-            at = table[rank]
-            doing = "does not answer any more, last seen" if rank in frozen else "has been"
-            words.append(f"rank {rank} on {at['host']} {doing} {at['phase']} in step {at['step']}")
-        lines = [
-            f"  rank {rank} on {at['host']}: step {at['step']}, {at['phase']} for {at['for_s']} s"
-            + (" (silent)" if rank in frozen else "")
-            for rank, at in sorted(table.items())
-        ]
-        self._accuse(
-            "\n".join(
-                [
-                    f"{'; '.join(words)}: nothing has moved for {patience_s:.0f} s. Every thread's stack is in {self._log}",
-                    *lines,
-                ]
-            ),
-            {rank: str(table[rank]["host"]) for rank in culprits},
-        )
+        culprits = table.culprits
+        self._accuse(table.paragraph(patience_s, self._log), table.hosts(culprits))
         if self._rank not in culprits or len(culprits) == self._world_size > 1:  # torn out of a wait, it saves what it can
-            self.has_torn_out, self._phase = True, _TORN_OUT
-            self._beat()
-            break_collectives(self._store_port, loopback=True)
-            self._ended.wait(_TORN_OUT_S)
-        if not self._ended.is_set():
-            with contextlib.suppress(Exception):
-                sys.stdout.flush()
-            os._exit(1)
+            self._tear_out()
+        elif self._world_size == 1:
+            self._end(self.rescue)
+        self._end(lambda: 1)
         return True
+
+    def _tear_out(self, loopback: bool = True) -> None:
+        """Break the collectives. A main thread that is not out of them soon, and does not save, is left where it is."""
+        self.has_torn_out = True
+        if self._phase != SAVING:
+            self._phase = TORN_OUT
+        self._beat()
+        faulthandler.cancel_dump_traceback_later()
+        break_collectives(self._store_port, loopback)
+        while not self._ended.wait(_TORN_OUT_S):
+            if self._phase != SAVING:
+                self._end(self.rescue)
+
+    def _end(self, last: Callable[[], int]) -> None:
+        """End the process with the exit code that `last` gives, unless the main thread has come out meanwhile."""
+        if self._ended.is_set():
+            return
+        self._is_leaving = True
+        code = 1
+        try:
+            code = last()
+        except Exception:
+            with self._log.open("a") as log:
+                traceback.print_exc(file=log)
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        os._exit(code)

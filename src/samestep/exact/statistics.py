@@ -60,6 +60,14 @@ class Statistics:
         if self._is_begun:
             self._reset()
 
+    def is_between_steps(self) -> bool:
+        """Whether the buffers are as the last finished step left them; on a GPU it is asked for after a fault alone."""
+        if not self._is_begun:
+            return True
+        pairs = [(found.row(), found.start) for found in (self._averaged, self._counters)]
+        pairs += [(buffer.now, buffer.start) for buffer in self._fixed]
+        return all(torch.equal(as_bits(now), as_bits(start)) for now, start in pairs)
+
     def _reset(self) -> None:
         self._averaged.reset()
         self._counters.reset()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from samestep.control import everyones
+from samestep.control import everyones, gate
 from samestep.errors import UsageError
 from samestep.exact.gradients import OrderedSum
 from samestep.exact.route import Companion
@@ -22,7 +22,8 @@ from samestep.task import Ratio, refuse_taken
 class Totals:
     """A step over all ranks. `loss` is Σ sums / Σ weights, `weight` is Σ weights, `numbers` are a task's own, as the loss is.
 
-    On a GPU it is a step's last collective, so that a finite loss also says that all its gradients have arrived.
+    On a GPU it is a step's last collective, so that a finite loss also says that all its gradients have arrived: the gate
+    makes it NaN where the collectives were aborted before it came.
     """
 
     loss: Scalar
@@ -120,6 +121,7 @@ class StepExchange:
             values, hosts = message[:, :size].contiguous().view(torch.float64), message[:, size : size + self._num_packed]
         else:  # what hosts know travels between hosts, so that nobody waits for a device
             values, hosts = gather(padded(self._stacked(), self._most)), gather(_packed(used, asked()))
+        gate.refuse()
         self._rows.clear()
         flags = hosts.numpy()
         anywhere = np.bitwise_or.reduce(flags[:, 1:], axis=0)
@@ -140,7 +142,10 @@ class StepExchange:
         loss, weight, *rest = summed.tolist() if self._on_host else summed
         pairs = zip(rest[::2], rest[1::2], strict=True)
         numbers = {name: ratio(*pair) for name, pair in zip(self._names, pairs, strict=True)}
-        return Totals(ratio(loss, weight), weight, numbers, used, flag)
+        mean = ratio(loss, weight)
+        if isinstance(mean, torch.Tensor) and self._world_size > 1:
+            mean = gate.passed(mean)
+        return Totals(mean, weight, numbers, used, flag)
 
     def _stacked(self) -> torch.Tensor:
         """This rank's rows as one tensor on the device, without waiting for it."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from samestep.control import everyones
+from samestep.control import everyones, gate
 from samestep.exact.tree import cuts, tree_sum
 from samestep.runtime.shared_memory import Channel, accept, offer
 
@@ -69,11 +69,14 @@ def gather(local: torch.Tensor) -> torch.Tensor:
             _gathering[world] = make_channel(world, _GATHER_BYTES)
         if (near := _gathering[world]) is not None and world not in _collective:
             received = near.send(local.reshape(-1).view(torch.uint8))()
+            gate.refuse()
             return received.clone().view(local.dtype).view(world_size, *local.shape)
     shape = (world_size, *local.shape)
     nothing = math.nan if local.is_floating_point() else 0
     everyone = local.new_full(shape, nothing) if local.is_cuda else local.new_empty(shape)
     all_gather(everyone.view(-1), local.reshape(-1))
+    if not local.is_cuda:
+        gate.refuse()
     return everyone
 
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import math
+import threading
 from collections.abc import Callable, Iterator
 
 import torch
@@ -97,7 +98,7 @@ class GatedOptimizer:
         self.inner = optimizer
         self.scaler = scaler
         self._is_fresh = fresh
-        self.is_stepping = False  # an error while this holds may leave the weights between two steps
+        self._turn = threading.Lock()  # held while the weights are between two steps, and for good after an error there
         self._rate = make_rate(schedule, num_steps, seed)
         self._base = [float(group["lr"]) for group in optimizer.param_groups]
         self._seed = None if type(optimizer).__module__.startswith("torch.optim.") else seed
@@ -146,17 +147,21 @@ class GatedOptimizer:
         Under fp16 an infinite norm is an overflow: that step is skipped too, and counts, with a lower scale for the next.
         """
         factor = self._rate(step)  # the user's own function, maybe; while it fails the weights are whole
-        self.is_stepping = True
+        self._turn.acquire()
         self._stepped(step, factor, loss, norm)
-        self.is_stepping = False
+        self._turn.release()
         return self._base[0] * factor
 
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
         """Inside, the state is between two steps: after an error here there is nothing to save."""
-        self.is_stepping = True
+        self._turn.acquire()
         yield
-        self.is_stepping = False
+        self._turn.release()
+
+    def hold(self, patience_s: float) -> bool:
+        """Let no further step begin, in whatever thread; False if one is under way and does not end in time."""
+        return self._turn.acquire(timeout=patience_s)
 
     def _stepped(self, step: int, factor: float, loss: Scalar, norm: Scalar) -> None:
         if self.copied is not None:

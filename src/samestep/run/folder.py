@@ -1,4 +1,4 @@
-"""Every path of a run, the atomic write, and the run's one owner."""
+"""A run's folder and its one owner."""
 
 from __future__ import annotations
 
@@ -15,64 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from samestep.errors import Overtaken, TrainingError, UsageError
+from samestep.run.disk import is_synced, look_anew, make_durable, write_atomically
 from samestep.run.names import check_name, no_such_run
 from samestep.run.paths import RunPaths
 
 _WAIT_FOR_OWNER_S = 60.0
 _DISCARDING_S = 5.0
-_CANNOT = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}  # what file systems answer that do not sync folders
-
-
-def write_atomically(path: Path, content: str | bytes, mode: int | None = None) -> None:
-    """Replace a file whole or not at all: temporary name, fsync, rename, fsync of the folder.
-
-    Args:
-        mode: who may read and write it; by default as the umask has it.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            if mode is not None:
-                os.fchmod(file.fileno(), mode)
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    make_durable(path.parent)
-
-
-def make_durable(path: Path) -> None:
-    """Have what a file holds on disk, or the names in a folder where the file system can do that for folders."""
-    if not _is_synced(path) and not path.is_dir():
-        raise OSError(errno.EINVAL, "the file system can't sync this file", str(path))
-
-
-def _is_synced(path: Path) -> bool:
-    """Sync a file or a folder, if its file system has a way to."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in _CANNOT:
-            raise
-        return False
-    finally:
-        os.close(handle)
-    return True
-
-
-def look_anew(folder: Path) -> None:
-    """Have what other machines did in a folder seen from here on.
-
-    A client of a network file system may go by what it saw in a folder for a minute (nfs(5), acregmax and acdirmax), until it
-    changes the folder itself: the answer to that tells it whether somebody else has.
-    """
-    name = folder / f".look.{os.getpid()}.{threading.get_ident()}.tmp"
-    with contextlib.suppress(OSError):  # no such folder, or a disk that is full or read-only: nothing is there to be overseen
-        name.touch()
-        name.unlink()
+_BEFORE_A_SAVE_S = 20.0  # until ranks that end have found out who of them saves
 
 
 class RunFolder(RunPaths):
@@ -157,6 +106,12 @@ class RunFolder(RunPaths):
             write_atomically(self.state, json.dumps(state, indent=1) + "\n")
         return state
 
+    def patience_s(self, least_s: float) -> float:
+        """How long to wait for ranks that were told to end: for the save under way, and for one more, as long as any so far."""
+        with contextlib.suppress(UsageError, OSError):
+            return max(least_s, _BEFORE_A_SAVE_S + 2 * float(self.read_state().get("saving_s") or 0.0))
+        return least_s
+
     def next_start(self) -> int:
         """The number that the next start of this run will have, from 1."""
         return max((int(path.stem) for path in self.starts.glob("*.json") if path.stem.isdigit()), default=0) + 1
@@ -237,7 +192,7 @@ class RunFolder(RunPaths):
         self._lock = handle
         for folder in (self.path, self.starts, self.checkpoints):  # the start before may have been another machine's
             look_anew(folder)
-        if not _is_synced(self.path):
+        if not is_synced(self.path):
             lacks.append("does not sync folders: should its machine lose power, the newest checkpoint may be lost")
         return [f"the file system of {self.path} {words}" for words in lacks]
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import xxhash
 
-from samestep.run.folder import RunFolder, write_atomically
+from samestep.run.disk import write_atomically
+from samestep.run.folder import RunFolder
 from samestep.run.sensitive import why_secret
 
 _OWN = Path(__file__).parents[1]

@@ -24,6 +24,14 @@ _OF_A_RANK = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_AD
 _OF_ANOTHER_LAUNCHERS = {"PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}  # which Accelerate asks for
 _MOST_CPU_PROCESSES = 8
 _REAPERS = {"systemd", "slurmstepd"}  # they adopt the children of the dead, as process 1 does
+# torchrun sets the first to 1 in each rank's environment (local_elastic_agent.py). In ProcessGroupNCCL.hpp 0 is "NoHandling": a
+# dead peer's error, and a time-out, end no process. The thread that would for a heartbeat is off, and a CUDA error is for the
+# main thread to tell. All three are read when the group is made.
+_NO_NCCL_WATCHDOG = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
+}
 _LAUNCHERS = ("python", "torchrun", "accelerate")
 _LAUNCH_WORDS = {"launch", "launch.py", "accelerate-launch", "accelerate.commands.launch"}
 
@@ -165,8 +173,14 @@ def leave_the_others() -> None:
             del os.environ[name]
 
 
-def prepare_environment(runtime: Runtime, threads: int) -> None:
-    """Set what torch and its backends read once, before either is imported."""
+def prepare_environment(runtime: Runtime, threads: int, watched: bool = False) -> None:
+    """Set what torch and its backends read once, before either is imported.
+
+    Args:
+        watched: by samestep's own watchdog, beside which NCCL's would end ranks that have something to save.
+    """
+    if watched and runtime.world_size > 1:
+        os.environ.update(_NO_NCCL_WATCHDOG)
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # gloo warns of host names that nothing here looks up
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS, read when CUDA starts

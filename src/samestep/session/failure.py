@@ -15,7 +15,8 @@ from samestep.control import Board, is_victim, survivor
 from samestep.errors import UsageError, place_in_user_code
 from samestep.exact import USED_ROWS
 from samestep.loop import Training
-from samestep.run.folder import RunFolder, write_atomically
+from samestep.run.disk import write_atomically
+from samestep.run.folder import RunFolder
 from samestep.runtime import Runtime, tell_launcher
 from samestep.session.blocks import MOST_SHAPES
 from samestep.task import Columns, batch_behind
@@ -133,12 +134,17 @@ def mistake_behind(error: Exception, config: Config) -> UsageError | None:
     return None
 
 
-def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtime: Runtime, board: Board) -> bool:
+def save_what_is_finished(
+    run: Training, saver: Saver, folder: RunFolder, runtime: Runtime, board: Board, patience_s: float = 0.0
+) -> bool:
     """After an error: save the last finished step, by one of the ranks that live and hold it. No collective is in it.
+
+    Args:
+        patience_s: for the end of a step that another thread is in the middle of.
 
     Returns whether this start has finished any step.
     """
-    if run.optimizer.is_stepping:
+    if not run.optimizer.hold(patience_s):
         return True
     finished = run.finished
     if finished == run.first_step:
@@ -164,7 +170,9 @@ def save_what_is_finished(run: Training, saver: Saver, folder: RunFolder, runtim
         return True
     try:
         run.reports.flush(finished)
-        if runtime.world_size == 1 or survivor(board, runtime.rank, finished, folder.claim_save):
+        if run.reports.read_steps < finished:  # it may hold what no rank has sent
+            print(f"step {finished} is not saved: its numbers were never read. An earlier save stands, if any", flush=True)
+        elif runtime.world_size == 1 or survivor(board, runtime.rank, finished, folder.claim_save):
             run.sums.statistics.roll_back()
             saver.save_now(finished, _PATIENCE_AFTER_A_FAULT_S)
             print(f"rank {runtime.rank} has saved step {finished}: no finished step is lost", flush=True)

@@ -156,11 +156,13 @@ def make_after_step(
     def after_step(step: int) -> None:
         if step == first_step:  # by now the optimizer shows what it keeps
             refuse_unsavable(model, optimizer.inner)
-        if change is not None and optimizer.counts:  # on a GPU this waits: what is changed after no step would stay
-            watch.at("running after_step")
-            with optimizer.stepping(), torch.no_grad():
+        if change is None:
+            return
+        with optimizer.stepping(), torch.no_grad():
+            if optimizer.counts:  # on a GPU this waits: what is changed after no step would stay
+                watch.at("running after_step")
                 checks.after_step(step, lambda: change(step))
-            watch.meeting()
+        watch.meeting()
 
     return after_step
 

@@ -16,7 +16,8 @@ from torch.profiler import profile as trace_of
 from samestep.config import Profile
 from samestep.errors import Stopped
 from samestep.loop import Training
-from samestep.run.folder import RunFolder, write_atomically
+from samestep.run.disk import write_atomically
+from samestep.run.folder import RunFolder
 
 _SHOWN = 10
 

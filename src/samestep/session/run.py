@@ -16,7 +16,6 @@ from samestep.config import Config
 from samestep.control import (
     Board,
     StopFlag,
-    Watchdog,
     abort_device_collectives,
     agreed,
     decided_by_main,
@@ -32,7 +31,7 @@ from samestep.runtime import Runtime
 from samestep.runtime.device_kind import differences
 from samestep.session.accelerator import make_accelerator
 from samestep.session.build import Plans, build
-from samestep.session.failure import mistake_behind, record_failure, save_what_is_finished
+from samestep.session.failure import mistake_behind, save_what_is_finished
 from samestep.session.flops import find_step_at_peak
 from samestep.session.kind import kind_of
 from samestep.session.profile import profiled
@@ -41,6 +40,7 @@ from samestep.session.second import NoSecondStart, second_start
 from samestep.session.sharding import is_cut
 from samestep.session.show import shown
 from samestep.session.start import Start, begin, info_for_trackers, open_run, see_the_start
+from samestep.session.watch import make_watchdog, watch_over, words_of_a_stop
 from samestep.task import Task
 from samestep.task.loading import load_task
 from samestep.tracking import NullTracker, Tracker, cut_back
@@ -103,7 +103,8 @@ class _Rank:
         peers, other_kind = self.compare_devices(kind, saved)
         self.folder.continue_start(self.start.number)
         board = make_board(self.runtime.store, self.runtime.world_size, self.start.number)
-        plans = Plans(self.task, self.accelerator, self.runtime, self.stop, saved, peers, watch=self.make_watchdog(board))
+        watch = make_watchdog(self.config, self.folder, self.runtime, board)
+        plans = Plans(self.task, self.accelerator, self.runtime, self.stop, saved, peers, watch=watch)
         run = build(self.config, plans, lambda num_steps: self.make_tracker(num_steps, saved, kind))
         saver = make_saver(run, self.folder, kind, self.runtime, self.start.number)
         if self.runtime.is_main or run.sums.sharded:
@@ -139,28 +140,6 @@ class _Rank:
             self.say(f"WARNING: {line}; the bits may part from an unbroken run's at step {self.start.resumed_from + 1}")
         return [place for _, place in everyone], bool(lines)
 
-    def make_watchdog(self, board: Board) -> Watchdog:
-        runtime, folder = self.runtime, self.folder
-
-        def accuse(paragraph: str, culprits: dict[int, str]) -> None:
-            victim = runtime.rank not in culprits
-            record_failure(folder, runtime, paragraph, victim=victim, blamed=sorted(set(culprits.values())))
-            print(f"samestep: {paragraph}", file=sys.stderr, flush=True)
-            if runtime.is_main:
-                folder.write_state(status="failed", reason=paragraph)
-
-        return Watchdog(
-            self.config.watchdog,
-            runtime.rank,
-            runtime.world_size,
-            runtime.host,
-            board,
-            folder.log(runtime.rank),
-            accuse,
-            verdict=runtime.verdict,
-            store_port=runtime.store[1] if runtime.store else None,
-        )
-
     def make_tracker(self, num_steps: int, saved: Saved | None, kind: dict[str, str]) -> Tracker | NullTracker:
         """Once everything has been checked: the run begins, or its rows end where it goes on."""
         if not self.runtime.is_main:
@@ -176,7 +155,7 @@ class _Rank:
 
     def train(self, run: Training, saver: Saver, board: Board, may_part: bool) -> None:
         """Train, save the end, and write it into the run's state; or save what is finished, and raise why it ended."""
-        run.watch.start()
+        watch_over(run, saver, self.folder, self.runtime, self.stop, board)
         try:
             run.batches.start()
             agreed(lambda: _try_evaluation(run))
@@ -225,6 +204,9 @@ class _Rank:
         if (isinstance(error, TrainingError) and not run.watch.has_torn_out) or is_early:
             return error
         has_trained = save_what_is_finished(run, saver, self.folder, self.runtime, board)
+        if is_victim(raised) and (stopped := words_of_a_stop(self.folder, self.stop, board)):
+            self.folder.write_state(status="stopped", reason=stopped)
+            return Stopped(stopped)
         if has_trained and isinstance(error, UsageError):  # a mistake that only a later row has shown
             return TrainingError(" ".join(error.lines))
         return error

@@ -6,11 +6,12 @@ import torch
 
 from samestep.checkpoint import Checkpoints, Saved, Saver, SharedCheckpoints, SharedSaver, Slab, capture, size_of
 from samestep.control import NoBoard, make_board
-from samestep.errors import UsageError
+from samestep.errors import TrainingError, UsageError
 from samestep.loop import Training
 from samestep.run.folder import RunFolder
 from samestep.runtime import Runtime
 
+_MOST_COPIES = 20
 _SAVED_BYTES_PER_S = 200e6  # what a slow disk takes
 
 
@@ -37,7 +38,16 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
             "kind": kind,
             "data": run.batches.facts,
         }
-        state = capture(step, run.model, run.optimizer.inner, run.optimizer.scaler, values, slab, run.sums.sharded)
+
+        def copied() -> Saved:
+            return capture(step, run.model, run.optimizer.inner, run.optimizer.scaler, values, slab, run.sums.sharded)
+
+        state, tries = copied(), 0
+        while not run.sums.statistics.is_between_steps():  # written meanwhile, by a main thread that was left in a forward
+            if (tries := tries + 1) > _MOST_COPIES:
+                raise TrainingError(f"the buffers of step {step} are still being written")
+            run.sums.statistics.roll_back()
+            state = copied()
         state.proof, run.optimizer.copied = proof, state.arrived
         return state
 
@@ -47,6 +57,8 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
         run.evaluation.best.saved_step = state.values["best_step"]
 
     longest_s = folder.read_state().get("saving_s") or 2.0 + _state_bytes(run) / _SAVED_BYTES_PER_S
+    if runtime.is_main:
+        folder.write_state(saving_s=round(longest_s, 2))  # for the launcher, whose patience is longer
     keep = run.config.checkpoint.keep
     checkpoints: Checkpoints
     if run.sums.sharded is not None:

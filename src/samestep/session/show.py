@@ -9,7 +9,8 @@ import torch
 from samestep.errors import place_in_user_code
 from samestep.loop import Training
 from samestep.randomness.seeding import seed_all
-from samestep.run.folder import RunFolder, write_atomically
+from samestep.run.disk import write_atomically
+from samestep.run.folder import RunFolder
 
 
 def shown(run: Training, folder: RunFolder, keeps: bool) -> str:

@@ -17,7 +17,8 @@ from samestep.checkpoint import Checkpoints, checksum
 from samestep.config import Config
 from samestep.errors import UsageError
 from samestep.run import snapshot
-from samestep.run.folder import RunFolder, write_atomically
+from samestep.run.disk import write_atomically
+from samestep.run.folder import RunFolder
 from samestep.run.metric_rows import last_rows
 from samestep.run.sensitive import left_out
 from samestep.runtime import Runtime

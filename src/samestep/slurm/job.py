@@ -110,7 +110,7 @@ def _start(
     words = [sys.executable, os.environ.get("SAMESTEP_BEFORE", ""), json.dumps(plan)]
     try:
         step = here.step(nodes, [*words, address, str(hub.port), lacking], hub.token)
-        codes, lost = _watch(here, hub, step, nodes, lambda: folder.next_start() > number)
+        codes, lost = _watch(here, hub, step, nodes, lambda: folder.next_start() > number, folder)
         return _Ended(codes, lost, hub.refusals, hub.refused, folder.read_state().get("time") != written)
     finally:
         proof.unlink(missing_ok=True)
@@ -118,7 +118,7 @@ def _start(
 
 
 def _watch(
-    here: Job, hub: Hub, step: subprocess.Popen[bytes], nodes: list[str], may_save: Callable[[], bool]
+    here: Job, hub: Hub, step: subprocess.Popen[bytes], nodes: list[str], may_save: Callable[[], bool], folder: RunFolder
 ) -> tuple[dict[str, int], list[str]]:
     """Until every node has ended or is lost, or has had its time. Returns the exit codes of those that live, and the lost."""
     told: list[str] = []
@@ -131,7 +131,7 @@ def _watch(
             hub.tell_lost(lost)
         # A launcher ends with its own ranks alone: others may wait for them for ever.
         if lost != told or (deadline is None and any(hub.ended.values())):
-            told, deadline = lost, time.monotonic() + (_SAVING_S if may_save() else _LAST_WORDS_S)
+            told, deadline = lost, time.monotonic() + (folder.patience_s(_SAVING_S) if may_save() else _LAST_WORDS_S)
         if step.poll() is not None and not hub.is_over:  # srun ends every node's part when one is dead as it begins
             hub.listen(0.5)  # what was said last
             hub.find_out(hub.missing)

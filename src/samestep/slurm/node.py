@@ -103,7 +103,8 @@ def _launch(plan: dict[str, Any], name: str, line: Line, folder: Path) -> int:
         options = ["--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", str(len(nodes))]
         options += ["--machine_rank", str(nodes.index(name)), "--num_processes", str(local * len(nodes))]
         options += ["--main_process_ip", plan["main_address"], "--main_process_port", str(plan["port"])]
-        train = ["-m", "samestep", "launcher", "--refused", str(folder / "refused"), *options, *train]
+        run = str(Path(plan["proof"]).parent / plan["run"])
+        train = ["-m", "samestep", "launcher", "--refused", str(folder / "refused"), "--folder", run, *options, *train]
     env = {**os.environ, "SAMESTEP_VERDICT": str(verdict), "SAMESTEP_LEFT_OUT": " ".join(plan["left_out"])}
     launcher = subprocess.Popen([sys.executable, *train], env=env, preexec_fn=end_with_parent)
     while (code := launcher.poll()) is None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from samestep.config import Config, load_config
 from samestep.config.preflight import room
 from samestep.errors import UsageError
-from samestep.run.folder import RunFolder, write_atomically
+from samestep.run.disk import write_atomically
+from samestep.run.folder import RunFolder
 from samestep.run.names import default_name
 from samestep.run.sensitive import left_out
 from samestep.runtime import read_runtime

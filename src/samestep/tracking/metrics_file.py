@@ -7,7 +7,8 @@ import errno
 import os
 from collections.abc import Callable
 
-from samestep.run.folder import RunFolder, write_atomically
+from samestep.run.disk import write_atomically
+from samestep.run.folder import RunFolder
 from samestep.run.metric_rows import Row, as_line, parsed
 
 

@@ -51,6 +51,7 @@ class Reports:
         self._plan, self.pace, self._fingerprints = plan, pace, fingerprints
         self._skips_overflows = config.precision == "fp16"
         self._posted: list[_Posted] = []
+        self.read_steps = 0  # the steps whose numbers the host has read, and found finite
         self._epoch_loss = self._epoch_weight = 0.0
         self._weight = 0.0
 
@@ -106,6 +107,7 @@ class Reports:
                 f"step {step}: {what}. No step was taken with it, and the weights are those after step {step - 1}. "
                 f"Try a smaller lr or clip=1.0, or look at the data of step {step}{masked if math.isnan(loss) else ''}."
             )
+        self.read_steps = step
         self._weight += weight
         if self._is_tracked(step):
             row: Row = {"step": step, "epoch": posted.step // self._steps_per_epoch + 1, "time": time.time()}

@@ -175,3 +175,17 @@ def test_a_signal_that_nohup_ignores_stays_ignored(ignored: bool) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_buffers_that_a_forward_writes_while_they_are_rolled_back_are_seen() -> None:
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm1d(3)
+    statistics = Statistics(norm, [range(2)], micro_batches=2, leaves=2)
+    assert statistics.is_between_steps()
+    statistics.begin()
+    norm(torch.randn(4, 3))
+    assert not statistics.is_between_steps()
+    statistics.roll_back()
+    assert statistics.is_between_steps()
+    norm(torch.randn(4, 3))  # by a thread that nobody can stop
+    assert not statistics.is_between_steps()

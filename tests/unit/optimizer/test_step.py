@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -307,5 +308,22 @@ def test_while_ones_own_rate_fails_the_weights_are_whole(tmp_path: Path) -> None
     optimizer.step(0, ONE, ONE)
     with pytest.raises(UsageError, match="gives nan at step 2; return the part of lr"):
         optimizer.step(1, ONE, ONE)
-    assert not optimizer.is_stepping
+    assert optimizer.hold(0.0)
     assert optimizer.counted == 1
+
+
+def test_no_step_begins_once_somebody_else_holds_the_weights() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = GatedOptimizer(torch.optim.SGD([parameter], lr=0.1), Schedule(), 10, None)
+    with optimizer.stepping():
+        assert not optimizer.hold(0.01)
+    assert optimizer.hold(0.01)
+    parameter.grad = torch.ones(3)
+    late = threading.Thread(target=lambda: optimizer.step(0, ONE, ONE), daemon=True)  # as a main thread that wakes up
+    late.start()
+    late.join(0.2)
+    assert late.is_alive()
+    assert torch.equal(parameter.detach(), torch.ones(3))
+    optimizer._turn.release()
+    late.join(20)
+    assert not late.is_alive()

@@ -10,6 +10,19 @@ import pytest
 from samestep.session import failure
 
 
+def fake_run(best: int | None, read_steps: int) -> Any:
+    nothing: Any = SimpleNamespace(flush=lambda finished: None, roll_back=lambda: True, read_steps=read_steps)
+    return SimpleNamespace(
+        optimizer=SimpleNamespace(hold=lambda patience_s: True),
+        finished=6,
+        first_step=3,
+        checks=SimpleNamespace(purity=nothing),
+        reports=nothing,
+        sums=SimpleNamespace(statistics=nothing, sharded=None),
+        evaluation=SimpleNamespace(best=SimpleNamespace(step=best)),
+    )
+
+
 @pytest.mark.parametrize(
     ("rank", "best", "on_disk", "saves"),
     [
@@ -27,16 +40,7 @@ def test_a_survivor_saves_nothing_beyond_a_best_that_never_reached_the_disk(
 ) -> None:
     saved: list[int] = []
     monkeypatch.setattr(failure, "survivor", lambda *words: True)
-    nothing: Any = SimpleNamespace(flush=lambda finished: None, roll_back=lambda: True)
-    run: Any = SimpleNamespace(
-        optimizer=SimpleNamespace(is_stepping=False),
-        finished=6,
-        first_step=3,
-        checks=SimpleNamespace(purity=nothing),
-        reports=nothing,
-        sums=SimpleNamespace(statistics=nothing, sharded=None),
-        evaluation=SimpleNamespace(best=SimpleNamespace(step=best)),
-    )
+    run = fake_run(best, read_steps=6)
     again = lambda step: all(there < step for there in on_disk)  # noqa: E731
     saver: Any = SimpleNamespace(
         save_now=lambda step, patience_s: saved.append(step),
@@ -47,3 +51,13 @@ def test_a_survivor_saves_nothing_beyond_a_best_that_never_reached_the_disk(
     board: Any = None
     assert failure.save_what_is_finished(run, saver, folder, runtime, board)
     assert saved == ([6] if saves else [])
+
+
+def test_no_step_is_saved_whose_numbers_were_never_read() -> None:
+    saved: list[int] = []
+    saver: Any = SimpleNamespace(save_now=lambda step, patience_s: saved.append(step))
+    runtime: Any = SimpleNamespace(world_size=1, rank=0, is_main=True)
+    nothing: Any = None
+    for read_steps in (5, 6):
+        assert failure.save_what_is_finished(fake_run(None, read_steps), saver, nothing, runtime, nothing)
+    assert saved == [6]

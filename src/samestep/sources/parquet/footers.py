@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from samestep.errors import UsageError
 from samestep.randomness.order import Integers
-from samestep.run.folder import write_atomically
+from samestep.run.disk import write_atomically
 from samestep.sources.parquet.store import START_PATIENCE_S, File, Range, Store
 
 _TAIL_BYTES = 64 * 1024  # in which most footers lie whole
