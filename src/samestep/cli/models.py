@@ -60,8 +60,9 @@ def export(run: str, path: Path, step: int | None) -> None:
       samestep export first first.safetensors
       samestep export tuned my-model/
     """
-    from samestep.commands.find_run import recorded
+    from samestep.commands.find_run import recorded, refuse_existing
 
+    refuse_existing(path)
     folder, config = recorded(run)
     from samestep.commands import export as command
 

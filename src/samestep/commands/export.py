@@ -17,10 +17,11 @@ from samestep.run.folder import RunFolder
 def export(folder: RunFolder, config: Config, to: Path, step: int | None) -> str:
     """Write a checkpoint's weights to a file of safetensors, or a model of transformers to a folder. Returns what it wrote.
 
-    Raises UsageError if there is no such checkpoint, or there is something at `to` already.
+    Args:
+        to: a path at which there is nothing yet.
+
+    Raises UsageError if there is no such checkpoint, or the model has no folder of its own to be written to.
     """
-    if to.exists():
-        raise UsageError(f"{to}: it is there already; write another path")
     model: Any = task_of(folder, config).model()
     is_file = to.suffix == ".safetensors"
     if not is_file and not hasattr(model, "save_pretrained"):

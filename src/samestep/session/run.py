@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from samestep.checkpoint import Saved, Saver, read_chosen, weights_hash
 from samestep.checks import NoProof
-from samestep.config import Config
+from samestep.config import Config, done_words
 from samestep.control import (
     Board,
     StopFlag,
@@ -120,8 +120,7 @@ class _Rank:
             print(*words, flush=True)
 
     def say_done(self) -> None:
-        state = self.folder.read_state()
-        self.say(f"{self.folder.name} is done already, at step {state['step']}\nweights {state['weights']}")
+        self.say(done_words(self.folder, self.folder.read_state()))
 
     def compare_devices(self, kind: dict[str, str], saved: Saved | None) -> tuple[list[str], bool]:
         """Refuse a job of mixed kinds. Returns each rank's place, and whether they are others than those of the checkpoint."""
