@@ -7,6 +7,7 @@ from typing import Any
 from samestep.config.reading import load_config
 from samestep.config.schema import Config
 from samestep.errors import UsageError
+from samestep.run.best import best_words
 from samestep.run.folder import RunFolder
 
 _FREE_ON_RESUME = {
@@ -71,7 +72,8 @@ def done_already(folder: RunFolder, config: Config) -> str | None:
 
 
 def done_words(folder: RunFolder, state: dict[str, Any]) -> str:
-    return f"{folder.name} is done already, at step {state['step']}\nweights {state['weights']}"
+    best = "".join(f"; {words}" for words in [best_words(state)] if words)
+    return f"{folder.name} is done already, at step {state['step']}{best}\nweights {state['weights']}"
 
 
 def _is_longer(old: int | None, new: int | None, config: Config) -> bool:

@@ -27,6 +27,7 @@ from samestep.control import (
 from samestep.errors import Stopped, TrainingError, UsageError
 from samestep.exact import check_world_size
 from samestep.loop import Training, train
+from samestep.run.best import last_lines
 from samestep.run.folder import RunFolder
 from samestep.runtime import Runtime
 from samestep.runtime.device_kind import differences
@@ -113,7 +114,7 @@ class _Rank:
         agreed(lambda: _see_the_start(self.folder, self.runtime))
         self.train(run, saver, board, may_part=self.start.may_part or other_kind)
         if self.runtime.is_main:
-            print(f"weights {self.folder.read_state()['weights']}", flush=True)
+            print(last_lines(self.folder.read_state()), flush=True)
 
     def say(self, *words: str) -> None:
         if self.runtime.is_main:

@@ -18,7 +18,7 @@ from samestep.task import Task
 
 TASK_MODULE = "samestep_task_"  # what the module of a task's own file is called, before the file's name
 BUILT_IN = {"regression": "Regression", "text": "Text", "digits": "Digits"}
-_METHODS = ("data", "model", "loss", "metrics", "weights", "transform", "collate", "optimizer", "after_step", "show")
+_METHODS = ("data", "model", "loss", "metrics", "weights", "transform", "collate", "optimizer", "after_step", "show", "export")
 _CLASSES_NAMED = 3
 _loaded: dict[tuple[str, int, int], ModuleType] = {}
 
