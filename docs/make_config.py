@@ -14,7 +14,8 @@ Made by `docs/make_config.py` from `src/samestep/config/schema.py` and `src/same
 
 A config is YAML; `key=value` on the command line is laid over it, a key within another with a dot: `optimizer.lr=3e-3`. It is
 validated strictly, and a key that nobody knows names the nearest one. Each run keeps the whole of it in `config.yaml`, with a
-comment on where each value came from.
+comment on where each value came from. A file that `task`, `with`, `init`, `schedule` or `track.also` names is looked for in the
+working folder, and else beside the config.
 
 | key | may be | default | meaning |
 |---|---|---|---|

@@ -63,6 +63,10 @@ class Finetune(samestep.Task):
             model = get_peft_model(model, adapters)
         return model.train()  # from_pretrained leaves it in eval()
 
+    def export(self, folder):
+        """`samestep export` writes the tokenizer beside the weights."""
+        AutoTokenizer.from_pretrained(self.base).save_pretrained(folder)
+
     def loss(self, model, batch):
         """The sum over the predicted tokens and their number: the step's loss is a mean over those of the global batch."""
         labels = batch["labels"][:, 1:].flatten()

@@ -1,4 +1,4 @@
-"""`python -m samestep …`, and what launchers start with `-m samestep`."""
+"""The command `samestep`, `python -m samestep …`, and what launchers start with `-m samestep`."""
 
 from samestep.runtime.hash_order import fix_hash_order
 
@@ -6,4 +6,5 @@ fix_hash_order()
 
 from samestep.cli import main  # noqa: E402
 
-main()
+if __name__ == "__main__":
+    main()

@@ -61,10 +61,25 @@ class Stopped(SamestepError):
 
 def place_in_user_code(error: BaseException) -> str:
     """Where an error was raised, in words that follow its text: the innermost frame that is nobody's library."""
+    frame = _users_frame(error)
+    return f", at {frame.filename}:{frame.lineno} in {frame.name}"
+
+
+def _users_frame(error: BaseException) -> traceback.FrameSummary:
     frames = traceback.extract_tb(error.__traceback__)
     outside = [frame for frame in frames if not any(part in frame.filename for part in _LIBRARIES)]
-    frame = (outside or frames)[-1]
-    return f", at {frame.filename}:{frame.lineno} in {frame.name}"
+    return (outside or frames)[-1]
+
+
+def looked_for(error: BaseException) -> str:
+    """Where a file was looked for that the user's code opens and that is not there, in words that follow the error's."""
+    name = error.filename if isinstance(error, FileNotFoundError) else None
+    if not isinstance(name, (str, os.PathLike)) or os.path.isabs(name):
+        return ""
+    beside = os.path.join(os.path.dirname(_users_frame(error).filename), name)
+    there = os.path.exists(beside)
+    advice = f", and {beside} is there: write Path(__file__).parent / {os.fspath(name)!r}" if there else ""
+    return f"; it was looked for in {os.getcwd()}{advice}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

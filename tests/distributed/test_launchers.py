@@ -350,7 +350,7 @@ def test_a_signal_while_the_config_is_read_is_a_stop_too(uneven: Workplace, numb
 import os, signal
 from samestep.commands import launch
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-launch.plan = lambda *words: os.kill(os.getpid(), {int(number)})
+launch.load_config = lambda *words: os.kill(os.getpid(), {int(number)})
 launch.launch("uneven.yaml", None, 1, ())
 """
     done = uneven.command(sys.executable, "-c", code)

@@ -50,8 +50,8 @@ def mine(workplace: Workplace) -> Workplace:
     [
         ("", "", ["task=mine.py:Mime"], "task: mine.py has no class Mime; did you mean mine.py:Mine?"),
         ("", "", ["task=mine.py:Task"], "task: mine.py:Task is not a task; write a class derived from samestep.Task"),
-        ("", "", ["task=gone.py:Mine"], "task: found no file gone.py; write path/to/file.py:Class"),
-        ("", "", ["task=gone:Mine"], "task: found no module gone; write module:Class or path/to/file.py:Class"),
+        ("", "", ["task=gone.py:Mine"], "task: found no file gone.py in {here} or beside the config; write path/to/file.py:Class"),
+        ("", "", ["task=gone:Mine"], "task: found no module gone in {here} or among what is installed; write module:Class or path/to/file.py:Class"),
         ("", "", ["task=txet"], "task: found 'txet'; write module:Class, path/to/file.py:Class, or one of regression, text, digits"),
         ("", "", ["with.widht=4"], "with.widht: unknown key; did you mean width?"),
         ("", "", ["with.width=wide"], "with.width: found 'wide'; write an integer"),
@@ -72,7 +72,7 @@ def mine(workplace: Workplace) -> Workplace:
 def test_a_mistake_is_one_line_and_leaves_nothing(mine: Workplace, find: str, put: str, words: list[str], line: str) -> None:
     mine.write("mine.py", TASK.replace(find, put, 1) if find else TASK)
     done = mine.train("mine.yaml", "--run", "r", *words)
-    assert done.err == f"samestep: {line}\n"
+    assert done.err == f"samestep: {line}\n".replace("{here}", str(mine.path))
     assert done.code == 2
     assert not (mine.path / "runs" / "r").exists()
 
@@ -89,7 +89,10 @@ sys.argv[1:] = ["train", "mine.yaml", "task=gone.py:Mine"]
 cli.main()
 """
     done = mine.command(sys.executable, "-c", ended)
-    assert (done.code, done.err) == (2, "samestep: task: found no file gone.py; write path/to/file.py:Class\n")
+    assert (done.code, done.err) == (
+        2,
+        f"samestep: task: found no file gone.py in {mine.path} or beside the config; write path/to/file.py:Class\n",
+    )
 
 
 @pytest.mark.parametrize("processes", [1, 2])

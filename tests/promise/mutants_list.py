@@ -540,7 +540,7 @@ _STATE = [
     ),
     Mutant(
         "no-sync-of-state",
-        "run/folder.py",
+        "run/disk.py",
         "            os.fsync(file.fileno())\n        temporary.rename(path)",
         "        temporary.rename(path)",
         (f"{SAVING}::test_state_json_is_durable_before_it_has_its_name",),

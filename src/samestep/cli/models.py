@@ -27,14 +27,16 @@ def new(path: str) -> None:
 @click.argument("run")
 @click.option("--data", "split", metavar="SPLIT", default="eval", show_default=True, help="What data() is asked for.")
 @click.option("--step", type=click.IntRange(min=1), help="Of the checkpoint; by default the newest.")
+@click.option("--best", is_flag=True, help="The best by the run's checkpoint.best.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def evaluate(run: str, split: str, step: int | None, as_json: bool, overrides: tuple[str, ...]) -> None:
+def evaluate(run: str, split: str, step: int | None, best: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Measure RUN's metrics on a split of its task's data, as an evaluation in the run would, to the bit.
 
     \b
     Examples:
       samestep evaluate first
+      samestep evaluate first --best
       samestep evaluate first --data train evaluate.batches=20
       samestep evaluate first --data test --step 400 --json
     """
@@ -43,29 +45,35 @@ def evaluate(run: str, split: str, step: int | None, as_json: bool, overrides: t
     folder, config = recorded(run, overrides)
     from samestep.commands import evaluate as command
 
-    found = command.evaluate(folder, config, split, step)
+    found = command.evaluate(folder, config, split, step, best)
     shown = "  ".join(f"{name} {value:.6g}" for name, value in found.items())
     click.echo(json.dumps(found) if as_json else shown)
 
 
 @click.command()
 @click.argument("run")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path), required=False)
 @click.option("--step", type=click.IntRange(min=1), help="Of the checkpoint; by default the newest.")
-def export(run: str, path: Path, step: int | None) -> None:
+@click.option("--best", is_flag=True, help="The best by the run's checkpoint.best.")
+def export(run: str, path: Path | None, step: int | None, best: bool) -> None:
     """Write RUN's weights to PATH: a file of safetensors, or for a model of transformers a folder that from_pretrained reads.
+
+    Without PATH the file is RUN.safetensors, and the folder is called RUN. The newest checkpoint is taken.
 
     \b
     Examples:
-      samestep export first first.safetensors
+      samestep export first                       first.safetensors
+      samestep export first --best best.safetensors
       samestep export tuned my-model/
     """
-    from samestep.commands.find_run import recorded
+    from samestep.commands.find_run import recorded, refuse_existing
 
+    if path is not None:
+        refuse_existing(path)
     folder, config = recorded(run)
     from samestep.commands import export as command
 
-    click.echo(command.export(folder, config, path, step))
+    click.echo(command.export(folder, config, path, step, best))
 
 
 @click.command()

@@ -101,7 +101,7 @@ add_completion(cli)
 
 def main() -> None:
     """Run a command line, and turn each error into its lines and its exit code."""
-    fix_hash_order()  # again, for the script that pip installs
+    fix_hash_order()  # again, for a script that calls samestep.main
     open_closed_streams()
     if sys.argv[1:2] in (["train"], ["launch"], ["launcher"]):
         outlive_readers()

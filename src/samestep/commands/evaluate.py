@@ -15,19 +15,20 @@ from samestep.session.blocks import compile_blocks
 from samestep.task import at_step
 
 
-def evaluate(folder: RunFolder, config: Config, split: str, step: int | None) -> dict[str, float]:
+def evaluate(folder: RunFolder, config: Config, split: str, step: int | None, best: bool = False) -> dict[str, float]:
     """Each metric of a checkpoint over a split, as an evaluation in the run itself would have it, to the bit; and the `step`.
 
     Args:
         split: what the task's `data` is asked for.
         step: of the checkpoint; by default the newest whole one.
+        best: the best by the run's `checkpoint.best`.
 
     Raises UsageError if there is no such checkpoint or split.
     """
     prepare_environment(read_runtime(), config.threads)
     accelerator = make_accelerator(config)
     task = task_of(folder, config)
-    saved = checkpoint_of(folder, config, step)
+    saved = checkpoint_of(folder, config, step, best)
     seed_all(config.seed)
     model = task.model().to(accelerator.device)
     restore(saved, model)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from dataclasses import dataclass
 from types import FrameType
 
 from samestep.commands.launcher import launch as launch_ranks
 from samestep.commands.train import train
-from samestep.config import load_config
+from samestep.config import Config, done_already, load_config
 from samestep.errors import UsageError
 from samestep.run.folder import RunFolder
 from samestep.run.names import default_name
@@ -22,47 +21,41 @@ _BEFORE_IT_BEGAN = "samestep: stopped before it began; the same line starts it"
 _ASKED_TO_STOP = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is to be started."""
-
-    config: str
-    run: str
-    folder: RunFolder
-    processes: int
-
-
 def launch(config_path: str | None, run: str | None, processes: int | None, overrides: tuple[str, ...]) -> tuple[int, str]:
     """Train on the devices of this machine; without a config the demo. Returns the exit code, and what to print last.
 
     One process is this one, and of several this is the launcher: a signal finds the run, whoever sends it.
     """
     _end_quietly_when_asked()
-    planned = plan(_DEMO if config_path is None else config_path, run, processes, overrides)
-    overrides = (*overrides, f"processes={planned.processes}")
-    if planned.processes == 1:
-        train(planned.config, planned.run, overrides)
+    path = _DEMO if config_path is None else config_path
+    config, _ = load_config(path, overrides)
+    folder = RunFolder.named(config.runs, default_name(path, read_runtime().job) if run is None else run)
+    if (words := done_already(folder, config)) is not None:
+        print(words, flush=True)
         return 0, ""
-    start = planned.folder.next_start()
+    number = num_processes(config, processes)
+    overrides = (*overrides, f"processes={number}")
+    if number == 1:
+        train(path, folder.name, overrides)
+        return 0, ""
+    start = folder.next_start()
     # Every value that matters is here: no default config of the user's own.
-    options = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(planned.processes), "--mixed_precision", "no"]
+    options = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(number), "--mixed_precision", "no"]
     options += ["--dynamo_backend", "no", "--main_process_port", "0"]
-    words = (*options, "-m", "samestep", "train", planned.config, "--run", planned.run, *overrides)
-    code = launch_ranks(words, planned.folder)
-    return outcome(planned.folder, start, code)
+    words = (*options, "-m", "samestep", "train", path, "--run", folder.name, *overrides)
+    code = launch_ranks(words, folder)
+    return outcome(folder, start, code)
 
 
-def plan(config_path: str, run: str | None, processes: int | None, overrides: tuple[str, ...]) -> Plan:
-    """Check the config, and choose the run's name and its number of processes."""
-    config, _ = load_config(config_path, overrides)
-    number = processes or config.processes or processes_here(config.device, config.num_leaves)
+def num_processes(config: Config, asked: int | None) -> int:
+    """How many processes to start: what was typed, or the config says, or one for each device. UsageError for too many."""
+    number = asked or config.processes or processes_here(config.device, config.num_leaves)
     if number > config.num_leaves:
         raise UsageError(
             f"processes: found {number}, and a step has {config.num_leaves} leaves to share; write --processes "
             f"{config.num_leaves} or fewer, or a smaller micro_batch_size"
         )
-    name = default_name(config_path, read_runtime().job) if run is None else run
-    return Plan(config_path, name, RunFolder.named(config.runs, name), number)
+    return number
 
 
 def outcome(folder: RunFolder, start: int, launcher_code: int) -> tuple[int, str]:

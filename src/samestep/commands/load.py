@@ -14,19 +14,21 @@ from samestep.task import Task
 from samestep.task.loading import load_task
 
 
-def load(run: str | Path, step: int | None = None) -> torch.nn.Module:
+def load(run: str | Path, step: int | None = None, best: bool = False) -> torch.nn.Module:
     """The model of a run as a checkpoint holds it, on the CPU and in evaluation mode.
 
     Args:
         run: the name of a run under `runs`, or the path of its folder. Its task's file may be gone: the run keeps a copy.
         step: of the checkpoint; by default the newest whole one.
+        best: the best by the run's `checkpoint.best`.
 
     Raises UsageError if there is no such run or checkpoint.
     """
     folder = RunFolder.found(str(run))
     config, _ = load_config(folder.config)
+    saved = checkpoint_of(folder, config, step, best)
     model = task_of(folder, config).model()
-    restore(checkpoint_of(folder, config, step), model)
+    restore(saved, model)
     return model.eval()
 
 
@@ -40,9 +42,17 @@ def task_of(folder: RunFolder, config: Config) -> Task:
     return load_task(config.task, config.fields)
 
 
-def checkpoint_of(folder: RunFolder, config: Config, step: int | None) -> Saved:
-    """The checkpoint of `step`, or the newest whole one. Raises UsageError if there is none."""
+def checkpoint_of(folder: RunFolder, config: Config, step: int | None, best: bool = False) -> Saved:
+    """The checkpoint of `step`, the best, or the newest whole one. Raises UsageError if there is none."""
     checkpoints = Checkpoints(folder, config.checkpoint.keep)
+    if best:
+        if step is not None:
+            raise UsageError(f"--best: found --step {step} beside it; write one of the two")
+        step = checkpoints.best_step()
+        if step is None:
+            raise UsageError(
+                f"--best: {folder.name} has kept no best; write --step N, or train with checkpoint.best=METRIC (or METRIC:max)"
+            )
     if step is None:
         path, _, _ = checkpoints.newest()
         if path is None:

@@ -14,12 +14,13 @@ from typing import Any
 import psutil
 
 from samestep.errors import UsageError
+from samestep.run.best import best_words
 from samestep.run.folder import RunFolder
 from samestep.run.metric_rows import last_rows
 from samestep.slurm.controller import JobState, jobs_now
 
-_COLUMNS = ("run", "state", "step", "loss", "steps/s", "left", "job", "nodes", "restarts", "saved")
-_LEFT_OUT_FIRST = ("nodes", "job", "saved", "restarts", "steps/s", "left")  # where a terminal is narrow
+_COLUMNS = ("run", "state", "step", "loss", "best", "steps/s", "left", "job", "nodes", "restarts", "saved")
+_LEFT_OUT_FIRST = ("nodes", "job", "saved", "restarts", "steps/s", "best", "left")  # where a terminal is narrow
 _LAST_ROWS = 50
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -83,6 +84,7 @@ def _facts(folder: RunFolder, state: dict[str, Any], jobs: list[JobState]) -> di
         "step": step,
         "steps": total,
         "loss": losses[-1] if losses else None,
+        "best": state.get("best"),
         "rate": rate,
         "left": (total - step) / rate if status == "running" and total and rate else None,
         "job": job.id if job else None,
@@ -131,6 +133,7 @@ def shown(run: str | None, runs: str, follow: bool, as_json: bool) -> Iterator[s
 def table(found: list[dict[str, Any]], width: int | None = None) -> str:
     """One line a run under a line of titles; as many columns as fit into `width` characters, where one is given."""
     columns = list(zip(_COLUMNS, *map(_line, found), strict=True))
+    columns = [column for column in columns if column[0] != "best" or {*column[1:]} != {"-"}]
     for name in _LEFT_OUT_FIRST:
         if width and sum(max(map(len, column)) + 2 for column in columns) - 2 > width:
             columns = [column for column in columns if column[0] != name]
@@ -151,6 +154,18 @@ def _detail(folder: RunFolder) -> list[str]:
     for row in [row for row in rows if "loss" not in row][-1:]:
         words = [f"{key} {value:.4g}" for key, value in row.items() if key.startswith("eval_") and value is not None]
         lines.append(f"step {row['step']}  {'  '.join(words)}")
+    return [*lines, *_checkpoints(folder)]
+
+
+def _checkpoints(folder: RunFolder) -> list[str]:
+    """A line for each checkpoint, the newest first: which it is, and who takes it."""
+    state, steps = folder.read_state(), sorted((int(path.name[5:]) for path in folder.checkpoints.glob("step-*")), reverse=True)
+    best = best_words(state)
+    lines = []
+    for step in steps:
+        what = ["newest: a resume, export, evaluate and load take it"] if step == steps[0] else []
+        what += [f"{best}: --best"] if best and step == state["best"]["step"] else []
+        lines.append(f"checkpoint {step}  {'; '.join(what) or f'--step {step}'}")
     return lines
 
 
@@ -162,6 +177,7 @@ def _line(run: dict[str, Any]) -> tuple[str, ...]:
         run["state"],
         f"{run['step']}/{run['steps'] or '?'}",
         "-" if run["loss"] is None else f"{run['loss']:.4f}",
+        f"{run['best']['value']:.4f}" if run["best"] else "-",
         "-" if run["rate"] is None else f"{run['rate']:.1f}",
         _duration(run["left"]),
         job,

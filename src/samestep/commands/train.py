@@ -5,7 +5,7 @@ from __future__ import annotations
 import bdb
 import contextlib
 
-from samestep.config import Config, load_config
+from samestep.config import Config, done_already, load_config
 from samestep.errors import Overtaken, SamestepError, Stopped, UsageError
 from samestep.run.folder import RunFolder
 from samestep.run.names import default_name
@@ -25,8 +25,11 @@ def train(config_path: str, run: str | None, overrides: tuple[str, ...]) -> None
         end_with_launcher()
     config, sources = load_config(config_path, overrides)
     refuse_another_world_size(runtime, config.processes)
-    prepare_environment(runtime, config.threads, watched=config.watchdog > 0)
     folder = RunFolder.named(config.runs, default_name(config_path, runtime.job) if run is None else run)
+    if runtime.world_size == 1 and (words := done_already(folder, config)) is not None:  # several agree on it first
+        print(words, flush=True)
+        return
+    prepare_environment(runtime, config.threads, watched=config.watchdog > 0)
     with contextlib.suppress(OSError):  # who opens the folder says what is wrong with it
         folder.failure(runtime.rank).unlink()  # of an earlier start
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 from yaml.reader import ReaderError
 
+from samestep.config.beside import find_beside
 from samestep.config.schema import Config
 from samestep.errors import UsageError, nearest, shortened, validation_lines
 from samestep.run.snapshot import as_kept
@@ -142,9 +143,9 @@ def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
     """Read a config file, or a script that calls `samestep.main`, lay `key=value` over it, and validate the whole.
 
     Returns the config and, for each dotted key that somebody wrote, where: the file's name or "command line".
-    UsageError has one line for each mistake.
+    A file that a value names is looked for here, and else beside the config. UsageError has one line for each mistake.
     """
-    file, path = _found(path)
+    file, path, folder = *_found(path), Path(path) if Path(path).is_dir() else Path(path).parent
     tree: Any
     short: dict[str, str] = {}
     if file.suffix == ".py":
@@ -160,6 +161,7 @@ def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
         key = _lay_over(tree, f"{short.get(name, name) if name not in Config.model_fields else name}{equals}{text}")
         sources = {known: origin for known, origin in sources.items() if not known.startswith(key + ".")}
         sources[key] = "command line"
+    find_beside(tree, folder)
     return validated(tree), sources
 
 

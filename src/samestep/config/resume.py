@@ -1,8 +1,14 @@
-"""What may change when a run goes on."""
+"""What may change when a run goes on, and whether there is anything left to do."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from samestep.config.reading import load_config
 from samestep.config.schema import Config
+from samestep.errors import UsageError
+from samestep.run.best import best_words
+from samestep.run.folder import RunFolder
 
 _FREE_ON_RESUME = {
     "evaluate",
@@ -38,6 +44,36 @@ def changes_on_resume(before: Config, now: Config) -> tuple[list[str], list[str]
         else:
             refused.append(f"{key}: the run has {old[key]!r}, found {new[key]!r}; write the same, or another --run NAME")
     return refused, parting
+
+
+def compared(folder: RunFolder, state: dict[str, Any], config: Config) -> tuple[bool, list[str]]:
+    """Whether a run is done as `config` has it, and a line for each change that parts the bits where it goes on.
+
+    Raises UsageError, one line for each change that the maths forbids.
+    """
+    if not state or not folder.config.exists():
+        return False, []
+    before, _ = load_config(folder.config)
+    refused, parting = changes_on_resume(before, config)
+    if refused:
+        raise UsageError(*refused)
+    return state.get("status") == "done" and (config.steps, config.epochs) == (before.steps, before.epochs), parting
+
+
+def done_already(folder: RunFolder, config: Config) -> str | None:
+    """What to print of a run that is done as `config` has it, its weights last; None where something is left to do.
+
+    Nothing is imported for it but what reads a config. A run that has an owner may be about to go on: that one says more.
+    """
+    state = folder.read_state()
+    if folder.is_taken() or not compared(folder, state, config)[0]:
+        return None
+    return done_words(folder, state)
+
+
+def done_words(folder: RunFolder, state: dict[str, Any]) -> str:
+    best = "".join(f"; {words}" for words in [best_words(state)] if words)
+    return f"{folder.name} is done already, at step {state['step']}{best}\nweights {state['weights']}"
 
 
 def _is_longer(old: int | None, new: int | None, config: Config) -> bool:

@@ -42,6 +42,8 @@ def tiles(record: Record) -> Markup:
     for key, curve in curves.items():
         if key.startswith("eval_"):
             pairs.append((key, number(curve.last), f"step {int(curve.steps[-1]):,}"))
+    if best := record.state.get("best"):
+        pairs.append((f"best {best['metric']}", number(best["value"]), f"step {best['step']:,}, kept"))
     for key, curve in curves.items():
         if key.endswith("_per_s"):
             pairs.append((f"{key.removesuffix('_per_s')} per second", number(float(np.nanmedian(curve.values))), "median"))

@@ -12,7 +12,7 @@ from samestep import evaluation
 from samestep.checkpoint import Saver
 from samestep.config import Config
 from samestep.control import Board, is_victim, survivor
-from samestep.errors import UsageError, place_in_user_code
+from samestep.errors import UsageError, looked_for, place_in_user_code
 from samestep.exact import USED_ROWS
 from samestep.loop import Training
 from samestep.run.disk import write_atomically
@@ -48,7 +48,7 @@ def _is_in_evaluation(error: Exception) -> bool:
 def in_user_code(error: Exception) -> str:
     """What the task's own code raised, as one paragraph: where, what may help, and what the micro-batch held."""
     hint = next((f"; {words}" for part, words in _HINTS.items() if part in str(error)), "")
-    return f"{type(error).__name__}: {error}{place_in_user_code(error)}{hint}{batch_behind(error)}"
+    return f"{type(error).__name__}: {error}{place_in_user_code(error)}{looked_for(error)}{hint}{batch_behind(error)}"
 
 
 def record_failure(

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from samestep.checkpoint import Saved, Saver, read_chosen, weights_hash
 from samestep.checks import NoProof
-from samestep.config import Config
+from samestep.config import Config, done_words
 from samestep.control import (
     Board,
     StopFlag,
@@ -26,6 +26,7 @@ from samestep.control import (
 from samestep.errors import Stopped, TrainingError, UsageError
 from samestep.exact import check_world_size
 from samestep.loop import Training, train
+from samestep.run.best import last_lines
 from samestep.run.folder import RunFolder
 from samestep.runtime import Runtime
 from samestep.runtime.device_kind import differences
@@ -113,15 +114,14 @@ class _Rank:
         agreed(lambda: see_the_start(self.folder, self.runtime))
         self.train(run, saver, board, may_part=self.start.may_part or other_kind)
         if self.runtime.is_main:
-            print(f"weights {self.folder.read_state()['weights']}", flush=True)
+            print(last_lines(self.folder.read_state()), flush=True)
 
     def say(self, *words: str) -> None:
         if self.runtime.is_main and words:
             print(*words, flush=True)
 
     def say_done(self) -> None:
-        state = self.folder.read_state()
-        self.say(f"{self.folder.name} is done already, at step {state['step']}\nweights {state['weights']}")
+        self.say(done_words(self.folder, self.folder.read_state()))
 
     def compare_devices(self, kind: dict[str, str], saved: Saved | None) -> tuple[list[str], bool]:
         """Refuse a job of mixed kinds. Returns each rank's place, and whether they are others than those of the checkpoint."""

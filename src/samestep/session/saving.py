@@ -8,6 +8,7 @@ from samestep.checkpoint import Checkpoints, Saved, Saver, SharedCheckpoints, Sh
 from samestep.control import NoBoard, make_board
 from samestep.errors import TrainingError, UsageError
 from samestep.loop import Training
+from samestep.run.best import as_found
 from samestep.run.folder import RunFolder
 from samestep.runtime import Runtime
 
@@ -53,8 +54,12 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
 
     def saved(state: Saved, longest_s: float) -> None:
         rows = [row for row in state.values["rows"] if "loss" in row]
-        folder.write_state(step=state.step, loss=rows[-1]["loss"] if rows else None, saving_s=round(longest_s, 2))
-        run.evaluation.best.saved_step = state.values["best_step"]
+        best, known = state.values["best_step"], folder.read_state().get("best")
+        if best is not None and run.config.checkpoint.best and (known is None or known["step"] != best):
+            known = as_found(run.config.checkpoint.best, best, state.values["best_metric"])
+        loss = rows[-1]["loss"] if rows else None
+        folder.write_state(step=state.step, loss=loss, saving_s=round(longest_s, 2), best=known)
+        run.evaluation.best.saved_step = best
 
     longest_s = folder.read_state().get("saving_s") or 2.0 + _state_bytes(run) / _SAVED_BYTES_PER_S
     if runtime.is_main:

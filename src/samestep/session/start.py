@@ -64,14 +64,9 @@ def open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime) ->
         state = folder.read_state()
         _refuse_beside_a_job(folder, str(state.get("job") or ""), runtime)
         folder.tidy()
-        notes: list[str] = []
-        if state and folder.config.exists():
-            before, _ = configuration.load_config(folder.config)
-            refused, notes = configuration.changes_on_resume(before, config)
-            if refused:
-                raise UsageError(*refused)
-            if state.get("status") == "done" and (config.steps, config.epochs) == (before.steps, before.epochs):
-                return Start(True, False, None, "", state["step"], 0, state["wandb"], notes)
+        is_done, notes = configuration.compared(folder, state, config)
+        if is_done:
+            return Start(True, False, None, "", state["step"], 0, state["wandb"], notes)
         checkpoint, step, passed_over = Checkpoints(folder, config.checkpoint.keep).newest()
         changed = snapshot.changes(folder, state["code"], task) if state else ""
         if changed:

@@ -28,7 +28,7 @@ class Tokens:
     def __init__(self, path: str | Path, dtype: DTypeLike = "uint16", context: int = 1024, boundary: int | None = None) -> None:
         self.path, self.context, self._boundary = Path(path), context, boundary
         if not self.path.is_file():
-            raise UsageError(f"data: found no file {path}; write the path of a file of tokens")
+            raise UsageError(f"data: found no file {path} (from {Path.cwd()}); write the path of a file of tokens")
         size = np.dtype(dtype).itemsize
         if self.path.suffix != ".npy" and self.path.stat().st_size % size:
             words = f"{self.path.stat().st_size} bytes are no whole number of {np.dtype(dtype)}"

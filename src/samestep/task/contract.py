@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from samestep.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import torch
 
@@ -92,6 +94,12 @@ class Task(BaseModel):
     def show(self, model: torch.nn.Module) -> str:
         """What to print when training is done: generated text, say."""
         return ""
+
+    def export(self, folder: Path) -> None:
+        """Write into `folder` what belongs with the exported weights of a model of transformers: a tokenizer, a processor.
+
+        Such as `AutoTokenizer.from_pretrained(self.base).save_pretrained(folder)`; from_pretrained then reads the folder whole.
+        """
 
     def overrides(self, method: str) -> bool:
         """Whether this task's class brings its own version of an optional method."""

@@ -18,7 +18,7 @@ from samestep.task import Task
 
 TASK_MODULE = "samestep_task_"  # what the module of a task's own file is called, before the file's name
 BUILT_IN = {"regression": "Regression", "text": "Text", "digits": "Digits"}
-_METHODS = ("data", "model", "loss", "metrics", "weights", "transform", "collate", "optimizer", "after_step", "show")
+_METHODS = ("data", "model", "loss", "metrics", "weights", "transform", "collate", "optimizer", "after_step", "show", "export")
 _CLASSES_NAMED = 3
 _loaded: dict[tuple[str, int, int], ModuleType] = {}
 
@@ -91,15 +91,17 @@ def load_module(place: str, key: str = "task") -> ModuleType:
                 sys.path.insert(0, str(folder))
         try:
             return importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            if error.name and (place == error.name or place.startswith(error.name + ".")):
-                raise UsageError(f"{key}: found no module {place}; write module:{what} or path/to/file.py:{what}") from None
-            raise UsageError(f"{key}: {place} imports {error.name}, which is not installed here") from None
         except Exception as error:
+            name = error.name if isinstance(error, ModuleNotFoundError) else None
+            if name and (place == name or place.startswith(name + ".")):
+                looked = f"in {Path.cwd()} or among what is installed"
+                advice = f"write module:{what} or path/to/file.py:{what}"
+                raise UsageError(f"{key}: found no module {place} {looked}; {advice}") from None
             raise raised_in(key, place, error) from None
     path = as_kept(place)
     if not path.is_file():
-        raise UsageError(f"{key}: found no file {place}; write path/to/file.py:{what}")
+        looked = "" if path.is_absolute() else f" in {Path.cwd()} or beside the config"
+        raise UsageError(f"{key}: found no file {place}{looked}; write path/to/file.py:{what}")
     if str(path.parent.resolve()) not in sys.path:  # the file's neighbours are importable, as when it is run itself
         sys.path.insert(0, str(path.parent.resolve()))
     status = path.stat()
@@ -114,8 +116,6 @@ def load_module(place: str, key: str = "task") -> ModuleType:
     sys.modules[name] = module  # pydantic resolves a class's annotations through it
     try:
         spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{key}: {place} imports {error.name}, which is not installed here") from None
     except (Exception, SystemExit) as error:
         raise raised_in(key, place, error) from None
     _loaded[stamp] = module
@@ -126,6 +126,13 @@ def raised_in(key: str, place: str, error: BaseException) -> UsageError:
     """What importing a module of the user's came to, in one line."""
     if isinstance(error, UsageError):
         return error
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return UsageError(f"{key}: {place} imports {error.name}, which is not installed here")
+    if isinstance(error, ImportError) and "relative import" in str(error) and place.endswith(".py"):
+        return UsageError(
+            f"{key}: {place} is a file of a package, and imports relatively; write {_dotted(place)}:"
+            f"{'Class' if key == 'task' else 'function'}"
+        )
     if isinstance(error, SyntaxError):
         is_own = not error.filename or Path(error.filename).resolve() == Path(place).resolve()
         line = f" line {error.lineno}" if error.lineno else ""
@@ -137,3 +144,10 @@ def raised_in(key: str, place: str, error: BaseException) -> UsageError:
         )
     words = str(error).splitlines()[0] if str(error) else "no more is said"
     return UsageError(f"{key}: {place} cannot be imported: {type(error).__name__}: {words}{place_in_user_code(error)}")
+
+
+def _dotted(place: str) -> str:
+    """A file of a package as a module: by its folders from the working folder on."""
+    path = Path(place).resolve()
+    below = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else Path(place)
+    return ".".join(below.with_suffix("").parts)

@@ -194,7 +194,7 @@ _OTHERS: list[tuple[list[str], str]] = [
     (["replay", "firts", "--step", "1"], "firts: found no such run; did you mean first?"),
     (["evaluate", "firts"], "firts: found no such run; did you mean first?"),
     (["evaluate", "first", "stesp=1"], "stesp: unknown key; did you mean steps?"),
-    (["export", "first"], "export: missing argument 'PATH'"),
+    (["export"], "export: missing argument 'RUN'"),
     (["export", "second", "out.safetensors"], "second: found no such run"),
     (["diff", "first"], "diff: missing argument 'RUN_B'"),
     (["diff", "first", "../first"], "../first: found no such run; did you mean first?"),

@@ -21,14 +21,14 @@ from samestep.run.folder import RunFolder
 
 
 def fact(name: str, **values: Any) -> dict[str, Any]:
-    known = dict.fromkeys(("rate", "left", "saved", "job", "why", "nodes", "loss"))
+    known = dict.fromkeys(("rate", "left", "saved", "job", "why", "nodes", "loss", "best"))
     return {**known, "run": name, "state": "done", "step": 10, "steps": 10, "left_out": [], "restarts": 0, **values}
 
 
 def test_the_table_is_as_wide_as_the_terminal_and_keeps_what_matters() -> None:
     runs = [fact("first", loss=0.5, nodes="node[01-16]"), fact("a-much-longer-name-of-a-run", rate=2.0, saved=60.0)]
     whole = status.table(runs)
-    assert whole.splitlines()[0].split() == list(status._COLUMNS)
+    assert whole.splitlines()[0].split() == [name for name in status._COLUMNS if name != "best"]
     for width in (100, 80, 60, 30):
         lines = status.table(runs, width).splitlines()
         assert max(map(len, lines)) <= width
@@ -36,6 +36,9 @@ def test_the_table_is_as_wide_as_the_terminal_and_keeps_what_matters() -> None:
     assert status.table(runs, 80).splitlines()[0].split() == ["run", "state", "step", "loss", "steps/s", "left", "restarts"]
     assert status.table(runs, 60).splitlines()[0].split() == ["run", "state", "step", "loss", "left"]
     assert status.table(runs, 200) == whole
+    titles, first, second = status.table([*runs[:1], fact("kept", best={"value": 0.75})]).splitlines()
+    assert titles.split()[4] == "best"
+    assert (first.split()[4], second.split()[4]) == ("-", "0.7500")
 
 
 def test_a_screen_shows_the_newest_runs_and_counts_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

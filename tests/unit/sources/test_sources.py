@@ -68,7 +68,7 @@ def test_tokens_are_rows_of_a_file_with_the_documents_within(tmp_path: Path) -> 
     assert Tokens(raw, context=3)[2].keys() == {"tokens"}
     assert Tokens(raw, context=3)[2]["tokens"].tolist()[-1] == 60000
     refused: list[tuple[str, Callable[[], Tokens]]] = [
-        ("found no file gone.bin; write the path of a file of tokens", lambda: Tokens("gone.bin")),
+        ("; write the path of a file of tokens", lambda: Tokens("gone.bin")),
         ("20 bytes are no whole number of int64; write the dtype that it was written with", lambda: Tokens(raw, "int64", 2)),
         ("found shape (10,), and a row takes 11 tokens in one dimension; write a smaller", lambda: Tokens(raw, context=10)),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import types
@@ -218,7 +219,7 @@ def test_trackio_gets_numbers_by_step_tried_with_a_stub(tmp_path: Path, monkeypa
     [
         ("[wandb]", "track.also: found 'wandb'; write tensorboard, trackio, module:Class or path/to/file.py:Class"),
         ("[trackio]", "track.also: trackio is not installed here; write pip install trackio, or leave it out"),
-        ('["none.py:Mine"]', "track.also: found no file none.py; write path/to/file.py:Class"),
+        ('["none.py:Mine"]', "track.also: found no file none.py in {here} or beside the config; write path/to/file.py:Class"),
         ('["json:Nothing"]', "track.also: found 'json:Nothing'; write a class that has the methods row and close"),
     ],
 )
@@ -229,7 +230,7 @@ def test_a_tracker_that_is_not_there_is_one_line(
     (tmp_path / "case.yaml").write_text(CONFIG)
     with pytest.raises(UsageError) as raised:
         find_tracker(load_config(tmp_path / "case.yaml", [f"track.also={also}"])[0].track.also[0])
-    assert raised.value.lines == (words,)
+    assert raised.value.lines == (words.replace("{here}", os.getcwd()),)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SystemExit("told\nyou")])
