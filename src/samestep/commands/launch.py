@@ -42,8 +42,8 @@ def launch(config_path: str | None, run: str | None, processes: int | None, over
     # Every value that matters is here: no default config of the user's own.
     options = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(number), "--mixed_precision", "no"]
     options += ["--dynamo_backend", "no", "--main_process_port", "0"]
-    words = (*options, "-m", "samestep", "train", path, "--run", folder.name, *overrides)
-    code = launch_ranks(words, folder)
+    started = (*options, "-m", "samestep", "train", path, "--run", folder.name, *overrides)
+    code = launch_ranks(started, folder)
     return outcome(folder, start, code)
 
 

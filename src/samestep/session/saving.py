@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from samestep.checkpoint import Checkpoints, Saved, Saver, SharedCheckpoints, SharedSaver, Slab, capture, size_of
@@ -39,16 +41,7 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
             "kind": kind,
             "data": run.batches.facts,
         }
-
-        def copied() -> Saved:
-            return capture(step, run.model, run.optimizer.inner, run.optimizer.scaler, values, slab, run.sums.sharded)
-
-        state, tries = copied(), 0
-        while not run.sums.statistics.is_between_steps():  # written meanwhile, by a main thread that was left in a forward
-            if (tries := tries + 1) > _MOST_COPIES:
-                raise TrainingError(f"the buffers of step {step} are still being written")
-            run.sums.statistics.roll_back()
-            state = copied()
+        state = _whole_copy(run, step, values, slab)
         state.proof, run.optimizer.copied = proof, state.arrived
         return state
 
@@ -77,6 +70,16 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
     say = run.reports.tracker.line if runtime.is_main else print
     checkpoints = Checkpoints(folder, keep)
     return Saver(run.config.checkpoint, checkpoints, take, saved, say, longest_s)
+
+
+def _whole_copy(run: Training, step: int, values: dict[str, Any], slab: Slab) -> Saved:
+    """A copy of what a step left, also where a main thread that was left in a forward writes buffers meanwhile."""
+    for _ in range(_MOST_COPIES):
+        state = capture(step, run.model, run.optimizer.inner, run.optimizer.scaler, values, slab, run.sums.sharded)
+        if run.sums.statistics.is_between_steps():
+            return state
+        run.sums.statistics.roll_back()
+    raise TrainingError(f"the buffers of step {step} are still being written")
 
 
 def _state_bytes(run: Training) -> int:
