@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from samestep.sources import Tokens
     from samestep.sources.mix import Mix
     from samestep.sources.parquet.source import Parquet
-    from samestep.task import Task, step
+    from samestep.task import Task, mean, step
 
-__all__ = ["Mix", "Parquet", "Task", "Tokens", "__version__", "exact", "load", "main", "step", "train"]
+__all__ = ["Mix", "Parquet", "Task", "Tokens", "__version__", "exact", "load", "main", "mean", "step", "train"]
 
 _PLACES = {
     "Mix": "samestep.sources.mix",
@@ -26,6 +26,7 @@ _PLACES = {
     "__version__": "samestep.runtime.version",
     "load": "samestep.commands.load",
     "main": "samestep.cli.main_call",
+    "mean": "samestep.task",
     "step": "samestep.task",
     "train": "samestep.commands.spawn",
 }

@@ -144,7 +144,7 @@ def test_the_loop_asks_nobody_how_many_processes_there_are() -> None:
 
 
 def test_what_is_public() -> None:
-    assert " ".join(sorted(samestep.__all__)) == "Mix Parquet Task Tokens __version__ exact load main step train"
+    assert " ".join(sorted(samestep.__all__)) == "Mix Parquet Task Tokens __version__ exact load main mean step train"
     for name in samestep.__all__:
         assert getattr(samestep, name) is not None
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from samestep.batches import Batches
 from samestep.exact import OrderedSum, Statistics, fingerprint
 from samestep.randomness.seeding import seed_all
-from samestep.task import Batch, Task, at_step, checked_loss
+from samestep.task import Batch, Loss, Task, at_step, checked_loss
 
 
 class Recompute:
@@ -74,10 +74,18 @@ class Recompute:
     def _forward(self, step: int, batch: Batch, index: int) -> Iterator[torch.Tensor]:
         """The loss, and a backward inside: buffers that it needs stay as the forward left them until it is through."""
         with self._gradients.apart(), self._statistics.apart(), _modes_kept(self._model), at_step(step + 1):
-            seed_all(self._seed, step, index, device=self._accelerator.device)
-            with self._accelerator.autocast():
-                loss, _, _ = checked_loss(self._task.loss(self._model, batch))
-            yield loss
+            yield self._loss(step, index, batch)[0]
+
+    def ratio(self, step: int, index: int, batch: Batch) -> tuple[float, float]:
+        """The loss's sum and weight over any rows, with the random numbers of that micro-batch."""
+        with self._gradients.apart(), self._statistics.apart(), _modes_kept(self._model), at_step(step + 1):
+            loss, weight, _ = self._loss(step, index, batch, trains=False)
+            return float(loss.detach()), float(weight)
+
+    def _loss(self, step: int, index: int, batch: Batch, trains: bool = True) -> Loss:
+        seed_all(self._seed, step, index, device=self._accelerator.device)
+        with self._accelerator.autocast():
+            return checked_loss(self._task.loss(self._model, batch), trains)
 
 
 def modes_of(model: torch.nn.Module) -> Callable[[], None]:

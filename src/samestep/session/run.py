@@ -32,6 +32,7 @@ from samestep.runtime import Runtime
 from samestep.runtime.device_kind import differences
 from samestep.session.accelerator import make_accelerator
 from samestep.session.build import Plans, build
+from samestep.session.doubled import note_a_mean
 from samestep.session.failure import mistake_behind, save_what_is_finished
 from samestep.session.flops import find_step_at_peak
 from samestep.session.kind import kind_of
@@ -66,7 +67,7 @@ def _run(
     try:
         rank = _Rank(config, origins, folder, runtime, stop, accelerator, task, start, second)
         if start.done:
-            rank.say_done()
+            rank.say(done_words(folder, folder.read_state()))
         else:
             rank.go_on()
     except Exception as raised:
@@ -120,9 +121,6 @@ class _Rank:
         if self.runtime.is_main and words:
             print(*words, flush=True)
 
-    def say_done(self) -> None:
-        self.say(done_words(self.folder, self.folder.read_state()))
-
     def compare_devices(self, kind: dict[str, str], saved: Saved | None) -> tuple[list[str], bool]:
         """Refuse a job of mixed kinds. Returns each rank's place, and whether they are others than those of the checkpoint."""
         everyone = everyones((kind, f"{self.runtime.host} {self.accelerator.device}"))
@@ -163,6 +161,7 @@ class _Rank:
                 self.say(parted)
             if self.runtime.is_main:
                 find_step_at_peak(run, self.runtime.world_size)
+                note_a_mean(run)
             self.second.started()
             with profiled(self.config.profile if self.runtime.is_main else None, run, self.folder):
                 finished = train(run)

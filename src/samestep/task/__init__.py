@@ -12,6 +12,7 @@ from samestep.task.contract import (
     checked_metrics,
     refuse_taken,
 )
+from samestep.task.mean import mean
 from samestep.task.step import NOW, at_step, step
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "batch_behind",
     "checked_loss",
     "checked_metrics",
+    "mean",
     "refuse_taken",
     "step",
 ]

@@ -13,14 +13,12 @@ from samestep.config import Config
 from samestep.config.preflight import Line
 from samestep.control import StopFlag
 from samestep.errors import TrainingError, UsageError
-from samestep.evaluation import evaluating
 from samestep.loop import Training, train
-from samestep.randomness.seeding import seed_all
 from samestep.runtime import Runtime
 from samestep.session import Plans, build, in_user_code, make_accelerator, mistake_behind
 from samestep.session.attention import AttentionCalls
 from samestep.session.build import float_dtype
-from samestep.task import at_step, checked_loss
+from samestep.session.doubled import doubled, mistaken
 from samestep.task.loading import load_task
 from samestep.tracking import NullTracker, find_tracker
 
@@ -147,28 +145,17 @@ def _step(run: Training, seconds: float) -> Line:
 
 
 def _doubled(run: Training) -> Line:
-    """Over each row twice, a sum is twice as much, and so is its weight."""
-    batch = run.batches.again(0, 0)
-    found: list[tuple[float, float]] = []
     try:
-        twice = type(batch)((name, torch.cat([tensor, tensor])) for name, tensor in batch.items())
-        for each in (batch, twice):
-            seed_all(run.config.seed, 0, 0, device=run.optimizer.device)
-            with evaluating(run.model), torch.enable_grad(), run.autocast(), at_step(1):
-                total, weight, _ = checked_loss(run.task.loss(run.model, each), trains=False)
-            found.append((float(total.detach()), float(weight)))
+        (total, weight), grown, heavier = doubled(run, run.checks.recompute.rows(0, 0))
     except Exception as error:
         if isinstance(error, UsageError):
             raise
         return Line("warning", "loss", f"could not be tried on each row twice ({type(error).__name__}: {error})")
-    grown, heavier = (twice / once if once else 2.0 for once, twice in zip(*found, strict=True))
-    if abs(grown - 1) < 0.05 and abs(heavier - 2) < 0.05:
-        return Line("error", "loss", "is the same over each row twice: a mean, where the sum belongs; write reduction='sum'")
-    if abs(heavier - 1) < 0.05:
-        return Line("error", "loss", "has the same weight over each row twice; return how many rows or tokens it sums over")
+    if words := mistaken(grown, heavier):
+        return Line("error", "loss", words)
     if abs(grown - 2) > 0.05:
         return Line("warning", "loss", f"is {grown:.3g} times as much over each row twice: a part of it is no sum over rows")
-    return Line("ok", "loss", f"is a sum: {found[0][0] / found[0][1]:.4g} for each of {found[0][1]:g}")
+    return Line("ok", "loss", f"is a sum: {total / weight:.4g} for each of {weight:g}")
 
 
 def _time(run: Training, seconds: float, here: int) -> Line:
