@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from samestep.checkpoint import Checkpoints, Saved, Saver, SharedCheckpoints, SharedSaver, Slab, capture, size_of
-from samestep.control import NoBoard, make_board
+from samestep.control import StoreBoard, make_board
 from samestep.errors import UsageError
 from samestep.loop import Training
 from samestep.run.folder import RunFolder
@@ -51,7 +51,7 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
     checkpoints: Checkpoints
     if run.sums.sharded is not None:
         board = make_board(runtime.store, runtime.world_size, start)
-        if isinstance(board, NoBoard):
+        if not isinstance(board, StoreBoard):
             raise UsageError("shard: there is no store over which the ranks could save together; start them with torchrun, say")
         checkpoints = shared = SharedCheckpoints(folder, keep, runtime.rank, runtime.world_size, board)
         if not runtime.is_main:
