@@ -6,12 +6,13 @@ writes the manifest. So what stands there is the checkpoint of a run on one proc
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -21,23 +22,25 @@ from samestep.checkpoint.files import Checkpoints
 from samestep.checkpoint.reading import read_parts
 from samestep.checkpoint.state import Cuts, Saved
 from samestep.checkpoint.tensors import header
-from samestep.control import Board
+from samestep.control import StoreBoard
 from samestep.errors import TrainingError
 from samestep.exact import row_cuts
 from samestep.run.folder import RunFolder
 
-_POLL_S = 0.05
+_SLICE_S = 1.0  # of a wait, after which a rank looks whether another has died
 _PATIENCE_S = 600.0
+_OVER = "over"
 
 
 class SharedCheckpoints(Checkpoints):
     """`Checkpoints` of a run whose ranks save together: each calls `save` as often as the others.
 
     Args:
-        board: where the ranks tell each other how far a save has come; there is no collective in it.
+        board: where the ranks tell each other how far a save has come; there is no collective in it. At any number of ranks one
+            asks it a handful of times a save: rank 0 posts that all may write, and the last to have written that all have.
     """
 
-    def __init__(self, folder: RunFolder, keep: int, rank: int, world_size: int, board: Board) -> None:
+    def __init__(self, folder: RunFolder, keep: int, rank: int, world_size: int, board: StoreBoard) -> None:
         super().__init__(folder, keep)
         self._rank, self._world_size, self._board = rank, world_size, board
         self._turn = 0
@@ -50,9 +53,11 @@ class SharedCheckpoints(Checkpoints):
             try:
                 return super().save(saved)
             finally:  # whoever has not begun by now need not: it failed, or the checkpoint stood there already
-                self._board.write(f"save-{self._turn}", 0, "over")
+                with contextlib.suppress(RuntimeError):  # without a store nobody waits there
+                    self._board.post(f"save-{self._turn}", _OVER)
         folder = self._folder / self._temporary(saved.step)
-        self._wait_for(f"save-{self._turn}", {0})
+        if self._awaited(f"save-{self._turn}", lambda: [0]) == _OVER:
+            raise TrainingError("rank 0 needs no rows for it any more")
         try:
             digests = {name: self._write_rows(folder / name, *found) for name, found in saved.files.items()}
         except BaseException as error:
@@ -75,11 +80,11 @@ class SharedCheckpoints(Checkpoints):
             with (folder / name).open("wb") as file:
                 file.write(header(_shapes(tensors, cuts)))
                 file.truncate(_size(tensors, cuts))
-        self._board.write(f"save-{self._turn}", 0, "ready")
+        self._board.post(f"save-{self._turn}", "ready")
         own = {name: self._write_rows(folder / name, *found) for name, found in saved.files.items()}
         self._tell(own)
-        told = self._wait_for(f"rows-{self._turn}", set(range(self._world_size)))
-        everyones = {rank: json.loads(text) for rank, text in told.items()}
+        self._awaited(f"rows-{self._turn}", lambda: sorted(set(range(self._world_size)) - self._told().keys()))
+        everyones = self._told()
         for rank, words in sorted(everyones.items()):
             if "error" in words:
                 raise OSError(f"rank {rank} could not write its rows: {words['error']}")
@@ -93,20 +98,22 @@ class SharedCheckpoints(Checkpoints):
         return found
 
     def _tell(self, words: dict[str, str]) -> None:
-        self._board.write(f"rows-{self._turn}", self._rank, json.dumps(words))
+        """Say what this rank wrote, under a key that its next save writes over: a long run must not fill the store."""
+        self._board.write("rows", self._rank, json.dumps([self._turn, words]))
+        self._board.arrive(f"rows-{self._turn}")
 
-    def _wait_for(self, topic: str, ranks: set[int]) -> dict[int, str]:
+    def _told(self) -> dict[int, dict[str, str]]:
+        """What ranks have said in this save."""
+        told = {rank: json.loads(text) for rank, text in self._board.read("rows").items()}
+        return {rank: words for rank, (turn, words) in told.items() if turn == self._turn}
+
+    def _awaited(self, topic: str, missing: Callable[[], list[int]]) -> str:
+        """What is posted there. Raises TrainingError once a rank has died, with those that are `missing`."""
         until = time.monotonic() + _PATIENCE_S
-        while True:
-            found = self._board.read(topic)
-            if found.get(0) == "over":
-                raise TrainingError("rank 0 needs no rows for it any more")
-            if found.keys() >= ranks:
-                return found
+        while (found := self._board.posted(topic, _SLICE_S)) is None:
             if self.given_up.is_set() or time.monotonic() > until:
-                missing = ", ".join(map(str, sorted(ranks - found.keys())))
-                raise TrainingError(f"rank {missing} did not come to write its rows")
-            time.sleep(_POLL_S)
+                raise TrainingError(f"rank {', '.join(map(str, missing()))} did not come to write its rows")
+        return found
 
     def _write_rows(self, path: Path, tensors: dict[str, torch.Tensor], cuts: Cuts) -> str:
         """Write this rank's rows where they belong, durably; returns their checksum. Rank 0's are also what is not cut."""

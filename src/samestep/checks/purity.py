@@ -72,6 +72,9 @@ class Purity(NoPurity):
         self._gradients, self._first_step, self._is_chosen = gradients, first_step, schedule.is_chosen
         mine = [(shard.names[0], shard.local) for shard in sharded.shards] if sharded else list(model.named_parameters())
         self._names, self._parameters = [name for name, _ in mine], [parameter for _, parameter in mine]
+        places = {id(parameter): place for place, parameter in enumerate(self._parameters)}
+        layers = [module for module in model.modules() if isinstance(module, torch.nn.RNNBase)]
+        self._recurrent = [[places[id(p)] for p in layer.parameters() if id(p) in places] for layer in layers]
         self._states = States(task, model, recompute, gradients, is_sharded=sharded is not None)
         self._touched: list[tuple[int, bool]] | None = None  # before the forwards of a step, until they are through
         self._before: tuple[torch.Tensor, dict[str, Any]] | None = None  # the same of a chosen step: its bits and shape
@@ -159,11 +162,15 @@ class Purity(NoPurity):
         if before is None or now == before:
             return
         refusals = []
-        for name, parameter, old, new in zip(self._names, self._parameters, before, now, strict=True):
+        writes = [new[0] - old[0] for old, new in zip(before, now, strict=True)]
+        for places in self._recurrent:  # on a GPU flatten_parameters() lays a layer out anew, all of its parameters alike
+            if len({writes[place] for place in places}) == 1 and all(self._parameters[place].is_cuda for place in places):
+                writes = [0 if place in places else number for place, number in enumerate(writes)]
+        for name, parameter, old, new, number in zip(self._names, self._parameters, before, now, writes, strict=True):
             if old[1] != new[1]:
                 parameter.requires_grad_(old[1])
                 refusals.append(UsageError(f"task: the forward changed requires_grad of {name}; do that in after_step"))
-            if old[0] != new[0] and not parameter.is_cuda:  # there cuDNN may only have laid it out anew
+            if number:
                 self._registered.is_spoilt = True
                 refusals.append(_in_place(name))
         if refusals:

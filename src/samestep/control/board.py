@@ -77,6 +77,25 @@ class StoreBoard:
             return self._store.get(key).decode() if self._store.check([key]) else None
         return None
 
+    def post(self, topic: str, text: str) -> None:
+        """Write what is for all, under one key. Raises RuntimeError where the store is gone."""
+        self._store.set(f"{self._prefix}/{topic}", text)
+
+    def posted(self, topic: str, within_s: float) -> str | None:
+        """What is posted there, once it is: the store says so, and is asked once. None if it is not within so many seconds."""
+        until = time.monotonic() + within_s
+        try:
+            self._store.wait([f"{self._prefix}/{topic}"], datetime.timedelta(seconds=within_s))
+            return str(self._store.get(f"{self._prefix}/{topic}").decode())
+        except RuntimeError:
+            time.sleep(max(0.0, until - time.monotonic()))  # of a store that is gone it comes at once
+            return None
+
+    def arrive(self, topic: str) -> None:
+        """Once a rank: the last of them posts it. Raises RuntimeError where the store is gone."""
+        if self._store.add(f"{self._prefix}/{topic}/arrived", 1) == self._world_size:
+            self.post(topic, "all")
+
     def _key(self, topic: str, rank: int) -> str:
         return f"{self._prefix}/{topic}/{rank}"
 

@@ -35,6 +35,10 @@ _HINTS = {
     "expected target dtype to be Long": "class labels are integers: give them as such in data(), or write .long()",
     "expected scalar type Long": "class labels are integers: give them as such in data(), or write .long()",
     "must have the same dtype": "give numbers of the model's own dtype in data(), or write .float()",
+    "device-side assert": (
+        "mostly an index is out of bounds: class labels, or rows of an embedding. The device finds it after the line that asks "
+        "for it, so this may be a later one: put CUDA_LAUNCH_BLOCKING=1 before the same command to see the very line"
+    ),
     "is out of bounds": "class labels go from 0 to one less than the model has outputs",
     "shapes cannot be multiplied": "the model's first layer and the column must be of one width",
 }
@@ -48,7 +52,16 @@ def _is_in_evaluation(error: Exception) -> bool:
 def in_user_code(error: Exception) -> str:
     """What the task's own code raised, as one paragraph: where, what may help, and what the micro-batch held."""
     hint = next((f"; {words}" for part, words in _HINTS.items() if part in str(error)), "")
-    return f"{type(error).__name__}: {error}{place_in_user_code(error)}{looked_for(error)}{hint}{batch_behind(error)}"
+    said = str(error).partition("\nCUDA kernel errors might")[0]  # which the hint says better
+    return f"{type(error).__name__}: {said}{place_in_user_code(error)}{looked_for(error)}{hint}{batch_behind(error)}"
+
+
+def finished_steps(run: Training) -> int | None:
+    """The steps whose weights the model holds; None where the device does not give them: after some errors it never does."""
+    try:
+        return run.finished
+    except RuntimeError:
+        return None
 
 
 def record_failure(
@@ -146,7 +159,10 @@ def save_what_is_finished(
     """
     if not run.optimizer.hold(patience_s):
         return True
-    finished = run.finished
+    finished = finished_steps(run)
+    if finished is None:
+        print("what is finished is not saved: the device does not give it any more. An earlier save stands, if any", flush=True)
+        return True
     if finished == run.first_step:
         return False
     if run.sums.sharded is not None:

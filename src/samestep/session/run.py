@@ -33,7 +33,7 @@ from samestep.runtime.device_kind import differences
 from samestep.session.accelerator import make_accelerator
 from samestep.session.build import Plans, build
 from samestep.session.doubled import note_a_mean
-from samestep.session.failure import mistake_behind, save_what_is_finished
+from samestep.session.failure import finished_steps, mistake_behind, save_what_is_finished
 from samestep.session.flops import find_step_at_peak
 from samestep.session.kind import kind_of
 from samestep.session.profile import profiled
@@ -199,7 +199,10 @@ class _Rank:
             # Another rank's refusal is one that all would have come to; one of rank 0's has left no folder.
             refusal = self.folder.refusal() if self.folder.path.exists() else ["rank 0 refused this run"]
             error = UsageError(*refusal) if refusal else error
-        is_early = isinstance(error, UsageError) and run.finished <= 1  # a first step is no loss, and may be unsavable
+        is_early = isinstance(error, UsageError) and finished_steps(run) in (
+            0,
+            1,
+        )  # a first step is no loss
         if (isinstance(error, TrainingError) and not run.watch.has_torn_out) or is_early:
             return error
         has_trained = save_what_is_finished(run, saver, self.folder, self.runtime, board)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from samestep.checkpoint import Checkpoints, Saved, Saver, SharedCheckpoints, SharedSaver, Slab, capture, size_of
-from samestep.control import NoBoard, make_board
+from samestep.control import StoreBoard, make_board
 from samestep.errors import TrainingError, UsageError
 from samestep.loop import Training
 from samestep.run.best import as_found
@@ -61,7 +61,7 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
     checkpoints: Checkpoints
     if run.sums.sharded is not None:
         board = make_board(runtime.store, runtime.world_size, start)
-        if isinstance(board, NoBoard):
+        if not isinstance(board, StoreBoard):
             raise UsageError("shard: there is no store over which the ranks could save together; start them with torchrun, say")
         checkpoints = shared = SharedCheckpoints(folder, keep, runtime.rank, runtime.world_size, board)
         if not runtime.is_main:

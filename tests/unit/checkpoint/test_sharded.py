@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import collections
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from samestep.checkpoint import Checkpoints, Saved, SharedCheckpoints, read, verify
+from samestep.checkpoint import Checkpoints, Saved, SharedCheckpoints, read, sharded, verify
 from samestep.checkpoint.state import Cuts
-from samestep.control import NoBoard
+from samestep.control import StoreBoard
 from samestep.errors import TrainingError
 from samestep.run.folder import RunFolder
 
@@ -49,8 +52,9 @@ class Ranks:
         self.folder = RunFolder(path)
         self.folder.create()
         self.folder.continue_start(1)
-        board = NoBoard()
-        self.of = [SharedCheckpoints(self.folder, 2, rank, WORLD_SIZE, board) for rank in range(WORLD_SIZE)]
+        self.server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+        boards = [StoreBoard("127.0.0.1", self.server.port, WORLD_SIZE, 1) for _ in range(WORLD_SIZE)]
+        self.of = [SharedCheckpoints(self.folder, 2, rank, WORLD_SIZE, board) for rank, board in enumerate(boards)]
         self.errors: dict[int, BaseException] = {}
 
     def save(self, ranks: range = range(WORLD_SIZE)) -> None:
@@ -137,3 +141,54 @@ def test_nobody_waits_for_a_rank_that_has_died(tmp_path: Path) -> None:
     ranks.join()
     assert isinstance(ranks.errors[0], TrainingError)
     assert not [*ranks.folder.checkpoints.glob("*step-*")]
+
+
+class Counting:
+    """A store that counts what it is asked."""
+
+    def __init__(self, store: Any, asked: collections.Counter[str]) -> None:
+        self._store, self._asked = store, asked
+
+    def __getattr__(self, name: str) -> Any:
+        self._asked[name] += 1
+        return getattr(self._store, name)
+
+
+@pytest.mark.timeout(120)
+def test_of_a_thousand_ranks_each_asks_the_store_a_handful_of_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a save but its files, by as many threads: who waits is told, and asks no second time."""
+    number = 1024
+    monkeypatch.setattr(sharded, "_SLICE_S", 60.0)  # however slow this machine is
+    monkeypatch.setattr(SharedCheckpoints, "_write_rows", lambda *words: "digest")
+    monkeypatch.setattr(sharded, "read_parts", lambda *words: ("whole", dict.fromkeys(range(number), "digest")))
+    folder = RunFolder(tmp_path)
+    folder.create()
+    folder.continue_start(1)
+    store = dist.HashStore()  # type: ignore[attr-defined]  # in this process: a thousand connections take minutes to make
+    asked: collections.Counter[str] = collections.Counter()
+    monkeypatch.setattr(dist, "TCPStore", lambda *words, **more: Counting(store, asked))
+    ranks = [SharedCheckpoints(folder, 2, rank, number, StoreBoard("", 0, number, 1)) for rank in range(number)]
+    errors: list[BaseException] = []
+
+    def save(rank: int, step: int) -> None:
+        try:
+            ranks[rank].save(Saved(step, {}, {}, {"ties": {}}, None, {}, {}))
+        except BaseException as error:
+            errors.append(error)
+
+    for step in (3, 4):
+        asked.clear()
+        keys = store.num_keys()
+        threads = [threading.Thread(target=save, args=(rank, step)) for rank in reversed(range(number))]
+        for thread in threads[:-1]:
+            thread.start()
+        while asked["wait"] < number - 1:
+            time.sleep(0.01)
+        began = time.monotonic()
+        threads[-1].start()
+        for thread in threads:
+            thread.join()
+        print(f"a save of {number} ranks: {time.monotonic() - began:.2f} s, {dict(asked)}")
+        assert errors == []
+        assert sum(asked.values()) <= 4 * number + 8
+    assert store.num_keys() - keys <= 4  # ranks write over what they wrote
