@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
-from test_disks import wait_for_rows
 from test_kills import start
 
 from conftest import Workplace
@@ -59,10 +59,21 @@ def test_a_death_while_the_other_waits_for_its_device_loses_no_finished_step(
 def test_a_stop_that_a_waiting_main_thread_cannot_hear_loses_no_finished_step(workplace: Workplace, whole: str) -> None:
     config(workplace, "kernel", "none")
     launcher = start(workplace, 2)
-    wait_for_rows(workplace, 11)
+    while not (workplace.path / "mark-0").exists():
+        assert launcher.poll() is None
+        time.sleep(0.05)
     launcher.send_signal(signal.SIGTERM)  # torchrun hands it on, and kills 30 s later
-    launcher.wait(90)
+    launcher.wait(200)
     assert "has saved step 11: no finished step is lost" in (workplace.path / "out").read_text()
     assert workplace.state("killed")["status"] == "stopped"
     assert "stopped by SIGTERM in a step that took too long" in workplace.state("killed")["reason"]
     check_resumed(workplace, whole)
+
+
+def test_one_process_whose_device_hangs_saves_what_is_finished_before_it_ends(workplace: Workplace) -> None:
+    config(workplace, "kernel", "none")
+    hung = workplace.train("case.yaml", "--run", "killed", "watchdog=2")  # four micro-batches a step: it is in the sixth
+    assert hung.code == 1
+    assert "rank 0 has saved step 5: no finished step is lost" in hung.out, hung.err
+    assert "has been computing in step 6" in workplace.state("killed")["reason"]
+    assert hung.err.count("has been computing in step 6") == 1
