@@ -46,16 +46,20 @@ def allow(seconds: float) -> None:
         _set_pg_timeout(datetime.timedelta(seconds=abort.longest_wait_s))
 
 
-def break_collectives(store_port: int | None, loopback: bool = False) -> None:
-    """Make every collective under way raise in the thread that waits for it. The launcher's store stays within reach.
+def abort_collectives() -> None:
+    """Let whoever waits for a GPU's collective, or in memory that ranks share, come out of it."""
+    abort_device_collectives()
+    abort.is_set = True  # only ranks that are all on one machine wait there
+
+
+def break_connections(store_port: int | None, loopback: bool = False) -> None:
+    """Make every collective of gloo's raise in the thread that waits for it. The launcher's store stays within reach.
 
     Args:
         loopback: break connections within this machine too.
 
-    NCCL can abort; gloo (seen with torch 2.13) goes on waiting then, and notices nothing but its connections' end.
+    gloo (seen with torch 2.13) knows no abort, and notices nothing but its connections' end. A tracker's end too.
     """
-    abort_device_collectives()
-    abort.is_set = True  # only ranks that are all on one machine wait there
     for connection in psutil.Process().net_connections("tcp"):
         ends = [end for end in (connection.laddr, connection.raddr) if end]
         if len(ends) != 2 or store_port in (ends[0].port, ends[1].port):

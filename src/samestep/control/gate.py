@@ -15,7 +15,7 @@ class Gate:
     """
 
     def __init__(self) -> None:
-        self._word: torch.Tensor | None = None  # 0, or NaN once shut
+        self._word: torch.Tensor | None = None  # -0.0, to which any number may be added, or NaN once shut
         self.is_shut = False
 
     def open(self) -> None:
@@ -35,11 +35,10 @@ class Gate:
     def passed(self, loss: torch.Tensor) -> torch.Tensor:
         """On a GPU, the loss, or NaN if the gate is shut when the device comes here; nobody waits."""
         if self._word is None:
-            self._word = torch.zeros((), dtype=torch.float64, pin_memory=loss.is_cuda)
+            self._word = torch.full((), -0.0, dtype=loss.dtype, pin_memory=loss.is_cuda)
             if self.is_shut:  # since before, or by another thread just now
                 self.shut()
-        there = self._word.to(loss.device, non_blocking=True)
-        return torch.where(there == 0, loss, there.to(loss.dtype))
+        return loss + self._word.to(loss.device, non_blocking=True)
 
 
 gate = Gate()

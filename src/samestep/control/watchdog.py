@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from samestep.control.abort import allow, break_collectives
+from samestep.control.abort import abort_collectives, allow, break_connections
 from samestep.control.board import Board, NoBoard
 from samestep.control.culprits import ASKING_AGAIN, MEETING, SAVING, TORN_OUT, Table
 from samestep.control.living import Living
@@ -230,7 +230,10 @@ class Watchdog:
             self._phase = TORN_OUT
         self._beat()
         faulthandler.cancel_dump_traceback_later()
-        break_collectives(self._store_port, loopback)
+        if self._world_size > 1:
+            abort_collectives()
+            if not self._ended.wait(_BEAT_S):  # most are out by now: a dead peer's connections have ended by themselves
+                break_connections(self._store_port, loopback)
         while not self._ended.wait(_TORN_OUT_S):
             if self._phase != SAVING:
                 self._end(self.rescue)

@@ -81,7 +81,8 @@ def _rescue(run: Training, saver: Saver, folder: RunFolder, runtime: Runtime, st
     stopped = words_of_a_stop(folder, stop, board)
     left = f"rank {runtime.rank} on {runtime.host}: its main thread waits for what does not come, and was left there"
     words = stopped or record_failure(folder, runtime, left, victim=True)
-    print(f"samestep: {words}", file=sys.stderr, flush=True)
+    if words in (stopped, left):  # else the watchdog has said it
+        print(f"samestep: {words}", file=sys.stderr, flush=True)
     if run.optimizer.device.type == "cuda":
         torch.cuda.set_device(run.optimizer.device)  # each thread has one of its own
     saver.give_up()

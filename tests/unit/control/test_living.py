@@ -12,16 +12,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 
 from conftest import ROOT
-from samestep.control import NoBoard, Progress, StopFlag, Watchdog, living
+from samestep.control import NoBoard, Progress, StopFlag, Watchdog, gate, living
 from samestep.control.culprits import MEETING, Table
 from samestep.control.gate import Gate
 from samestep.control.living import Living
+from samestep.exact import StepExchange
 from samestep.runtime import Runtime, prepare_environment
 
 sys.path.append(str(ROOT / "tests" / "chaos"))
@@ -157,19 +159,35 @@ def test_a_device_that_hangs_is_named_where_all_hosts_wait() -> None:
 
 
 def test_a_gate_that_is_shut_lets_no_loss_through_whatever_came_in() -> None:
-    gate = Gate()
-    loss = torch.tensor(0.747)
-    assert gate.passed(loss) == loss
-    gate.refuse()
-    gate.shut()
-    assert math.isnan(gate.passed(loss))
+    own, loss = Gate(), torch.tensor(0.747)
+    assert own.passed(loss) == loss
+    assert torch.signbit(own.passed(torch.tensor(-0.0)))
+    own.refuse()
+    own.shut()
+    assert math.isnan(own.passed(loss))
     with pytest.raises(RuntimeError, match="Connection closed by peer"):
-        gate.refuse()
+        own.refuse()
     late = Gate()
     late.shut()
     assert math.isnan(late.passed(loss))
     late.open()
     assert late.passed(loss) == loss
+
+
+def test_rubbish_that_came_in_by_an_abort_is_no_steps_total() -> None:
+    exchange = StepExchange([range(1), range(1, 2)], micro_batches=2, num_parameters=3, device=torch.device("cpu"))
+    exchange._known = set()  # the task's own numbers, on which the ranks have agreed
+    rubbish = torch.full((2, exchange._message_size()), 0x3F, dtype=torch.uint8)
+    nothing: Any = [True] * 3
+    try:
+        exchange._take(rubbish)
+        assert math.isfinite(exchange.total(nothing, lambda: 0).loss)  # nothing in it tells
+        gate.shut()
+        exchange._take(rubbish)
+        with pytest.raises(RuntimeError, match="Connection closed by peer"):
+            exchange.total(nothing, lambda: 0)
+    finally:
+        gate.open()
 
 
 def test_nccls_own_watchdog_is_off_where_samestep_watches(monkeypatch: pytest.MonkeyPatch) -> None:
