@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from samestep.exact import OrderedSum, buckets, cuts, everyone, transfer
+from samestep.exact import OrderedSum, buckets, cuts, everyone, nodes, transfer
 from samestep.runtime import shared_memory
 
 SHAPES = [(3,), (7, 5), (2, 3, 3, 3), (1,), (64, 33), (8, 4, 1, 1)]
@@ -72,6 +72,12 @@ def equal(mine: list[torch.Tensor | None], other: list[torch.Tensor | None]) -> 
     return all(same(a, b) for a, b in zip(mine, other, strict=True))
 
 
+def stand_in(names: str) -> None:
+    """From here on the ranks stand in nodes of these names."""
+    os.environ["_SAMESTEP_NODE"] = names[dist.get_rank()]
+    nodes._known.clear()
+
+
 def check_any_case(groups: list[Any]) -> None:
     @settings(max_examples=80, deadline=None, derandomize=True, database=None)
     @given(
@@ -86,11 +92,12 @@ def check_any_case(groups: list[Any]) -> None:
         missing=st.sampled_from([0.0, 0.3]),
         has_empty=st.booleans(),
         is_ddp=st.booleans(),
+        names=st.sampled_from(["aaaaa", "aaaaa", "aabbb", "abbbb", "abcca", "abcde"]),
         seed=st.integers(0, 10**6),
     )
     def case(
         world_size: int, more: int, leaf_size: int, shapes: list[tuple[int, ...]], cap: float, channels_last: bool,
-        part: int, way: str, missing: float, has_empty: bool, is_ddp: bool, seed: int,
+        part: int, way: str, missing: float, has_empty: bool, is_ddp: bool, names: str, seed: int,
     ) -> None:  # fmt: skip
         if dist.get_rank() >= world_size:
             return
@@ -98,6 +105,7 @@ def check_any_case(groups: list[Any]) -> None:
         transfer._SHARED_ELEMENTS = 1 << 21 if way == "near" else 0
         transfer._GATHERED_ELEMENTS = 0 if way == "apart" else 1 << 15
         shared_memory._IS_FIT = way == "near"
+        stand_in(names)
         micro_batches = (world_size + more) * leaf_size
         empty = micro_batches - 1 if has_empty and micro_batches > 1 else -1
         alone, bare = Given(shapes, channels_last), Given(shapes, channels_last)
@@ -116,12 +124,13 @@ def check_any_case(groups: list[Any]) -> None:
     case()
 
 
-def check_delays(steps: int) -> None:
+def check_delays(steps: int, names: str) -> None:
     """Random delays between backward and the hook, and between its collectives: nothing may wait for ever.
 
     The larger buckets go by messages, the smaller ones by collectives, the smallest everywhere at once.
     """
     transfer._MESSAGE_ELEMENTS, transfer._GATHERED_ELEMENTS, transfer._SHARED_ELEMENTS = 1024, 500, 500
+    stand_in(names)
     shapes: list[tuple[int, ...]] = [(64, 33), (33, 64), (64, 64), (7, 5), (64, 33)]
     bare, alone = Given(shapes, False), Given(shapes, False)
     buckets._FIRST_BYTES = buckets._BYTES = 5000
@@ -160,6 +169,27 @@ def check_bytes() -> None:
         assert ordered.exchange.route.bytes_sent == ring, (micro_batches, ordered.exchange.route.bytes_sent / ring)
 
 
+def check_nodes() -> None:
+    """Bytes out of a node are those of a ring over nodes, where a rank sends inside what it would send to all."""
+    bare = Given([(64, 64), (64, 64)], False)
+    world_size = dist.get_world_size()
+    transfer._GATHERED_ELEMENTS = transfer._SHARED_ELEMENTS = 0
+    stand_in("ab" * (world_size // 2))  # ranks dealt to nodes like cards,
+    step(OrderedSum(bare, world_size, group=everyone()), bare, bare, 0, 0.0, -1)
+    stand_in("aabbccdd"[:world_size])  # and neighbours
+    ordered = OrderedSum(bare, 2 * world_size, group=everyone())
+    assert ordered.exchange is not None
+    found = step(ordered, bare, bare, 0, 0.0, -1)
+    alone = Given([(64, 64), (64, 64)], False)
+    assert equal(found, step(OrderedSum(alone, 2 * world_size), alone, alone, 0, 0.0, -1))
+    route, num_bytes = ordered.exchange.route, 2 * 64 * 64 * 4
+    assert route.nodes is not None
+    assert route.nodes.nodes == [[rank, rank + 1] for rank in range(0, world_size, 2)]
+    out, num_nodes = torch.tensor(route.bytes_out), len(route.nodes.nodes)
+    assert out.item() == (num_nodes - 1) / num_nodes * num_bytes  # half of what its node sends
+    assert route.bytes_sent - out.item() == num_bytes
+
+
 def check_side_by_side(steps: int) -> None:
     """Sums of equal models in one backward: each has messages of its own."""
     shapes: list[tuple[int, ...]] = [(7, 5), (5, 7), (64, 3)]
@@ -194,7 +224,9 @@ if __name__ == "__main__":
     if sys.argv[1] == "any":
         check_any_case([dist.new_group(list(range(size))) for size in range(1, dist.get_world_size() + 1)])
     elif sys.argv[1] == "delays":
-        check_delays(int(sys.argv[2]))
+        check_delays(int(sys.argv[2]), sys.argv[3])
+    elif sys.argv[1] == "nodes":
+        check_nodes()
     elif sys.argv[1] == "side by side":
         check_side_by_side(int(sys.argv[2]))
     else:

@@ -22,8 +22,14 @@ def test_any_world_size_shape_bucket_and_gap_gives_the_single_process_tree(workp
     run(workplace, 5, "any")
 
 
-def test_two_hundred_steps_with_random_delays_end(workplace: Workplace) -> None:
-    run(workplace, 4, "delays", "200")
+@pytest.mark.parametrize("nodes", ["aaaa", "aabb", "abbb"])
+def test_two_hundred_steps_with_random_delays_end(workplace: Workplace, nodes: str) -> None:
+    run(workplace, 4, "delays", "200", nodes)
+
+
+@pytest.mark.parametrize("processes", [4, 8])
+def test_what_leaves_a_node_is_what_a_ring_over_nodes_sends(workplace: Workplace, processes: int) -> None:
+    run(workplace, processes, "nodes")
 
 
 @pytest.mark.parametrize("processes", [2, 3])

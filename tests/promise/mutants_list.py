@@ -43,8 +43,8 @@ _RATES = [
     Mutant(
         "gathered-blocks-turned-round",
         "exact/transfer.py",
-        "zip(held, rows, strict=False)",
-        "zip(held, rows.flip(0), strict=False)",
+        "values += rows[: len(held)]",
+        "values += rows[: len(held)].flip(0)",
         ("tests/distributed/test_exact.py::test_any_world_size_shape_bucket_and_gap_gives_the_single_process_tree",),
     ),
     Mutant(
@@ -58,8 +58,8 @@ _RATES = [
     Mutant(
         "summed-in-everyones-memory",
         "exact/transfer.py",
-        "Sum(torch.add)",
-        "Sum(torch.Tensor.add_)",
+        "values, in_place=False)",
+        "values)",
         ("tests/distributed/test_exact.py::test_any_world_size_shape_bucket_and_gap_gives_the_single_process_tree",),
     ),
     Mutant(
@@ -187,6 +187,20 @@ _RATES = [
 
 _SUM = [
     Mutant(
+        "ranks-of-a-node-turned-round",
+        "exact/two_levels.py",
+        "return sorted(held, key=lambda pair: pair[0])",
+        "return held",
+        ("tests/unit/exact/test_nodes.py::test_every_rank_of_any_nodes_has_the_trees_sum",),
+    ),
+    Mutant(
+        "every-rank-sends-its-nodes-sum",
+        "exact/route.py",
+        "        return Plan(nodes, self.plan) if 1 < len(nodes) < self.world_size else None",
+        "        return None",
+        ("tests/distributed/test_exact.py::test_what_leaves_a_node_is_what_a_ring_over_nodes_sends",),
+    ),
+    Mutant(
         "numbers-in-float32",
         "exact/step_totals.py",
         "values = torch.tensor(self._rows, dtype=torch.float64) if",
@@ -254,8 +268,8 @@ _SUM = [
     Mutant(
         "the-first-ranks-numbers",
         "exact/transfer.py",
-        "self._companion.take(everyones[:, self._size :])",
-        "self._companion.take(everyones[:1, self._size :].expand(len(everyones), -1))",
+        "companion.take(everyones[:, size:])",
+        "companion.take(everyones[:1, size:].expand(len(everyones), -1))",
         ("tests/promise/test_promise.py::test_what_failed_once_holds",),
     ),
     Mutant(
@@ -276,11 +290,11 @@ _SUM = [
     Mutant(
         "buckets-as-they-arrive",
         "exact/buckets.py",
-        "        while len(self._sent) < len(self._active) - 1",
-        "        if not bucket.missing and bucket in self._active[len(self._sent) + 1 :]:\n"
+        "        while self._num_sent < len(self._active) - 1",
+        "        if not bucket.missing and bucket in self._active[self._num_sent + 1 :]:\n"
         "            self._active.remove(bucket)\n"
-        "            self._active.insert(len(self._sent), bucket)\n"
-        "        while len(self._sent) < len(self._active) - 1",
+        "            self._active.insert(self._num_sent, bucket)\n"
+        "        while self._num_sent < len(self._active) - 1",
         (f"{GRADIENTS}::test_buckets_go_out_in_one_order_whichever_is_full_first",),
     ),
 ]

@@ -6,9 +6,10 @@ is a zero: at the end of the backward the buckets that are left go out all the s
 is given, and what it does with it, is the same on one process and on many.
 
 Each bucket goes through an all-to-all of this rank's blocks, the rest of the tree over the piece that this rank then owns,
-and an all-gather of the summed pieces: the bytes of a ring all-reduce when every rank holds one block. The backend only
-moves bytes and never adds a float, so its algorithm and topology cannot change a bit. Bucket i starts its own all-to-all,
-then bucket i - 1 is summed and its all-gather started. (Starting that from a completion callback deadlocks.)
+and an all-gather of the summed pieces: the bytes of a ring all-reduce when every rank holds one block. Where nodes have
+several ranks it goes so inside each, and between them. The backend only moves bytes and never adds a float, so its algorithm
+and topology cannot change a bit. Bucket i sets out, then those before it go one message further: bucket i - 1 is summed and
+its all-gather started. (Starting that from a completion callback deadlocks.)
 """
 
 from __future__ import annotations
@@ -119,14 +120,17 @@ class BucketExchange:
         self._active: list[Bucket] = []  # those with a parameter that needs a gradient in this step, the same on every rank
         self._bucket_of = {place: bucket for bucket in self._buckets for place in bucket.places}
         self._hooked: set[int] = set()
-        self._sent: list[Transfer] = []
+        self._num_sent = 0
+        self._moving: list[Transfer] = []  # those on their way
         self._is_armed = False
         self._device = parameters[0].device
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
     def arm(self) -> None:
         """The backward that comes is the last of this rank's share: its gradients go out as they arrive."""
-        self._sent.clear()
+        self._num_sent = 0
+        self._moving.clear()
+        self.route.begin_step()
         for bucket in self._buckets:
             bucket.missing = 0
         for place, parameter in enumerate(self._parameters):
@@ -151,30 +155,33 @@ class BucketExchange:
                 "task: a parameter got its gradient twice in one backward, which adds up after it has been sent; "
                 "call no backward() within the backward"
             )
-        while len(self._sent) < len(self._active) - 1 and not self._active[len(self._sent)].missing:
+        while self._num_sent < len(self._active) - 1 and not self._active[self._num_sent].missing:
             self._send_next()
             self.going_on()
 
     def _send_next(self) -> None:
-        bucket = self._active[len(self._sent)]
+        bucket = self._active[self._num_sent]
         self.meeting()
         with self._on_side_stream():
             blocks = [bucket.writer(values) for values in self._fold(bucket)]
             companion = self.companion if bucket is self._active[-1] else None
-            self._sent.append(self._send(self.route, len(self._sent), bucket.flat, blocks, companion))
-            if len(self._sent) > 1:
-                self._sent[-2].sum_and_return()
+            self._moving.append(self._send(self.route, self._num_sent, bucket.flat, blocks, companion))
+            self._num_sent += 1
+            self._move()
+
+    def _move(self) -> None:
+        """Take each bucket one message further, the latest first, for the others wait for it."""
+        done = [transfer for transfer in reversed(self._moving) if next(transfer, transfer) is transfer]
+        self._moving = [transfer for transfer in self._moving if transfer not in done]
 
     def drain(self) -> None:
         """After the backward: send what is left, the last bucket at least, and wait until every bucket holds the sum."""
         self.disarm()
-        while len(self._sent) < len(self._active):
+        while self._num_sent < len(self._active):
             self._send_next()
         with self._on_side_stream():
-            if self._sent:
-                self._sent[-1].sum_and_return()
-            for sent in self._sent:
-                sent.finish()
+            while self._moving:
+                self._move()
         if self._stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
 

@@ -14,7 +14,7 @@ from samestep.exact.buckets import Bucket, BucketExchange, Grads, as_real
 from samestep.exact.reentrant import refuse_reentrant
 from samestep.exact.route import Route
 from samestep.exact.totals import fingerprint
-from samestep.exact.transfer import AllReduce, transfer
+from samestep.exact.transfer import all_reduce, transfer
 from samestep.exact.tree import Block, Sum, contiguous
 
 
@@ -235,7 +235,7 @@ class OrderedSum:
 class FastSum(OrderedSum):
     """The backend's own all-reduce in place of the tree: the same data and weights, equal within rounding."""
 
-    _send = staticmethod(AllReduce)
+    _send = staticmethod(all_reduce)
 
     def _keep_leaf(self, leaf: Block) -> None:
         """Nothing is kept apart: `p.grad` goes on accumulating."""

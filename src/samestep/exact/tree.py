@@ -7,6 +7,7 @@ depends on the number of leaves alone. A rank that holds leaves a to b can sum t
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Generic, NamedTuple, TypeVar
@@ -14,6 +15,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 
 T = TypeVar("T")
+_SIDE_BY_SIDE = 8  # ranks, of shares of one size: a multiple of most nodes' number
 
 
 class Block(NamedTuple):
@@ -24,8 +26,20 @@ class Block(NamedTuple):
 
 
 def cuts(num_leaves: int, world_size: int) -> list[int]:
-    """Where each rank's contiguous share of the leaves begins; world_size + 1 numbers, the last being num_leaves."""
-    return [rank * num_leaves // world_size for rank in range(world_size + 1)]
+    """Where each rank's contiguous share of the leaves begins; world_size + 1 numbers, the last being num_leaves.
+
+    Shares differ by one leaf at most. Those that a higher power of two divides stand first, but for some that would end within
+    a node of up to eight ranks and stand last: beginning where whole blocks of the tree begin, the shares of a node make up
+    few of them, and so less is sent.
+    """
+    each, more = divmod(num_leaves, world_size)
+    larger_first = (each + 1) & -(each + 1) > each & -each
+    first = more if larger_first else world_size - more
+    first -= first % _SIDE_BY_SIDE
+    second = first + (world_size - more if larger_first else more)  # where the second kind of shares ends
+    if larger_first:
+        return [rank * each + min(rank, first) + max(rank - second, 0) for rank in range(world_size + 1)]
+    return [rank * each + min(max(rank - first, 0), more) for rank in range(world_size + 1)]
 
 
 def contiguous(num_leaves: int, leaf_size: int, world_size: int) -> list[range]:
@@ -77,6 +91,45 @@ def blocks_of(leaves: Iterable[int]) -> list[Block]:
     for leaf in leaves:
         counter.push(Block(leaf, 0), None)
     return [block for block, _ in counter.blocks]
+
+
+@functools.lru_cache(maxsize=256)
+def rounds_of(blocks: tuple[Block, ...], num_leaves: int) -> tuple[list[list[tuple[int, int]]], list[tuple[Block, int]]]:
+    """How to add up blocks, given left to right, with as few steps one after the other as the tree allows.
+
+    Returns for each step the pairs of places whose values can be added side by side, the right one to the left one, and what
+    there is then: blocks, each with the place of its value. Where nothing stands to the right of one it is called by the
+    largest block that ends in it, so that of all the tree's blocks one is left.
+    """
+    rounds: list[list[tuple[int, int]]] = []
+    found: list[tuple[Block, int, int]] = []  # each with the place of its value, and the steps before it is there
+    for place, (start, level) in enumerate(blocks):
+        steps = 0
+        while start or 1 << level < num_leaves:
+            if start >> level & 1:
+                if not found or found[-1][0] != (start - (1 << level), level):
+                    break
+                (start, _), left, steps_there = found.pop()
+                steps = max(steps, steps_there)
+                rounds += [[] for _ in range(steps + 1 - len(rounds))]
+                rounds[steps].append((left, place))
+                place, steps = left, steps + 1
+            elif start + (1 << level) < num_leaves:
+                break
+            level += 1
+        found.append((Block(start, level), place, steps))
+    return rounds, [(block, place) for block, place, _ in found]
+
+
+def add_in_rounds(rounds: list[list[tuple[int, int]]], values: list[torch.Tensor], in_place: bool = True) -> None:
+    """Add up as `rounds_of` says, one kernel a round; without `in_place` the tensors given stay, and the list is changed."""
+    for pairs in rounds:
+        left, right = [values[place] for place, _ in pairs], [values[other] for _, other in pairs]
+        if in_place:
+            torch._foreach_add_(left, right)
+            continue
+        for (place, _), added in zip(pairs, torch._foreach_add(left, right), strict=True):
+            values[place] = added
 
 
 def tree_sum(leaves: torch.Tensor) -> torch.Tensor:

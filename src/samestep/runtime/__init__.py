@@ -1,5 +1,6 @@
 """Where this process runs: rank and launcher, read from the environment here alone (a job's nodes are `slurm`'s)."""
 
+from samestep.runtime.node import node_name
 from samestep.runtime.ranks import (
     Runtime,
     end_with_launcher,
@@ -22,6 +23,7 @@ __all__ = [
     "has_rank",
     "leave_the_others",
     "network_interface",
+    "node_name",
     "prepare_environment",
     "processes_here",
     "read_runtime",

@@ -18,6 +18,8 @@ from collections.abc import Callable
 
 import torch
 
+from samestep.runtime.node import node_name
+
 _LINE = 64  # bytes
 _SPIN_S, _YIELD_S = 20e-6, 200e-6  # waiting turns from one to the next, and then to sleeping
 _LONGEST_SLEEP_S = 0.002
@@ -49,7 +51,7 @@ def offer(num_bytes: int, world_size: int) -> tuple[str, int] | None:
         return None
     try:
         os.posix_fallocate(handle, 0, _size(num_bytes, world_size))  # or a write that finds no room would kill
-        return f"{_network()} /proc/{os.getpid()}/fd/{handle} /memfd:{name}", handle
+        return f"{node_name()} /proc/{os.getpid()}/fd/{handle} /memfd:{name}", handle
     except OSError:
         os.close(handle)
         return None
@@ -57,18 +59,13 @@ def offer(num_bytes: int, world_size: int) -> tuple[str, int] | None:
 
 def accept(address: str) -> int | None:
     """A handle of what another rank has offered; None if that is on another machine, or out of reach."""
-    network, path, name = address.split()
+    node, path, name = address.rsplit(maxsplit=2)
     try:
-        if network == str(_network()) and os.readlink(path).split()[0] == name:
+        if node == node_name() and os.readlink(path).split()[0] == name:
             return os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         pass
     return None
-
-
-def _network() -> int:
-    """What tells machines apart that share a kernel."""
-    return os.stat("/proc/self/ns/net").st_ino
 
 
 def _size(num_bytes: int, world_size: int) -> int:

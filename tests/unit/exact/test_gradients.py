@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -120,19 +121,15 @@ def test_buckets_go_out_in_one_order_whichever_is_full_first(monkeypatch: pytest
     parameters = [nn.Parameter(torch.tensor([float(number)])) for number in range(1, 5)]
     sent: list[float] = []
 
-    class Noted:
-        def __init__(self, route: Any, index: int, flat: torch.Tensor, blocks: Any, companion: Any) -> None:
-            sent.append(flat.item())
-
-        def sum_and_return(self) -> None: ...
-
-        def finish(self) -> None: ...
+    def note(route: Any, index: int, flat: torch.Tensor, blocks: Any, companion: Any) -> Iterator[None]:
+        sent.append(flat.item())
+        yield
 
     def fold(bucket: buckets.Bucket) -> list[list[torch.Tensor]]:
         bucket.flat.copy_(parameters[bucket.places[0]].detach())
         return []
 
-    exchange = buckets.BucketExchange(parameters, Route(1, 0, 1, None), fold, Noted)
+    exchange = buckets.BucketExchange(parameters, Route(1, 0, 1, None), fold, note)
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]):
         exchange.arm()
         value = torch.ones(1)
