@@ -1,7 +1,7 @@
 """The config: YAML, then `key=value`; strict, frozen, and each value remembers where it came from."""
 
 from samestep.config.reading import load_config, parse_yaml, plain_text, read_text, to_text, validated
-from samestep.config.resume import changes_on_resume
+from samestep.config.resume import changes_on_resume, dotted, maths
 from samestep.config.schema import Checkpoint, Config, Converge, Optimizer, Profile, Schedule, Track
 
 __all__ = [
@@ -13,7 +13,9 @@ __all__ = [
     "Schedule",
     "Track",
     "changes_on_resume",
+    "dotted",
     "load_config",
+    "maths",
     "parse_yaml",
     "plain_text",
     "read_text",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from samestep.config.schema import Config
 
 _FREE_ON_RESUME = {
@@ -38,6 +40,20 @@ def changes_on_resume(before: Config, now: Config) -> tuple[list[str], list[str]
         else:
             refused.append(f"{key}: the run has {old[key]!r}, found {new[key]!r}; write the same, or another --run NAME")
     return refused, parting
+
+
+def maths(config: Config) -> dict[str, Any]:
+    """The keys that the bits are made of, by their dotted names; those of the device are told with its kind."""
+    resolved = config.resolved()
+    return dotted({key: value for key, value in resolved.items() if key not in _FREE_ON_RESUME | _PARTS_BITS})
+
+
+def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree's values by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found
 
 
 def _is_longer(old: int | None, new: int | None, config: Config) -> bool:
