@@ -1,4 +1,4 @@
-"""The commands on the bits: are they the same, where do two runs part, and what did a step compute?"""
+"""The commands on the bits: are they the same, where do two runs part, what did a step compute, and what else could follow?"""
 
 from __future__ import annotations
 
@@ -98,6 +98,32 @@ def replay(run: str, step: int, stop_before: bool) -> None:
     command.replay(folder, config, step, stop_before)
 
 
+@click.command()
+@click.argument("run")
+@click.option("--step", type=click.IntRange(min=1), required=True, help="Of the checkpoint to go on from.")
+@click.option(
+    "--run", "name", metavar="NAME", required=True, help="The branch's own name; the same line again goes on with it."
+)
+@click.option("--processes", type=click.IntRange(min=1), metavar="N", help="By default one for each GPU, or for each CPU core.")
+@click.option("--later", is_flag=True, help="Make the branch, and train nothing yet.")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def branch(run: str, step: int, name: str, processes: int | None, later: bool, overrides: tuple[str, ...]) -> None:
+    """Go on from a checkpoint of RUN as a run of its own, with KEY=VALUE laid over its config.
+
+    \b
+    Examples:
+      samestep branch first --step 8000 --run cooled schedule.name=wsd schedule.decay=500 steps=8500
+      samestep branch first --step 8000 --run other-rows seed=1
+      samestep branch first --step 8000 --run cooled --later schedule=linear && samestep submit runs/cooled --run cooled
+    """
+    from samestep.commands import branch as command
+
+    code, said = command.branch(run, step, name, processes, later, overrides)
+    if said:
+        click.echo(said, err=True)
+    sys.exit(code)
+
+
 def add_comparing(cli: click.Group) -> None:
-    for command in (verify, pin, diff, replay):
+    for command in (verify, pin, diff, replay, branch):
         cli.add_command(command)
