@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from samestep.config import ON_A_BRANCH
 from samestep.config.reference import keys
 from samestep.config.resume import _FREE_ON_RESUME, _PARTS_BITS
 
@@ -17,8 +18,11 @@ validated strictly, and a key that nobody knows names the nearest one. Each run 
 comment on where each value came from. A file that `task`, `with`, `init`, `schedule` or `track.also` names is looked for in the
 working folder, and else beside the config.
 
-| key | may be | default | meaning |
-|---|---|---|---|
+The last column is what may change where a run branches from another (`docs/branch.md`); where it says nothing, a key is as the
+one that it stands in.
+
+| key | may be | default | meaning | on a branch |
+|---|---|---|---|---|
 """
 _TAIL = """
 When a run goes on, {free} may have changed, and `steps` or `epochs` may have grown under a constant schedule. {parting}
@@ -27,7 +31,9 @@ may have changed too: the run says that the bits part there. All else is part of
 
 
 def text() -> str:
-    rows = (f"| `{key.name}` | {key.values} | {key.default} | {key.meaning} |" for key in keys())
+    rows = (
+        f"| `{key.name}` | {key.values} | {key.default} | {key.meaning} | {ON_A_BRANCH.get(key.name, '')} |" for key in keys()
+    )
     return _HEAD + "\n".join(rows) + "\n" + _TAIL.format(free=_names(_FREE_ON_RESUME), parting=_names(_PARTS_BITS))
 
 

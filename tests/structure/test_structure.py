@@ -29,7 +29,7 @@ ROWS = [
     ["loop"],
     ["session"],
     ["commands"],
-    ["cli"],
+    ["cli", "testing"],
     ["__init__"],
     ["__main__"],
 ]
@@ -97,7 +97,7 @@ def test_a_circle_would_be_found() -> None:
 
 def test_few_modules_stand_beside_the_folders() -> None:
     loose = {path.name for path in SOURCE.glob("*.py")}
-    assert loose == {"__init__.py", "__main__.py", "errors.py", "evaluation.py", "loop.py"}
+    assert loose == {"__init__.py", "__main__.py", "errors.py", "evaluation.py", "loop.py", "testing.py"}
 
 
 def test_the_loop_is_short_and_a_run_has_few_parts() -> None:

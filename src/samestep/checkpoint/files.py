@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Checkpoints:
 
     def __init__(self, folder: RunFolder, keep: int) -> None:
         self._run, self._folder, self._keep = folder, folder.checkpoints, keep
+        self.stays: Callable[[int], bool] = lambda step: False  # whether the checkpoint of a step is kept for ever
 
     def save(self, saved: Saved) -> Path:
         """Write, sync, rename, read back from the disk; only then does an older one go, and never the best by its metric.
@@ -58,7 +59,8 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
         self._read_back(final)
         # Newer ones were passed over when the run was resumed: they are damaged, and no reason to let a whole one go.
-        for old in [path for path in self.all() if path.name < final.name][self._keep - 1 :]:
+        passing = [path for path in self.all() if path.name < final.name and not self.stays(int(path.name[len("step-") :]))]
+        for old in passing[self._keep - 1 :]:
             if old.name != f"step-{saved.values.get('best_step') or 0:08d}":
                 shutil.rmtree(old, ignore_errors=True)
         return final

@@ -27,7 +27,7 @@ class Damaged(TrainingError):
 
 def checksum(path: Path) -> str:
     """The checksum of a checkpoint's manifest, and so of all that is in it."""
-    return text_checksum(_manifest(path))
+    return text_checksum(manifest_of(path))
 
 
 def read_chosen(path: Path, chosen: str, mapped: bool = False) -> Saved:
@@ -55,7 +55,7 @@ def read(path: Path, mapped: bool = False) -> Saved:
     Args:
         mapped: leave the tensors on disk, where only what is looked at is read, and trust them: somebody has verified them.
     """
-    manifest = _manifest(path)
+    manifest = manifest_of(path)
     found = {}
     for name, expected in manifest["files"].items():
         try:
@@ -97,7 +97,7 @@ def verify(path: Path, from_disk: bool = False) -> int:
     Args:
         from_disk: read what the disk holds, not what the page cache still has of it.
     """
-    manifest = _manifest(path)
+    manifest = manifest_of(path)
     for name, expected in manifest["files"].items():
         try:
             found = _checksum(path / name, from_disk)
@@ -108,7 +108,7 @@ def verify(path: Path, from_disk: bool = False) -> int:
     return int(manifest["step"])
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def manifest_of(path: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text())
         checksum = manifest.pop("checksum")

@@ -55,13 +55,16 @@ class Saver:
     def is_due(self, step: int) -> bool:
         """Whether to save after `step` finished steps, by number, by clock, or because the last try was refused.
 
-        While the save before is still being written the answer is no, and a save by number is owed: no step waits for it.
+        While the save before is still being written the answer is no, and a save by number is owed: no step waits for it,
+        but that of a milestone, which is to be saved as it stands.
         Raises Overtaken once a later start owns the run.
         """
         if self._overtaken is not None:
             raise self._overtaken
         since = time.monotonic() - self._last_try
         by_number = self._settings.every is not None and step % self._settings.every == 0
+        if self._settings.is_milestone(step):
+            return True
         self._is_owed = self._is_owed or (by_number and self._copied_step != step)
         if self._thread is not None and self._thread.is_alive():
             return False

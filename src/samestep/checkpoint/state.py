@@ -164,8 +164,12 @@ def restore(
             model.load_state_dict(weights)
         except RuntimeError as error:
             raise UsageError(f"the checkpoint does not fit the model: {' '.join(str(error).split())}") from None
-    if optimizer is not None:
+    branch = saved.values.get("branch", {"optimizer": True, "options": []})
+    if optimizer is not None and branch["optimizer"]:
+        own = [{key: group[key] for key in branch["options"] if key in group} for group in optimizer.param_groups]
         _restore_optimizer(saved, optimizer, {shard.local: shard for shard in sharded.shards} if sharded else {})
+        for group, options in zip(optimizer.param_groups, own, strict=True):
+            group.update(options)
     if scaler is not None and saved.values["scaler"]:
         scaler.load_state_dict(saved.values["scaler"])
 

@@ -1,8 +1,9 @@
-"""The commands on the bits: are they the same, where do two runs part, and what did a step compute?"""
+"""The commands on the bits: are they the same, where do two runs part, what did a step compute, and what else could follow?"""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -10,11 +11,14 @@ import click
 @click.command()
 @click.argument("config")
 @click.option("--processes", metavar="1,2,4", help="The world sizes to compare; by default those that fit on this machine.")
-@click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), help="How many; by default 5, or as many as are pinned.")
 @click.option("--shard", "shards", is_flag=True, help="Compare sharded runs with unsharded ones too.")
+@click.option("--against", type=click.Path(path_type=Path), metavar="FILE", help="Compare with pinned bits instead.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def verify(config: str, processes: str | None, steps: int, shards: bool, overrides: tuple[str, ...]) -> None:
-    """Run the first steps of CONFIG at several world sizes here, and compare them bit for bit.
+def verify(
+    config: str, processes: str | None, steps: int | None, shards: bool, against: Path | None, overrides: tuple[str, ...]
+) -> None:
+    """Run the first steps of CONFIG at several world sizes here, and compare them bit for bit; or with those that were pinned.
 
     Exits with 0 only if all are the same; otherwise it names the first step and gradient that differ, and what that looks like.
 
@@ -23,10 +27,36 @@ def verify(config: str, processes: str | None, steps: int, shards: bool, overrid
       samestep verify mine.yaml
       samestep verify mine.yaml --processes 1,3,8 --steps 20 device=cpu
       samestep verify mine.yaml --processes 1,4 --shard
+      samestep verify mine.yaml --against mine.bits.json      what samestep pin wrote; exit code 1: other bits, 2: no answer
     """
+    if against is not None:
+        from samestep.commands import pin as comparison
+        from samestep.errors import UsageError
+
+        if steps is not None or shards:
+            raise UsageError(f"--against: {against} says how many steps; leave out {'--steps' if steps else '--shard'}")
+        click.echo(comparison.compare(config, against, processes, overrides))
+        return
     from samestep.commands import verify as command
 
-    click.echo(command.verify(config, processes, steps, overrides, shards))
+    click.echo(command.verify(config, processes, 5 if steps is None else steps, overrides, shards))
+
+
+@click.command()
+@click.argument("config")
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def pin(config: str, steps: int, overrides: tuple[str, ...]) -> None:
+    """Write the bits of CONFIG's first steps into a small file beside it, for `samestep verify --against`.
+
+    \b
+    Examples:
+      samestep pin mine.yaml                             writes mine.bits.json; put it beside your tests
+      samestep pin mine.yaml --steps 50 with.width=16
+    """
+    from samestep.commands import pin as command
+
+    click.echo(command.pin(config, steps, overrides))
 
 
 @click.command()
@@ -68,6 +98,32 @@ def replay(run: str, step: int, stop_before: bool) -> None:
     command.replay(folder, config, step, stop_before)
 
 
+@click.command()
+@click.argument("run")
+@click.option("--step", type=click.IntRange(min=1), required=True, help="Of the checkpoint to go on from.")
+@click.option(
+    "--run", "name", metavar="NAME", required=True, help="The branch's own name; the same line again goes on with it."
+)
+@click.option("--processes", type=click.IntRange(min=1), metavar="N", help="By default one for each GPU, or for each CPU core.")
+@click.option("--later", is_flag=True, help="Make the branch, and train nothing yet.")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def branch(run: str, step: int, name: str, processes: int | None, later: bool, overrides: tuple[str, ...]) -> None:
+    """Go on from a checkpoint of RUN as a run of its own, with KEY=VALUE laid over its config.
+
+    \b
+    Examples:
+      samestep branch first --step 8000 --run cooled schedule.name=wsd schedule.decay=500 steps=8500
+      samestep branch first --step 8000 --run other-rows seed=1
+      samestep branch first --step 8000 --run cooled --later schedule=linear && samestep submit runs/cooled --run cooled
+    """
+    from samestep.commands import branch as command
+
+    code, said = command.branch(run, step, name, processes, later, overrides)
+    if said:
+        click.echo(said, err=True)
+    sys.exit(code)
+
+
 def add_comparing(cli: click.Group) -> None:
-    for command in (verify, diff, replay):
+    for command in (verify, pin, diff, replay, branch):
         cli.add_command(command)

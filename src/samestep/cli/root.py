@@ -41,8 +41,10 @@ def cli() -> None:
       torchrun --standalone --nproc_per_node 2 -m samestep train configs/stdlib.yaml
       samestep check configs/stdlib.yaml                        what would go wrong, in seconds
       samestep verify configs/stdlib.yaml --processes 1,2       are one process and two the same bits?
+      samestep pin mine.yaml                                    keep its bits; verify --against says what changed them
       samestep diff RUN_A RUN_B                                 where two runs part
       samestep replay RUN --step 100 --break                    that step again, in a debugger
+      samestep branch RUN --step 100 --run NAME clip=1.0        go on from there with other keys, as a run of its own
       samestep submit configs/stdlib.yaml --time=1:00:00        on a SLURM cluster
       samestep status                                           how every run stands
     """

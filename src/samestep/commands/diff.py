@@ -16,6 +16,10 @@ def diff(run_a: str, run_b: str) -> tuple[bool, str]:
     """Compare two runs step by step. Returns whether they are the same as far as both go, and what to print."""
     a, b = RunFolder.found(run_a), RunFolder.found(run_b)
     lines, same = _metrics(a, b)
+    for one, other in ((a, b), (b, a)):
+        if (origin := one.read_state().get("parent")) is not None:
+            whose = "the other" if origin["run"] == other.name else origin["run"]
+            lines.append(f"{one.name} is a branch of {whose}, from step {origin['step']} on")
     lines += [f"config {line}" for line in _config(a, b)]
     for title in ("kind", "code"):
         before, now = a.read_state().get(title) or {}, b.read_state().get(title) or {}

@@ -60,6 +60,11 @@ def replay(folder: RunFolder, config: Config, step: int, stop_before: bool) -> N
     if not 1 <= step <= state["step"] and step not in recorded:
         raise UsageError(f"--step: found {step}; the run has finished steps 1 to {max([state['step'], *recorded])}")
 
+    if step <= (origin := state.get("parent", {"step": 0}))["step"]:
+        raise UsageError(
+            f"--step: found {step}; up to step {origin['step']} it is {origin['run']} that was trained: replay that"
+        )
+
     accelerator = make_accelerator(config)
     parted = differences(state["kind"], kind_of(accelerator.device))
     for line in parted:

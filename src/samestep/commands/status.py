@@ -80,6 +80,7 @@ def _facts(folder: RunFolder, state: dict[str, Any], jobs: list[JobState]) -> di
     newest = max((saved_at for path in folder.checkpoints.glob("step-*") if (saved_at := _saved_at(path))), default=None)
     return {
         "run": folder.name,
+        "parent": state.get("parent"),
         "state": status,
         "step": step,
         "steps": total,
@@ -172,8 +173,9 @@ def _checkpoints(folder: RunFolder) -> list[str]:
 def _line(run: dict[str, Any]) -> tuple[str, ...]:
     job = "-" if run["job"] is None else f"{run['job']} {run['job_state'].lower()}" + (f" ({run['why']})" if run["why"] else "")
     nodes = (run["nodes"] or "-") + (f" without {','.join(run['left_out'])}" if run["left_out"] else "")
+    origin = run["parent"]
     return (
-        run["run"],
+        run["run"] + (f" ← {origin['run']}@{origin['step']}" if origin else ""),
         run["state"],
         f"{run['step']}/{run['steps'] or '?'}",
         "-" if run["loss"] is None else f"{run['loss']:.4f}",

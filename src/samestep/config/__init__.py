@@ -1,10 +1,13 @@
 """The config: YAML, then `key=value`; strict, frozen, and each value remembers where it came from."""
 
+from samestep.config.branching import ON_A_BRANCH, Branching
 from samestep.config.reading import load_config, parse_yaml, plain_text, read_text, to_text, validated
-from samestep.config.resume import changes_on_resume, compared, done_already, done_words
+from samestep.config.resume import changes_on_resume, compared, done_already, done_words, dotted, maths
 from samestep.config.schema import Checkpoint, Config, Converge, Optimizer, Profile, Schedule, Track
 
 __all__ = [
+    "ON_A_BRANCH",
+    "Branching",
     "Checkpoint",
     "Config",
     "Converge",
@@ -16,7 +19,9 @@ __all__ = [
     "compared",
     "done_already",
     "done_words",
+    "dotted",
     "load_config",
+    "maths",
     "parse_yaml",
     "plain_text",
     "read_text",

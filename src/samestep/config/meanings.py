@@ -46,6 +46,7 @@ MEANINGS = {
     "checkpoint.keep": "How many are kept, the newest ones.",
     "checkpoint.best": "Keep the best too, by METRIC, of which less is better, or by METRIC:max.",
     "checkpoint.background": "A thread writes while the next steps are trained; false waits for the disk.",
+    "checkpoint.milestones": "Save every so many steps besides, and keep these for ever: `docs/branch.md`.",
     "track": "What is recorded, and where it is shown.",
     "track.every": "Steps from one row of metrics.jsonl to the next.",
     "track.wandb": "`auto`: online where there is a key, else offline.",

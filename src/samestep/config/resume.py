@@ -76,5 +76,19 @@ def done_words(folder: RunFolder, state: dict[str, Any]) -> str:
     return f"{folder.name} is done already, at step {state['step']}{best}\nweights {state['weights']}"
 
 
+def maths(config: Config) -> dict[str, Any]:
+    """The keys that the bits are made of, by their dotted names; those of the device are told with its kind."""
+    resolved = config.resolved()
+    return dotted({key: value for key, value in resolved.items() if key not in _FREE_ON_RESUME | _PARTS_BITS})
+
+
+def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree's values by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found
+
+
 def _is_longer(old: int | None, new: int | None, config: Config) -> bool:
     return old is not None and new is not None and new > old and config.schedule.name == "constant"

@@ -90,6 +90,11 @@ class Checkpoint(_Strict):
     keep: PositiveInt = 2
     best: str | None = None
     background: bool = True
+    milestones: PositiveInt | None = None
+
+    def is_milestone(self, step: int) -> bool:
+        """Whether the checkpoint after `step` steps is kept for ever."""
+        return self.milestones is not None and step % self.milestones == 0
 
 
 class Track(_Strict):

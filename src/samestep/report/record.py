@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from samestep.config import parse_yaml
+from samestep.config import dotted, parse_yaml
 from samestep.run.folder import RunFolder
 
 Floats = npt.NDArray[np.float64]
@@ -138,14 +138,7 @@ def _config(folder: RunFolder) -> tuple[dict[str, Any], dict[str, str]]:
     text = folder.config.read_text()
     pairs = itertools.pairwise(text.splitlines())
     origins = {line.partition(":")[0]: before[2:] for before, line in pairs if before.startswith("# ")}
-    return _dotted(parse_yaml(text, str(folder.config)) or {}), origins
-
-
-def _dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return found
+    return dotted(parse_yaml(text, str(folder.config)) or {}), origins
 
 
 def _text(folder: RunFolder) -> str:

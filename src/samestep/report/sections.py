@@ -121,6 +121,8 @@ def machine(record: Record) -> Markup:
     state = record.state
     rows = [("weights (SHA-256)", state.get("weights")), *(state.get("kind") or {}).items()]
     rows += [(f"code: {name}", digest) for name, digest in (state.get("code") or {}).items()]
+    if (origin := state.get("parent")) is not None:
+        rows.append(("branch of", f"{origin['run']}, after step {origin['step']}"))
     rows += [("processes", state.get("world_size")), ("host", state.get("host")), ("folder", record.name)]
     lines = [tag("tr", tag("th", key), tag("td", value, class_="mono")) for key, value in rows if value is not None]
     return section("Machine and code", tag("table", *lines))

@@ -91,9 +91,14 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
 def find_data(config: Config, plans: Plans) -> Data:
     """The task's rows, which are those that the run began with."""
     data = read_data(plans.task, config, plans.runtime)
-    if plans.saved is not None:
+    if plans.saved is not None and keeps_rows(plans.saved):
         refuse_other_data(plans.saved.values["data"], data.facts)
     return data
+
+
+def keeps_rows(saved: Saved) -> bool:
+    """Whether what goes on from a checkpoint has its rows: a branch may have others."""
+    return bool(saved.values.get("branch", {}).get("rows", True))
 
 
 def make_plan(config: Config, order: Order) -> Plan:
@@ -199,7 +204,7 @@ def look_ahead(config: Config, model: torch.nn.Module, evaluation: Evaluation, c
 def notes(
     config: Config, plans: Plans, model: torch.nn.Module, optimizer: GatedOptimizer, data: Data, sharded: ShardedModel | None
 ) -> list[str]:
-    before = plans.saved.values["data"] if plans.saved else data.facts
+    before = plans.saved.values["data"] if plans.saved and keeps_rows(plans.saved) else data.facts
     found = [*notes_on_data(before, data.facts), *notes_on(model, stepped_by(optimizer), sharded)]
     if config.audit is False:
         words = "a task that remembers earlier micro-batches, or a device that computes wrongly, is not seen"

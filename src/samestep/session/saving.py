@@ -54,7 +54,14 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
         folder.write_state(step=state.step, loss=loss, saving_s=round(longest_s, 2), best=known)
         run.evaluation.best.saved_step = best
 
-    longest_s = folder.read_state().get("saving_s") or 2.0 + _state_bytes(run) / _SAVED_BYTES_PER_S
+    before = folder.read_state()
+    origin = before.get("parent", {}).get("step")
+
+    def stays(step: int) -> bool:
+        """What others may branch from, and what this run itself begins with, where it is a branch."""
+        return step == origin or run.config.checkpoint.is_milestone(step)
+
+    longest_s = before.get("saving_s") or 2.0 + _state_bytes(run) / _SAVED_BYTES_PER_S
     if runtime.is_main:
         folder.write_state(saving_s=round(longest_s, 2))  # for the launcher, whose patience is longer
     keep = run.config.checkpoint.keep
@@ -64,11 +71,13 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
         if not isinstance(board, StoreBoard):
             raise UsageError("shard: there is no store over which the ranks could save together; start them with torchrun, say")
         checkpoints = shared = SharedCheckpoints(folder, keep, runtime.rank, runtime.world_size, board)
+        checkpoints.stays = stays
         if not runtime.is_main:
             return SharedSaver(run.config.checkpoint, shared, take, lambda *_: None, lambda _: None, longest_s)
         return SharedSaver(run.config.checkpoint, shared, take, saved, run.reports.tracker.line, longest_s)
     say = run.reports.tracker.line if runtime.is_main else print
     checkpoints = Checkpoints(folder, keep)
+    checkpoints.stays = stays
     return Saver(run.config.checkpoint, checkpoints, take, saved, say, longest_s)
 
 

@@ -68,6 +68,10 @@ def open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime) ->
         if is_done:
             return Start(True, False, None, "", state["step"], 0, state["wandb"], notes)
         checkpoint, step, passed_over = Checkpoints(folder, config.checkpoint.keep).newest()
+        if checkpoint is None and "parent" in state:
+            raise UsageError(
+                f"{folder.path}: none of its checkpoints is whole, and a branch has no other beginning; branch again, as NAME"
+            )
         changed = snapshot.changes(folder, state["code"], task) if state else ""
         if changed:
             notes.append(f"WARNING: the code has changed since the last start ({changed}); the bits may part")
@@ -130,14 +134,13 @@ def begin(
     folder.begin_start(start.number, {**facts, "before": _start_before(folder)})
     write_atomically(folder.config, configuration.to_text(config, origins))
     secrets = snapshot.keep(folder, task)
-    restarts = 0 if start.fresh else folder.read_state().get("restarts", 0) + 1
     folder.write_state(
         status="running",
         reason="",
         step=start.resumed_from,
         num_steps=num_steps,
         world_size=runtime.world_size,
-        restarts=restarts,
+        restarts=start.number - 1,
         weights=None,
         loss=folder.read_state().get("loss"),
         wandb=start.wandb_id,
@@ -152,6 +155,7 @@ def begin(
 
 def info_for_trackers(config: Config, folder: RunFolder, runtime: Runtime, start: Start) -> RunInfo:
     """What trackers are told; metrics.jsonl has been cut back to where the run goes on."""
+    parent = folder.read_state().get("parent")
     return RunInfo(
         name=folder.name,
         path=folder.path,
@@ -160,6 +164,7 @@ def info_for_trackers(config: Config, folder: RunFolder, runtime: Runtime, start
         group=f"sweep-{runtime.array}" if runtime.array else None,
         first_step=start.resumed_from,
         kept_bytes=folder.metrics.stat().st_size if folder.metrics.exists() else 0,
+        fork=(parent["wandb"], parent["step"]) if parent and parent["wandb"] and start.number == 1 else None,
     )
 
 

@@ -34,6 +34,7 @@ class RunInfo:
     group: str | None  # the same for all runs of a sweep
     first_step: int  # the rows of later steps come again, or for the first time
     kept_bytes: int = 0  # of metrics.jsonl when this start began
+    fork: tuple[str, int] | None = None  # in a branch's first start: its parent's `id`, and the step that it goes on from
 
     def rows(self, since: int = 0) -> Iterator[Row]:
         """What earlier starts have recorded, from the rows of step `since` to those of `first_step`."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import math
 import netrc
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -42,22 +45,17 @@ class WandbRun:
         wandb.setup(settings)  # or it tells on standard error whose key it has found
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # wandb's own telemetry, which complains at exit
         track = run.config["track"]
-        ours = {"project": track["project"], "name": run.name, "group": run.group, "job_type": "train"}
+        ours: dict[str, Any] = {"project": track["project"], "name": run.name, "group": run.group, "job_type": "train"}
         ours |= {"tags": track["tags"], "notes": track["notes"], "dir": str(run.path)}
         self._table, self._path = wandb.Table, run.path
         self._goals = _goals(run.config)
         self._best: dict[str, float] = {}
         self._whole: Row = {}
         self._last: Row = {}
-        self._run: Any = wandb.init(
-            **{key: value for key, value in ours.items() if not os.environ.get(_SAID_BY_ENVIRONMENT[key])},
-            id=run.id,
-            resume="allow",
-            mode=mode,  # type: ignore[arg-type]
-            config=run.config,
-            settings=settings,
-        )
-        self._sent_up_to = self._run.step - 1  # by an earlier start, to a server
+        ours = {key: value for key, value in ours.items() if not os.environ.get(_SAID_BY_ENVIRONMENT[key])}
+        ours |= {"id": run.id, "mode": mode, "config": run.config, "settings": settings}
+        init: Callable[..., Any] = functools.partial(wandb.init, **ours)
+        self._run, self._sent_up_to = _begun(init, run.fork if mode == "online" else None, wandb.Error)
         if (run.path / "sources").exists():  # the task's files; wandb warns of links to files elsewhere
             shutil.copytree(run.path / "sources", Path(self._run.dir) / "sources")
             self._run.save(f"{self._run.dir}/sources/**/*.py", base_path=self._run.dir, policy="now")
@@ -95,6 +93,16 @@ class WandbRun:
         folder = Path(self._run.dir).parent
         self._run.finish(exit_code=int(status == "failed"))
         return f"wandb sync {folder}" if self._run.settings.mode == "offline" else None
+
+
+def _begun(init: Callable[..., Any], fork: tuple[str, int] | None, refused: type[Exception]) -> tuple[Any, int]:
+    """wandb's run, and the step up to which a server has its rows: an earlier start's, or those of the run that it forks."""
+    if fork is not None:
+        parent, step = fork
+        with contextlib.suppress(refused):  # a server that does not fork, or has no such run: then its rows are copied
+            return init(fork_from=f"{parent}?_step={step}"), step
+    run = init(resume="allow")
+    return run, run.step - 1
 
 
 def _goals(config: dict[str, Any]) -> dict[str, str]:

@@ -354,3 +354,33 @@ def test_a_start_that_was_overtaken_saves_nothing(tmp_path: Path, monkeypatch: p
     with pytest.raises(Overtaken):
         folder.write_state(status="done")
     assert not folder.state.exists()
+
+
+def test_milestones_are_saved_at_their_own_step_and_stay(tmp_path: Path) -> None:
+    """Also where the save before is still being written, of which no other step is held."""
+    going_on = threading.Event()
+
+    def slow(step: int) -> Saved:
+        model, optimizer = trained(step)
+        return capture(step, model, optimizer, None, {})
+
+    class Slow(Checkpoints):
+        def save(self, saved: Saved) -> Path:
+            if saved.step == 9:
+                assert going_on.wait(20)
+            return super().save(saved)
+
+    settings, checkpoints = Checkpoint(every=3, keep=1, milestones=5, minutes=None), Slow(RunFolder(tmp_path), keep=1)
+    checkpoints.stays = settings.is_milestone
+    saver = Saver(settings, checkpoints, slow, lambda saved, seconds: None, print)
+    due = []
+    for step in range(1, 14):
+        if saver.is_due(step):
+            due.append(step)
+            if step == 10:
+                going_on.set()
+            saver.save(step)
+            if step != 9:
+                saver.wait()
+    assert due == [3, 5, 6, 9, 10, 12]
+    assert sorted(path.name for path in checkpoints.all()) == ["step-00000005", "step-00000010", "step-00000012"]

@@ -23,9 +23,9 @@ from mistyped_list import FILES, GOOD, KEYS, LINES
 
 from samestep import cli
 from samestep.cli import root
-from samestep.commands import verify
+from samestep.commands import pin, verify
 
-CONFIG_COMMANDS = ("train", "launch", "check", "verify", "submit")
+CONFIG_COMMANDS = ("train", "launch", "check", "verify", "pin", "submit")
 RUN_COMMANDS = ("evaluate", "export", "logs", "replay", "status", "diff")
 WORDS = "=.:/ \t\n-_#&*!|>'\"%@`{}[],?~“”é\0\u200b0123456789abcdefnos"
 
@@ -141,7 +141,7 @@ def main() -> None:
     asked = parser.parse_args()
     sys.meta_path.insert(0, _NoTorch())
     root.outlive_readers = lambda: None  # type: ignore[attr-defined]  # stdout is ours
-    verify._start = _ask_for_torch  # type: ignore[assignment]  # it trains in other processes
+    vars(verify)["start"] = vars(pin)["start"] = _ask_for_torch  # they train in other processes
     os.environ["PYTHONHASHSEED"] = "0"  # or `train` begins again in another process
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)

@@ -324,3 +324,38 @@ def test_two_runs_that_differ_by_the_clock_alone_are_the_same_to_diff(tmp_path: 
     first, later, other = recorded("first", 1.0, 2.0), recorded("later", 1.0, 3.0), recorded("other", 1.5, 2.0)
     assert diff(first, later) == (True, "the same at all 1 rows that both tracked, to step 1")
     assert diff(first, other) == (False, "the runs part at step 1 (the first that both tracked)\n  loss: 1.0 | 1.5")
+
+
+@pytest.mark.parametrize(
+    ("forks", "mode", "asked", "sent"),
+    [
+        (True, "online", [{"fork_from": "abc?_step=4"}], [5]),
+        (False, "online", [{"fork_from": "abc?_step=4"}, {"resume": "allow"}], [3, 4, 5]),
+        (True, "offline", [{"resume": "allow"}], [3, 4, 5]),
+    ],
+)
+def test_a_branch_is_forked_online_and_else_has_its_parents_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: bool, mode: str, asked: list[dict[str, str]], sent: list[int]
+) -> None:
+    begun: list[dict[str, str]] = []
+    rows: list[int] = []
+
+    def init(**words: object) -> object:
+        begun.append({key: str(words[key]) for key in ("fork_from", "resume") if key in words})
+        if "fork_from" in words and not forks:
+            raise wandb.errors.CommError("no such run")
+        return types.SimpleNamespace(step=0, log=lambda values, step: rows.append(step), dir=str(tmp_path))
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb, "setup", lambda settings: None)
+    (tmp_path / "mine.yaml").write_text(
+        "task: regression\nglobal_batch_size: 2\nmicro_batch_size: 2\nsteps: 9\noptimizer: {name: sgd, lr: 1}\n"
+    )
+    (tmp_path / "metrics.jsonl").write_text("".join(as_line({"step": step, "loss": 1.0}) for step in (3, 4)))
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    config = load_config(tmp_path / "mine.yaml")[0].resolved()
+    run = WandbRun(RunInfo("b", tmp_path, config, "xyz", None, 4, size, fork=("abc", 4)), mode)
+    run.row({"step": 5, "loss": 1.0})
+    run.row({"step": 6, "loss": 1.0})
+    assert begun == asked
+    assert rows == sent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from samestep.commands.verify import _last_words
+from samestep.commands.first_steps import last_words
 
 TORCHRUN = """
 *****************************************
@@ -29,8 +29,8 @@ Root Cause (first observed failure):
 
 
 def test_the_last_words_are_those_of_the_rank_and_not_the_launchers_frame() -> None:
-    words = _last_words(TORCHRUN)
+    words = last_words(TORCHRUN)
     assert "terminate called without an active exception" in words
     assert words.endswith("rank 1: Signal 6 (SIGABRT) received by PID 14742")
     assert "===" not in words
-    assert _last_words("one\ntwo\n\n") == "one; two"
+    assert last_words("one\ntwo\n\n") == "one; two"
