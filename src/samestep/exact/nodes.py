@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
+from samestep.control import everyones
 from samestep.exact.tree import Block, cuts, rounds_of
 from samestep.runtime import node_name
 
@@ -22,10 +23,8 @@ _known: weakref.WeakKeyDictionary[dist.ProcessGroup, list[list[int]]] = weakref.
 def nodes_of(group: dist.ProcessGroup) -> list[list[int]]:
     """Each node's ranks, in their order; all ranks ask for it together, and are told the same."""
     if group not in _known:
-        names = [""] * dist.get_world_size(group)
-        dist.all_gather_object(names, node_name(), group)
         by_name: dict[str, list[int]] = {}
-        for rank, name in enumerate(names):
+        for rank, name in enumerate(everyones(node_name(), group)):
             by_name.setdefault(name, []).append(rank)
         _known[group] = list(by_name.values())
     return _known[group]

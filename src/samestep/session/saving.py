@@ -47,12 +47,9 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
 
     def saved(state: Saved, longest_s: float) -> None:
         rows = [row for row in state.values["rows"] if "loss" in row]
-        best, known = state.values["best_step"], folder.read_state().get("best")
-        if best is not None and run.config.checkpoint.best and (known is None or known["step"] != best):
-            known = as_found(run.config.checkpoint.best, best, state.values["best_metric"])
         loss = rows[-1]["loss"] if rows else None
-        folder.write_state(step=state.step, loss=loss, saving_s=round(longest_s, 2), best=known)
-        run.evaluation.best.saved_step = best
+        folder.write_state(step=state.step, loss=loss, saving_s=round(longest_s, 2), best=_best(run, folder, state))
+        run.evaluation.best.saved_step = state.values["best_step"]
 
     before = folder.read_state()
     origin = before.get("parent", {}).get("step")
@@ -79,6 +76,14 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
     checkpoints = Checkpoints(folder, keep)
     checkpoints.stays = stays
     return Saver(run.config.checkpoint, checkpoints, take, saved, say, longest_s)
+
+
+def _best(run: Training, folder: RunFolder, state: Saved) -> dict[str, Any] | None:
+    """The best step so far and its value, for state.json."""
+    best, known = state.values["best_step"], folder.read_state().get("best")
+    if best is not None and run.config.checkpoint.best and (known is None or known["step"] != best):
+        known = as_found(run.config.checkpoint.best, best, state.values["best_metric"])
+    return known
 
 
 def _whole_copy(run: Training, step: int, values: dict[str, Any], slab: Slab) -> Saved:
