@@ -32,6 +32,15 @@ class Simulated(Route):
     """A rank's route, where what is sent lies in `box` by sender and receiver."""
 
     box: Box
+    lent = most_lent = 0  # bytes of memory for what arrives
+
+    def take(self, size: int, like: torch.Tensor) -> torch.Tensor:
+        self.lent += size * like.element_size()
+        self.most_lent = max(self.most_lent, self.lent)
+        return like.new_full((size,), torch.nan)
+
+    def give_back(self, taken: torch.Tensor) -> None:
+        self.lent -= taken.nbytes
 
     def swap(self, index: int, sends: list[Part], receives: list[Part]) -> Callable[[], None]:
         self.note(sends)

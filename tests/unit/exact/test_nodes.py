@@ -1,15 +1,18 @@
 """Ranks of a node add up among themselves: the tree's bits, and what a ring over nodes would send."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_ranks import Simulation, blocks_of_ranks, fewest_sent, in_nodes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from samestep.exact import Block, cuts, tree_sum
 from samestep.exact.nodes import Plan
+from samestep.exact.route import Route
 from samestep.exact.tree import add_in_rounds, rounds_of
 
 NODES = st.one_of(
@@ -90,6 +93,41 @@ def test_blocks_are_added_in_as_few_rounds_as_the_tree_is_deep(num: int, world_s
     assert torch.equal(given_values[place], tree_sum(leaves))
     add_in_rounds(rounds, values)
     assert torch.equal(values[place], tree_sum(leaves))
+
+
+class Additions(TorchDispatchMode):
+    """Counts the operators that add."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.num = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.num += "add" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("nodes", "ranks"), [(4, 4), (16, 8)])
+def test_a_bucket_is_added_up_by_levels_in_no_more_memory_than_its_own(nodes: int, ranks: int) -> None:
+    world_size = nodes * ranks
+    with Additions() as additions:
+        simulation = Simulation(in_nodes([ranks] * nodes), world_size, 4 * world_size)
+    assert simulation.is_right
+    expected = world_size.bit_length() - 1  # log2(W)
+    assert additions.num == (world_size + 1) * expected  # for each rank, and for the sum that it is held against
+    for route in simulation.routes:
+        assert route.most_lent < simulation.flats[0].nbytes  # what arrives from its node, and then from the others
+        assert route.lent == 0
+
+
+@given(num=st.integers(2, 1 << 20), most=st.integers(1, 4))
+def test_memory_for_what_arrives_serves_again_and_does_not_grow(num: int, most: int) -> None:
+    route, like = Route(1, 0, 1, None), torch.zeros(1)
+    for size in (num // 2, num, num // 2):
+        for taken in [route.take(size, like) for _ in range(most)]:
+            assert taken.shape == (size,)
+            route.give_back(taken)
+    assert sum(map(len, route._free)) == most * num * 4
 
 
 def test_a_nodes_end_of_the_tree_is_added_up_there() -> None:
