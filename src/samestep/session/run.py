@@ -199,10 +199,7 @@ class _Rank:
             # Another rank's refusal is one that all would have come to; one of rank 0's has left no folder.
             refusal = self.folder.refusal() if self.folder.path.exists() else ["rank 0 refused this run"]
             error = UsageError(*refusal) if refusal else error
-        is_early = isinstance(error, UsageError) and finished_steps(run) in (
-            0,
-            1,
-        )  # a first step is no loss
+        is_early = isinstance(error, UsageError) and finished_steps(run) in (0, 1)  # a first step is no loss
         if (isinstance(error, TrainingError) and not run.watch.has_torn_out) or is_early:
             return error
         has_trained = save_what_is_finished(run, saver, self.folder, self.runtime, board)
