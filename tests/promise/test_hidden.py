@@ -128,7 +128,7 @@ def test_where_the_device_is_another_the_parting_is_told_and_not_refused(ranks: 
     assert "; the bits part here" in out
 
 
-@pytest.mark.parametrize(("size", "onset"), [(1, 16), (2, 19)])  # calls, between two looks
+@pytest.mark.parametrize(("size", "onset"), [(1, 14), (2, 19)])  # between two looks
 def test_a_run_whose_task_has_come_to_remember_is_told_so_at_its_end(
     ranks: Ranks, tmp_path: Path, size: int, onset: int
 ) -> None:
@@ -173,7 +173,7 @@ class Slow(Hidden):
 
 def test_where_no_second_start_is_looked_at_the_run_says_so(ranks: Ranks, tmp_path: Path) -> None:
     (tmp_path / "slow_task.py").write_text(SLOW)
-    fields = {"place": "module", "what": "loss", "how": "flips", "onset": 16}
+    fields = {"place": "module", "what": "loss", "how": "flips", "onset": 14}
     codes, out, err = start(ranks, tmp_path, fields, "task=slow_task.py:Slow")
     assert (codes, err) == ([0], "")
     assert re.search(r"^note: no second start was made \(a start takes 2[.\d]* s, more than 0.5% of this run\)", out, re.M)

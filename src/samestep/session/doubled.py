@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 
 from samestep.evaluation import evaluating
@@ -32,16 +30,3 @@ def mistaken(grown: float, heavier: float) -> str | None:
     if abs(heavier - 1) < _ABOUT:
         return "has the same weight over each row twice; return how many rows or tokens it sums over"
     return None
-
-
-def note_a_mean(run: Training) -> None:
-    """Before a run's first step, one line about a loss that is a mean: half a micro-batch's rows, once and twice."""
-    if run.first_step or run.sums.sharded is not None:  # no rank runs a forward alone there
-        return
-    eager = torch.compiler.set_stance("force_eager") if run.config.compile else contextlib.nullcontext()
-    with contextlib.suppress(Exception), eager:  # rows that cannot be doubled train all the same
-        batch = run.checks.recompute.rows(0, 0)
-        half = type(batch)((name, tensor[: run.config.micro_batch_size // 2]) for name, tensor in batch.items())
-        _, grown, heavier = doubled(run, half)
-        if words := mistaken(grown, heavier):
-            run.reports.tracker.line(f"WARNING: loss {words} (docs/tasks.md)")

@@ -32,7 +32,6 @@ from samestep.runtime import Runtime
 from samestep.runtime.device_kind import differences
 from samestep.session.accelerator import make_accelerator
 from samestep.session.build import Plans, build
-from samestep.session.doubled import note_a_mean
 from samestep.session.failure import finished_steps, mistake_behind, save_what_is_finished
 from samestep.session.flops import find_step_at_peak
 from samestep.session.kind import kind_of
@@ -161,7 +160,6 @@ class _Rank:
                 self.say(parted)
             if self.runtime.is_main:
                 find_step_at_peak(run, self.runtime.world_size)
-                note_a_mean(run)
             self.second.started()
             with profiled(self.config.profile if self.runtime.is_main else None, run, self.folder):
                 finished = train(run)
