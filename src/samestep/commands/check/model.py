@@ -8,6 +8,7 @@ import time
 
 import torch
 
+from samestep.commands.check.doubled import doubled, mistaken
 from samestep.commands.check.memory import activation_bytes, disk, fitting, memory, needs
 from samestep.config import Config
 from samestep.config.preflight import Line
@@ -18,7 +19,6 @@ from samestep.runtime import Runtime
 from samestep.session import Plans, build, in_user_code, make_accelerator, mistake_behind
 from samestep.session.attention import AttentionCalls
 from samestep.session.build import float_dtype
-from samestep.session.doubled import doubled, mistaken
 from samestep.task.loading import load_task
 from samestep.tracking import NullTracker, find_tracker
 
