@@ -7,6 +7,7 @@ import datetime
 import os
 import socket
 import threading
+from collections.abc import Iterator
 
 import psutil
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from samestep.control.gate import gate
 from samestep.runtime.shared_memory import abort
 
 _ABORT_S = 5.0
+_UNHURRIED_S = 30 * 86400.0
 
 
 def abort_device_collectives() -> None:
@@ -39,11 +41,25 @@ def _abort() -> None:
 
 def allow(seconds: float) -> None:
     """Let a collective take so long at least: whoever watches is to speak first, and his patience grows with the step."""
-    if seconds <= abort.longest_wait_s:
-        return
-    abort.longest_wait_s = 2 * seconds
+    if seconds > abort.longest_wait_s:
+        _wait_at_most(2 * seconds)
+
+
+@contextlib.contextmanager
+def unhurried() -> Iterator[None]:
+    """Inside, a collective may take as long as it likes: what ranks wait for has no usual time."""
+    usual_s = abort.longest_wait_s
+    _wait_at_most(_UNHURRIED_S)
+    try:
+        yield
+    finally:
+        _wait_at_most(usual_s)
+
+
+def _wait_at_most(seconds: float) -> None:
+    abort.longest_wait_s = seconds
     if dist.is_initialized():
-        _set_pg_timeout(datetime.timedelta(seconds=abort.longest_wait_s))
+        _set_pg_timeout(datetime.timedelta(seconds=seconds))
 
 
 def abort_collectives() -> None:

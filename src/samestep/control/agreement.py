@@ -9,6 +9,8 @@ import contextlib
 import json
 import os
 import signal
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,9 +20,11 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from samestep.control.abort import unhurried
 from samestep.errors import SamestepError, TrainingError, UsageError
 
 T = TypeVar("T")
+_TOLD_EVERY_S = 60.0
 
 
 class StopFlag:
@@ -137,14 +141,38 @@ def agreed(attempt: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def first_on_each_machine(local_rank: int, prepare: Callable[[], T]) -> T:
-    """Run `prepare` in one process of each machine, then in the others, which find what it left on disk."""
+def first_on_each_machine(local_rank: int, prepare: Callable[[], T], doing: str) -> T:
+    """Run `prepare` in one process of each machine, then in the others, which find what it left on disk.
+
+    It may take hours: who waits for it waits on, and reads each minute on standard error what it is that is being done.
+
+    Args:
+        doing: `data("train") runs`, say.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return prepare()
-    result = agreed(prepare if local_rank == 0 else lambda: None)
-    if local_rank != 0:
-        result = prepare()
-    return result  # type: ignore[return-value]
+    with unhurried():
+        first = agreed((lambda: _told(prepare, doing)) if local_rank == 0 else lambda: None)
+        then = agreed(prepare if local_rank != 0 else lambda: None)
+    return first if local_rank == 0 else then  # type: ignore[return-value]
+
+
+def _told(work: Callable[[], T], doing: str) -> T:
+    """Do it, with a line for each minute that it takes."""
+    done, began = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not done.wait(_TOLD_EVERY_S):
+            minutes = (time.monotonic() - began) / 60
+            print(
+                f"{socket.gethostname()}: {doing}, for {minutes:.0f} min now; the other ranks wait", file=sys.stderr, flush=True
+            )
+
+    threading.Thread(target=tell, name="telling", daemon=True).start()
+    try:
+        return work()
+    finally:
+        done.set()
 
 
 def leave_together() -> None:

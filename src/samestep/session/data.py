@@ -54,7 +54,11 @@ class Data:
 def read_data(task: Task, config: Config, runtime: Runtime) -> Data:
     """The task's two splits and weights. Raises UsageError if ranks have different ones."""
     train, held_out = (
-        first_on_each_machine(runtime.local_rank, lambda split=split: read_split(task, config.seed, split))  # type: ignore[misc]
+        first_on_each_machine(
+            runtime.local_rank,
+            lambda split=split: read_split(task, config.seed, split),  # type: ignore[misc]
+            f'data("{split}") runs',
+        )
         for split in _SPLITS
     )
     if train is None:

@@ -37,6 +37,20 @@ def test_two_ranks_hear_the_same(tmp_path: Path) -> None:
     ]
 
 
+def test_who_waits_for_data_waits_as_long_as_it_takes_and_is_told_for_what(tmp_path: Path) -> None:
+    worker = Path(__file__).with_name("preparing.py")
+    words = [[sys.executable, str(worker), str(rank), str(tmp_path / "meeting")] for rank in range(2)]
+    ranks = [subprocess.Popen(word, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for word in words]
+    try:
+        (first, told), (second, other) = (rank.communicate(timeout=80) for rank in ranks)
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert (first, second) == ("rank 0 2.0\n", "rank 1 2.0\n"), told + other
+    assert ": data() runs, for 0 min now; the other ranks wait\n" in told
+    assert "data() runs" not in other
+
+
 def test_a_pickle_from_a_peer_is_not_opened() -> None:
     class Opened:
         def __reduce__(self) -> tuple[object, tuple[str]]:
