@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import collections
+import json
 import os
+import random
+import shutil
 import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
-from test_kills import start
+from test_kills import alive, ranks_of, start
 
 from conftest import Workplace
 
@@ -16,13 +21,13 @@ TASKS = Path(__file__).parent / "device_tasks.py"
 pytestmark = pytest.mark.timeout(600)
 
 
-def config(workplace: Workplace, where: str, fault: str) -> None:
-    """A run of 40 steps whose rank 1 of 2 does `fault` in its 12th, while rank 0 waits `where` it is said."""
+def config(workplace: Workplace, where: str, fault: str, calls_before: int = 23) -> None:
+    """A run of 40 steps whose rank 1 of 2 does `fault`, in its 12th by default, while rank 0 waits `where` it is said."""
     workplace.env["PYTHONPATH"] = os.pathsep.join([str(TASKS.parent), *filter(None, [workplace.env.get("PYTHONPATH")])])
     workplace.write(
         "case.yaml",
         f"task: {TASKS}:OnDevice\n"
-        f"with: {{fault: {fault}, where: {where}, mark: {workplace.path}/mark, calls_before: 23}}\n"
+        f"with: {{fault: {fault}, where: {where}, mark: {workplace.path}/mark, calls_before: {calls_before}}}\n"
         "global_batch_size: 32\nmicro_batch_size: 8\nsteps: 40\noptimizer: {name: adamw, lr: 1e-2}\n"
         "evaluate: {every: 13}\ntrack: {every: 1, wandb: 'off'}\naudit: false\n",
     )
@@ -77,3 +82,40 @@ def test_one_process_whose_device_hangs_saves_what_is_finished_before_it_ends(wo
     assert "rank 0 has saved step 5: no finished step is lost" in hung.out, hung.err
     assert "has been computing in step 6" in workplace.state("killed")["reason"]
     assert hung.err.count("has been computing in step 6") == 1
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("seed", range(8))
+def test_two_hundred_drawn_faults_lose_no_finished_step(tmp_path: Path, whole: str, seed: int) -> None:
+    """25 each: a death, a stop or a device that hangs, at a drawn moment, wherever the other waits for its device then."""
+    rng, done = random.Random(seed), collections.Counter[str]()
+    for number in range(25):
+        (tmp_path / str(number)).mkdir()
+        workplace = Workplace(tmp_path / str(number))
+        fault, where = rng.choice(["die", "die", "stop", "hang"]), rng.choice(["meeting", "launch", "kernel"])
+        calls = rng.randint(2, 78)
+        config(workplace, where if fault == "die" else "kernel", "die" if fault == "die" else "none", calls)
+        launcher = start(workplace, 2, *(["watchdog=3"] if fault == "hang" else []))
+        ranks: list[psutil.Process] = []
+        while launcher.poll() is None:
+            ranks = ranks_of(launcher) or ranks
+            if fault == "stop" and (workplace.path / "mark-0").exists():
+                launcher.send_signal(signal.SIGTERM)
+                break
+            time.sleep(0.05)
+        launcher.wait(200)
+        assert not [rank for rank in psutil.wait_procs(ranks, timeout=20)[1] if alive(rank)]
+        said = (workplace.path / "out").read_text()
+        reached = max([row["step"] for row in workplace.metrics("killed") if "loss" in row], default=0)
+        reason = str(workplace.state("killed")["reason"])
+        culprit = {"die": "rank 1 on", "stop": "stopped by SIGTERM", "hang": "rank 0 on"}[fault]
+        assert culprit in reason, f"seed {seed}, {number}: {fault} in {where} at {calls}: {reason}\n{said}"
+        again = workplace.train("case.yaml", "--run", "killed", processes=rng.choice([1, 2]))
+        begun = json.loads((workplace.path / "runs/killed/starts/0002.json").read_text())["resumed_from"]
+        assert begun >= reached, f"seed {seed}, {number}: {fault} in {where} at {calls}: {reached} reached\n{said}"
+        assert again.weights == whole, again.err
+        assert [row["step"] for row in workplace.metrics("killed") if "loss" in row] == list(range(1, 41))
+        shutil.rmtree(workplace.path)
+        done[f"{fault} in {where}" if fault == "die" else fault] += 1
+    print(f"\n| seed {seed} |", dict(done), flush=True)

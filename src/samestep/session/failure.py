@@ -193,7 +193,8 @@ def save_what_is_finished(
             saver.save_now(finished, _PATIENCE_AFTER_A_FAULT_S)
             print(f"rank {runtime.rank} has saved step {finished}: no finished step is lost", flush=True)
             if not runtime.is_main:  # rank 0 says what failed; where it is dead, somebody has to say that something did
-                folder.write_state(status="failed", reason=f"rank {runtime.rank} saved step {finished} after a fault")
+                why = next((failure["paragraph"] for failure in folder.failures()), "a fault")
+                folder.write_state(status="failed", reason=f"{why}\nrank {runtime.rank} saved step {finished} after that")
     except Exception as error:  # the fault itself is said later
         print(f"step {finished} could not be saved after the fault: {error}", flush=True)
     return True
