@@ -30,7 +30,7 @@ _TOLD_EVERY_S = 60.0
 class StopFlag:
     """Signals set a flag and do nothing else; the flag travels with the step and all ranks act on it together.
 
-    A thread hears of them too, for Python's handlers wait until the main thread is back from C, and it may wait for a device.
+    A thread may hear of them too: Python's handlers wait until the main thread is back from C, and it may wait for a device.
 
     The second Ctrl-C stops at once. SIGHUP, a terminal that closes, stops the run too, unless nohup has it ignored. All that
     holds until the process ends: a launcher that is ending its ranks must not silence one that has yet to say why.
@@ -59,6 +59,11 @@ class StopFlag:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             signal.signal(number, self._on_signal)
+
+    def listen(self) -> None:
+        """Have a thread hear of signals too. Not before whatever is to be forked off this process has been."""
+        if self.signal:
+            self._notice(self.signal)
         heard, told = os.pipe()
         os.set_blocking(told, False)
         signal.set_wakeup_fd(told, warn_on_full_buffer=False)
@@ -74,9 +79,12 @@ class StopFlag:
         while True:
             for number in os.read(heard, 64):
                 if number in self.SIGNALS:
-                    self.signal = self.signal or number
-                    if number != signal.SIGUSR1 and self.noticed_at is None:
-                        self.noticed_at = time.monotonic()
+                    self._notice(number)
+
+    def _notice(self, number: int) -> None:
+        self.signal = self.signal or number
+        if number != signal.SIGUSR1 and self.noticed_at is None:
+            self.noticed_at = time.monotonic()
 
 
 def decided_by_main(decide: Callable[[], T]) -> T:

@@ -65,7 +65,7 @@ class Statistics:
         if not self._is_begun:
             return True
         pairs = [(found.row(), found.start) for found in (self._averaged, self._counters)]
-        pairs += [(buffer.now, buffer.start) for buffer in self._fixed]
+        pairs += [(buffer.now, buffer.start) for buffer in self._touched]  # others may be after_step's, written without a trace
         return all(torch.equal(as_bits(now), as_bits(start)) for now, start in pairs)
 
     def _reset(self) -> None:

@@ -61,6 +61,7 @@ def watch_over(run: Training, saver: Saver, folder: RunFolder, runtime: Runtime,
         return time.monotonic() - stop.noticed_at > max(_LEAST_ASKED_S, _ASKED_S - saver.longest_s)
 
     gate.open()
+    stop.listen()
     if run.optimizer.device.type == "cuda":
         run.watch.progress = Progress(lambda: torch.cuda.current_stream().record_event())
     run.watch.is_overdue = is_overdue

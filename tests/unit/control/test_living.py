@@ -92,6 +92,7 @@ def test_a_signal_is_noticed_while_the_main_thread_waits_for_its_device() -> Non
     before = {number: signal.getsignal(number) for number in StopFlag.SIGNALS}
     stop, device, heard = StopFlag(), Device(), list[int]()
     stop.install()
+    stop.listen()
     try:
         device.kernel(lambda: bool(heard))
         event = device.record()
@@ -120,6 +121,7 @@ def test_a_loaders_signals_are_not_this_ranks() -> None:
     before = {number: signal.getsignal(number) for number in StopFlag.SIGNALS}
     stop = StopFlag()
     stop.install()
+    stop.listen()
     try:
         child = os.fork()
         if child == 0:
