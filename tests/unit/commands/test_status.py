@@ -21,7 +21,7 @@ from samestep.run.folder import RunFolder
 
 
 def fact(name: str, **values: Any) -> dict[str, Any]:
-    known = dict.fromkeys(("rate", "left", "saved", "job", "why", "nodes", "loss", "best"))
+    known = dict.fromkeys(("rate", "left", "saved", "job", "why", "nodes", "loss", "best", "parent"))
     return {**known, "run": name, "state": "done", "step": 10, "steps": 10, "left_out": [], "restarts": 0, **values}
 
 

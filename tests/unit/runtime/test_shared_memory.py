@@ -126,13 +126,13 @@ def test_no_other_file_is_taken_for_the_offered_one(tmp_path: Path) -> None:
     offered = offer(8, 2)
     assert offered is not None
     address, handle = offered
-    network, path, name = address.split()
+    node, path, name = address.rsplit(maxsplit=2)
     try:
-        assert accept(f"{int(network) + 1} {path} {name}") is None
-        assert accept(f"{network} {path} {name}0") is None
-        assert accept(f"{network} /proc/{os.getpid()}/fd/999999 {name}") is None
+        assert accept(f"{node}0 {path} {name}") is None
+        assert accept(f"{node} {path} {name}0") is None
+        assert accept(f"{node} /proc/{os.getpid()}/fd/999999 {name}") is None
         with (tmp_path / "another").open("w") as file:
-            assert accept(f"{network} /proc/{os.getpid()}/fd/{file.fileno()} {name}") is None
+            assert accept(f"{node} /proc/{os.getpid()}/fd/{file.fileno()} {name}") is None
         accepted = accept(address)
         assert accepted is not None
         os.close(accepted)
