@@ -27,7 +27,7 @@ def kernels() -> Iterator[ModuleType]:
         yield norm_kernels
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10, deadline=None)
 @given(rng=st.randoms(use_true_random=False), ways=st.integers(2, 5))
 def test_no_cut_into_rows_and_no_order_changes_the_norm(kernels: ModuleType, rng: random.Random, ways: int) -> None:
     grads = some_grads(rng)
