@@ -1081,7 +1081,7 @@ _SHARDED = [
         "exact/step_totals.py",
         "        gate.refuse()\n",
         "",
-        ("tests/chaos/test_devices.py::test_a_death_while_the_other_waits_for_its_device_loses_no_finished_step",),
+        ("tests/unit/control/test_living.py::test_rubbish_that_came_in_by_an_abort_is_no_steps_total",),
     ),
     Mutant(
         "a-death-is-heard-at-the-next-meeting",
