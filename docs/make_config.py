@@ -6,7 +6,7 @@ from pathlib import Path
 
 from samestep.config import ON_A_BRANCH
 from samestep.config.reference import keys
-from samestep.config.resume import _FREE_ON_RESUME, _PARTS_BITS
+from samestep.config.resume import _PARTS_BITS, FREE_ON_RESUME
 
 TARGET = Path(__file__).with_name("config.md")
 _HEAD = """# Every key of a config
@@ -34,7 +34,7 @@ def text() -> str:
     rows = (
         f"| `{key.name}` | {key.values} | {key.default} | {key.meaning} | {ON_A_BRANCH.get(key.name, '')} |" for key in keys()
     )
-    return _HEAD + "\n".join(rows) + "\n" + _TAIL.format(free=_names(_FREE_ON_RESUME), parting=_names(_PARTS_BITS))
+    return _HEAD + "\n".join(rows) + "\n" + _TAIL.format(free=_names(FREE_ON_RESUME), parting=_names(_PARTS_BITS))
 
 
 def _names(found: set[str]) -> str:

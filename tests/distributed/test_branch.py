@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,8 @@ def test_a_branch_without_a_change_is_its_parent_to_the_bit_and_costs_nothing(pl
     )
     files = [place.path / f"runs/{run}/checkpoints/step-00000004/optimizer.safetensors" for run in ("first", "same")]
     assert files[0].stat().st_ino == files[1].stat().st_ino
+    first, same = (stat.S_IMODE((place.path / "runs" / run).stat().st_mode) for run in ("first", "same"))
+    assert (first, same) == (0o700, 0o700)  # nobody else's, as any run's folder
     assert place.metrics("same") == [row for row in place.metrics("first") if row["step"] <= 4]
     place.samestep("train", "runs/same", "--run", "same", size=3)
     assert place.metrics("same") == place.metrics("first")

@@ -39,6 +39,7 @@ def prepare(run: str, step: int, name: str, overrides: tuple[str, ...]) -> tuple
     branching = Branching(before, now, step)
     making = RunFolder(folder.path.with_name(f".{name}.{os.getpid()}.tmp"))
     try:
+        making.make()
         _lay_out(parent, making, step, branching)
         write_atomically(making.config, to_text(now, origins))
         write_atomically(making.state, json.dumps(_state(parent, making, now, origin), indent=1) + "\n")

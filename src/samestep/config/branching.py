@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from samestep.config.resume import _FREE_ON_RESUME, dotted
+from samestep.config.resume import FREE_ON_RESUME, dotted
 from samestep.config.schema import Config
 from samestep.errors import UsageError
 
@@ -31,9 +31,9 @@ ON_A_BRANCH = {
     "device": _KIND,
     "threads": _KIND,
     "init": "no: the weights are those branched from",
-    **dict.fromkeys(_FREE_ON_RESUME, "yes"),
+    **dict.fromkeys(FREE_ON_RESUME, "yes"),
 }
-_SAME_FORWARD = {"schedule", "optimizer", "clip", "steps", "epochs"} | _FREE_ON_RESUME
+_SAME_FORWARD = {"schedule", "optimizer", "clip", "steps", "epochs"} | FREE_ON_RESUME
 _SAME_ROWS = {"task", "with", "seed"}
 
 

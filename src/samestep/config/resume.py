@@ -10,7 +10,7 @@ from samestep.errors import UsageError
 from samestep.run.best import best_words
 from samestep.run.folder import RunFolder
 
-_FREE_ON_RESUME = {
+FREE_ON_RESUME = {
     "evaluate",
     "checkpoint",
     "track",
@@ -35,7 +35,7 @@ def changes_on_resume(before: Config, now: Config) -> tuple[list[str], list[str]
     refused, parting = [], []
     old, new = before.resolved(), now.resolved()
     for key in new:
-        if old[key] == new[key] or key in _FREE_ON_RESUME:
+        if old[key] == new[key] or key in FREE_ON_RESUME:
             continue
         if key in _PARTS_BITS:
             parting.append(f"{key} was {old[key]} and is {new[key]}: from here on the bits may part from an unbroken run's")
@@ -79,7 +79,7 @@ def done_words(folder: RunFolder, state: dict[str, Any]) -> str:
 def maths(config: Config) -> dict[str, Any]:
     """The keys that the bits are made of, by their dotted names; those of the device are told with its kind."""
     resolved = config.resolved()
-    return dotted({key: value for key, value in resolved.items() if key not in _FREE_ON_RESUME | _PARTS_BITS})
+    return dotted({key: value for key, value in resolved.items() if key not in FREE_ON_RESUME | _PARTS_BITS})
 
 
 def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
