@@ -26,9 +26,9 @@ UNSHARDABLE = {
 }  # fmt: skip
 # And for these it may be, some once a micro-batch shows it: one that goes another way than the others', or past the model.
 ASTRAY = {
-    "part:skipping": ("gathered together",), "part:routed": ("gathered together",), "twist:part": ("reaches past",),
-    "twist:no_model": ("reaches past", "gathered together"), "twist:twice": ("runs twice",),
-    "dtype:bfloat16": ("parameters of 16 bits",),
+    "part:skipping": ("gathered together",), "part:routed": ("gathered together",),
+    "twist:part": ("reaches past", "gathered together"), "twist:no_model": ("reaches past", "gathered together"),
+    "twist:twice": ("runs twice",), "dtype:bfloat16": ("parameters of 16 bits",),
 }  # fmt: skip
 
 # What inductor compiles quickly and without a word of its own; each shape that a run meets takes it some seconds.
