@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import random
 import sys
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from samestep.exact import OrderedSum, buckets, cuts, everyone, nodes, transfer
+from samestep.exact import OrderedSum, ShardedModel, ShardedSum, buckets, cuts, everyone, nodes, transfer
 from samestep.runtime import shared_memory
 
 SHAPES = [(3,), (7, 5), (2, 3, 3, 3), (1,), (64, 33), (8, 4, 1, 1)]
@@ -190,6 +191,37 @@ def check_nodes() -> None:
     assert route.bytes_sent - out.item() == num_bytes
 
 
+def check_shards() -> None:
+    """A model in each node has the single process's sums, and out of a node goes at most what a ring over nodes would send."""
+    shapes: list[tuple[int, ...]] = [(7, 5), (64, 3), (1,), (40, 8)]
+    num_checked = 0
+    transfer._GATHERED_ELEMENTS = transfer._SHARED_ELEMENTS = 0
+    layouts = [[[0, 1, 2, 3, 4, 5]], [[0, 1, 2], [3, 4, 5]], [[0, 1], [2, 3], [4, 5]], [[0, 3], [1, 4], [2, 5]]]
+    for layout, (leaves, leaf_size) in itertools.product(layouts, ((6, 1), (7, 2), (8, 1), (12, 2), (17, 1))):
+        bare, alone = Given(shapes, False), Given(shapes, False)
+        group = everyone()
+        assert group is not None
+        sharded = ShardedModel(bare, [], torch.device("cpu"), group, layout if len(layout) > 1 else None)
+        summed = ShardedSum(sharded, leaves * leaf_size, leaves, [shard.local for shard in sharded.shards])
+        whole = OrderedSum(alone, leaves * leaf_size, leaves)
+        for seed in range(2):
+            for index in summed.share:
+                summed.begin_micro_batch(index)
+                counts = index < leaves * leaf_size
+                summed.connect(bare(constants_of(alone, index, seed, 0.0)), counts).backward()
+                summed.end_micro_batch(index)
+            rows = summed.finish(summed.used)
+            expected = step(whole, alone, alone, seed, 0.0, -1)
+            cut = [shard.cut(grad) for shard, grad in zip(sharded.shards, expected, strict=True) if grad is not None]
+            assert equal(list(rows), list(cut)), (layout, leaves, leaf_size, seed)
+        if summed.route is not None and max(map(len, summed.route.plan)) == 1:  # each node's leaves are a block of the tree
+            num_checked += 1
+            rows_of_each = sum(-(-shape[0] // len(layout[0])) * math.prod(shape[1:]) for shape in shapes)
+            piece = -(-rows_of_each // len(layout))  # of a rank's rows, those that it adds up
+            assert summed.route.bytes_sent == 2 * 2 * (len(layout) - 1) * piece * 4, (layout, summed.route.bytes_sent)
+    assert num_checked >= 4
+
+
 def check_side_by_side(steps: int) -> None:
     """Sums of equal models in one backward: each has messages of its own."""
     shapes: list[tuple[int, ...]] = [(7, 5), (5, 7), (64, 3)]
@@ -227,6 +259,8 @@ if __name__ == "__main__":
         check_delays(int(sys.argv[2]), sys.argv[3])
     elif sys.argv[1] == "nodes":
         check_nodes()
+    elif sys.argv[1] == "shards":
+        check_shards()
     elif sys.argv[1] == "side by side":
         check_side_by_side(int(sys.argv[2]))
     else:

@@ -14,6 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from samestep import Task
+from samestep.tasks.text import Text
+
+if "NODES" in os.environ:  # of each rank, "aabb"
+    os.environ["_SAMESTEP_NODE"] = os.environ["NODES"][int(os.environ.get("RANK", "0"))]
 
 Batch = dict[str, torch.Tensor]
 _calls = 0
@@ -69,6 +73,10 @@ class Chain(Task):
             os.kill(os.getpid(), signal.SIGKILL)
         loss = F.cross_entropy(model(batch["x"]), batch["y"], reduction="sum")
         return loss, len(batch["y"]), {"half": (loss.detach() / 2, len(batch["y"]))}
+
+
+class Written(Text):
+    """The built-in text task."""
 
 
 class Pretrained(Task):

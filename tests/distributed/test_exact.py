@@ -32,6 +32,10 @@ def test_what_leaves_a_node_is_what_a_ring_over_nodes_sends(workplace: Workplace
     run(workplace, processes, "nodes")
 
 
+def test_a_model_in_each_node_has_the_single_process_tree_at_a_rings_bytes(workplace: Workplace) -> None:
+    run(workplace, 6, "shards")
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 def test_sums_of_equal_models_in_one_backward_do_not_meet(workplace: Workplace, processes: int) -> None:
     run(workplace, processes, "side by side", "20")

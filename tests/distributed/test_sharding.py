@@ -18,8 +18,9 @@ SETTINGS = (
     "clip: 0.5\nschedule: {name: cosine, warmup: 3, floor: 0.1}\ntrack: {every: 1, wandb: 'off', fingerprint: parameters}\n"
 )
 TEXT = (
-    "task: text\nwith: {context: 32, width: 60, layers: 2, heads: 3, dropout: 0.1, shown: 40}\nglobal_batch_size: 16\n"
-    "micro_batch_size: 2\nsteps: 10\noptimizer: {name: adamw, lr: 3e-3}\nevaluate: {batches: 5}\n" + SETTINGS
+    f"task: {HERE}/shard_tasks.py:Written\nwith: {{context: 32, width: 60, layers: 2, heads: 3, dropout: 0.1, shown: 40}}\n"
+    "global_batch_size: 16\nmicro_batch_size: 2\nsteps: 10\noptimizer: {name: adamw, lr: 3e-3}\n"
+    "evaluate: {batches: 5}\n" + SETTINGS
 )
 CHAIN = (
     f"task: {HERE}/shard_tasks.py:Chain\nglobal_batch_size: 24\nmicro_batch_size: 2\nepochs: 4\n"
@@ -44,6 +45,7 @@ CASES: dict[str, tuple[str, list[int]]] = {  # of CHAIN and IMAGES a step has tw
     "transformers-bf16": (PRETRAINED + "precision: bf16\n", [2]),
 }
 QUICK = {"gpt", "batchnorm-unused-tied-frozen", "transformers"}  # the others are drawn often by tests/promise
+NODES = {"gpt": "abab", "batchnorm-unused-tied-frozen": "aabbcc", "transformers": "aabb"}
 UNTIMED = ("step", "loss", "lr", "grad_norm", "fingerprint", "fingerprints", "half")
 
 
@@ -67,6 +69,8 @@ def test_a_sharded_run_has_the_bits_of_an_unsharded_one(workplace: Workplace, na
     expected = trained(workplace, config, 1)
     for size in sizes:
         assert trained(workplace, config, size, "shard=true", "recompute=true") == expected
+    workplace.env["NODES"] = NODES[name]
+    assert trained(workplace, config, len(NODES[name]), "shard=node") == expected
 
 
 @pytest.mark.timeout(300)
@@ -82,13 +86,13 @@ def test_a_run_goes_on_sharded_or_not_as_if_nothing_had_been(workplace: Workplac
     config = CHAIN + "checkpoint: {every: 2, background: true}\n"
     expected = trained(workplace, config, 1)
     words = ["case.yaml", "--run", "moved"]
-    workplace.env["DIES_AT"] = "16"  # of rank 0's three micro-batches a step
-    assert workplace.train(*words, "shard=true", processes=4, timeout=200).code != 0
+    workplace.env |= {"DIES_AT": "16", "NODES": "aabb"}  # of rank 0's three micro-batches a step
+    assert workplace.train(*words, "shard=node", processes=4, timeout=200).code != 0
     reached = workplace.state("moved")["step"]
     assert 2 <= reached < 6
     workplace.env["DIES_AT"] = "30"  # of twelve
     assert workplace.train(*words).code != 0
-    del workplace.env["DIES_AT"]
+    del workplace.env["DIES_AT"], workplace.env["NODES"]
     done = workplace.train(*words, "shard=true", "recompute=true", processes=3, timeout=200)
     assert done.code == 0, done.err
     assert (done.weights, rows_of(workplace, "moved")) == expected
@@ -122,6 +126,15 @@ def test_what_cannot_be_sharded_is_refused_in_a_line(workplace: Workplace, confi
     assert done.code != 0
     assert words in done.err + done.out, done.err[-3000:]
     assert "EnforceNotMet" not in done.err  # a rank that met another's message
+
+
+def test_nodes_with_unequal_numbers_of_processes_are_told_what_to_write(workplace: Workplace) -> None:
+    workplace.write("case.yaml", CHAIN)
+    workplace.env["NODES"] = "aab"
+    done = workplace.train("case.yaml", "shard=node", processes=3)
+    assert done.code != 0
+    assert "shard: found node, and nodes with 1 and 2 processes; start as many on each, or write shard=true" in done.err
+    assert not any((workplace.path / "runs").glob("*"))
 
 
 def test_the_sharded_sum_forced_in_one_process_equals_the_local_fold(workplace: Workplace) -> None:

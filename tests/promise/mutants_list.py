@@ -1021,15 +1021,15 @@ _SHARDED = [
     Mutant(
         "sharded-leaves-dealt-like-blocks",
         "exact/tree.py",
-        "range(rank, rounds * world_size, world_size)",
-        "range(rank * rounds, (rank + 1) * rounds)",
+        "range(start + place, start + rounds * each, each)",
+        "range(start + place * rounds, start + (place + 1) * rounds)",
         (SHARDED,),
     ),
     Mutant(
         "sharded-rounds-first-leaf-off-by-one",
         "exact/sharded/exchange.py",
-        "            first = rounds.round * rounds.world_size\n",
-        "            first = rounds.round * rounds.world_size + 1\n",
+        "    first = rounds.leaves.start + rounds.round * len(arrived)\n",
+        "    first = rounds.leaves.start + rounds.round * len(arrived) + 1\n",
         (SHARDED,),
     ),
     Mutant(

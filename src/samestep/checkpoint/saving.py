@@ -166,18 +166,22 @@ class Saver:
 
 
 class SharedSaver(Saver):
-    """Of a sharded run, on each of its ranks: all save together what rank 0 finds due."""
+    """Of a sharded run, on each of its ranks: all save together what rank 0 finds due.
 
-    def __init__(self, settings: Checkpoint, checkpoints: SharedCheckpoints, *args: Any) -> None:
+    Args:
+        writes: whether this rank's rows are wanted; another node may have the same.
+    """
+
+    def __init__(self, settings: Checkpoint, checkpoints: SharedCheckpoints, *args: Any, writes: bool) -> None:
         super().__init__(settings, checkpoints, *args)
-        self._shared = checkpoints
+        self._shared, self._writes = checkpoints, writes
 
     def is_due(self, step: int) -> bool:
         return decided_by_main(lambda: super(SharedSaver, self).is_due(step))
 
     def save(self, step: int) -> None:
         self.wait()
-        if not decided_by_main(lambda: self._stands(step)):
+        if not decided_by_main(lambda: self._stands(step)) and self._writes:
             self._begin(step)
 
     def _stands(self, step: int) -> bool:

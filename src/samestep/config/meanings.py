@@ -32,7 +32,7 @@ MEANINGS = {
     "reduce": "`exact`: the same bits on any number of processes. `fast`: the backend's own all-reduce, equal within rounding.",
     "leaves": "Of the exact sum: as many processes can share a step, and memory falls with them; by default one a micro-batch.",
     "compile": "Compile each repeated block of the model with torch.compile.",
-    "shard": "Cut parameters, gradients and optimizer state into rows over all processes: `docs/sharding.md`.",
+    "shard": "Cut parameters, gradients and optimizer state by rows over all processes, or each `node`'s: `docs/sharding.md`.",
     "recompute": "Keep of each repeated block its input alone, and compute the rest again in the backward: less memory.",
     "device": "`auto`: GPUs where there are some.",
     "threads": "CPU threads of one process; on a CPU part of the maths.",

@@ -152,7 +152,7 @@ class Config(_Strict):
     reduce: Literal["exact", "fast"] = "exact"
     leaves: PositiveInt | None = None
     compile: bool = False
-    shard: bool = False
+    shard: bool | Literal["node"] = False
     recompute: bool = False
     device: Literal["auto", "cpu"] = "auto"
     threads: PositiveInt = 1

@@ -8,10 +8,12 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
+import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 
 from samestep.control.gate import gate
 from samestep.runtime.shared_memory import abort
@@ -35,8 +37,22 @@ def end_device_waits() -> None:
 
 
 def _abort() -> None:
+    """Of all groups at once, each of which has a communicator of its own: one by one they may wait for each other
+    (PyTorch issue 119797)."""
     with contextlib.suppress(RuntimeError):
-        dist.group.WORLD.abort()  # type: ignore[union-attr]
+        first, *others = _groups()
+        backend: Any = first._get_backend(torch.device("cuda"))
+        if others:
+            backend._group_start()
+        for group in reversed([first, *others]):
+            group.abort()
+        if others:
+            backend._group_end()
+
+
+def _groups() -> list[dist.ProcessGroup]:
+    """Those that this process is in, that of all ranks first."""
+    return list(_world.pg_map)
 
 
 def allow(seconds: float) -> None:
@@ -58,8 +74,8 @@ def unhurried() -> Iterator[None]:
 
 def _wait_at_most(seconds: float) -> None:
     abort.longest_wait_s = seconds
-    if dist.is_initialized():
-        _set_pg_timeout(datetime.timedelta(seconds=seconds))
+    for group in _groups() if dist.is_initialized() else ():
+        _set_pg_timeout(datetime.timedelta(seconds=seconds), group)
 
 
 def abort_collectives() -> None:

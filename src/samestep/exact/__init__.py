@@ -1,6 +1,7 @@
 """The ordered sum: the same bits at every world size. `OrderedSum` serves anyone's own loop; the tree needs no DDP."""
 
 from samestep.exact.gradients import FastSum, OrderedSum, check_world_size, everyone
+from samestep.exact.nodes import nodes_of
 from samestep.exact.norm import norm_way, total_norm
 from samestep.exact.scalars import Scalar, as_float, is_finite, ratio
 from samestep.exact.sharded import USED_ROWS, Shard, ShardedModel, ShardedSum, refuse_uncuttable, row_cuts
@@ -36,6 +37,7 @@ __all__ = [
     "gather",
     "in_order",
     "is_finite",
+    "nodes_of",
     "norm_way",
     "ordered_total",
     "padded",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -81,8 +81,8 @@ class OrderedSum:
         rank = dist.get_rank(group) if group is not None else 0
         self.world_size = dist.get_world_size(group) if group is not None else 1
         check_world_size(self.world_size, self.num_leaves)
-        self.shares = contiguous(self.num_leaves, self.leaf_size, self.world_size)
-        self.share = self.shares[rank]
+        self.shares: Sequence[Sequence[int]] = contiguous(self.num_leaves, self.leaf_size, self.world_size)
+        self.share: Sequence[int] = self.shares[rank]
         wanted = None if stepped is None else set(stepped)
         self.parameters = [p for p in model.parameters() if (p.requires_grad if wanted is None else p in wanted)]
         self._others = [p for p in model.parameters() if wanted is not None and p not in wanted]

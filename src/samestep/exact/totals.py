@@ -54,27 +54,27 @@ def make_channel(group: dist.ProcessGroup, num_bytes: int) -> Channel | None:
     return made if all(have_it) else None
 
 
-def gather(local: torch.Tensor) -> torch.Tensor:
+def gather(local: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
     """Every rank's tensor, stacked in rank order: (…) to (world_size, …). All ranks pass the same shape and dtype.
 
     On a GPU floats begin as NaN: after an aborted collective the queued kernels still run, and must see that nothing arrived.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if not dist.is_initialized() or dist.get_world_size(group) == 1:
         return local[None]
-    world_size = dist.get_world_size()
-    if not local.is_cuda and local.nbytes <= _GATHER_BYTES:
-        world = dist.group.WORLD
-        assert world is not None
-        if world not in _gathering:
-            _gathering[world] = make_channel(world, _GATHER_BYTES)
-        if (near := _gathering[world]) is not None and world not in _collective:
+    group = group or dist.group.WORLD
+    assert group is not None
+    world_size = dist.get_world_size(group)
+    if not local.is_cuda and local.nbytes <= _GATHER_BYTES and group not in _collective:
+        if group not in _gathering:
+            _gathering[group] = make_channel(group, _GATHER_BYTES)
+        if (near := _gathering[group]) is not None:
             received = near.send(local.reshape(-1).view(torch.uint8))()
             gate.refuse()
             return received.clone().view(local.dtype).view(world_size, *local.shape)
     shape = (world_size, *local.shape)
     nothing = math.nan if local.is_floating_point() else 0
     everyone = local.new_full(shape, nothing) if local.is_cuda else local.new_empty(shape)
-    all_gather(everyone.view(-1), local.reshape(-1))
+    all_gather(everyone.view(-1), local.reshape(-1), group=group)
     if not local.is_cuda:
         gate.refuse()
     return everyone

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -48,14 +48,25 @@ def contiguous(num_leaves: int, leaf_size: int, world_size: int) -> list[range]:
     return [range(start, stop) for start, stop in itertools.pairwise(starts)]
 
 
-def dealt(num_leaves: int, leaf_size: int, world_size: int) -> list[list[int]]:
-    """Each rank's micro-batches of a step, where leaves are dealt like cards: in each round the ranks have neighbouring ones.
+def dealt(num_leaves: int, leaf_size: int, nodes: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Each rank's micro-batches of a step, where a node has neighbouring leaves and deals them like cards: in each round its
+    ranks have neighbouring ones.
 
     All have equally many; those beyond the last leaf count for nothing.
+
+    Args:
+        nodes: each node's ranks, equally many.
     """
-    rounds = -(-num_leaves // world_size)
-    leaves = [range(rank, rounds * world_size, world_size) for rank in range(world_size)]
-    return [[leaf * leaf_size + place for leaf in own for place in range(leaf_size)] for own in leaves]
+    starts = cuts(num_leaves, len(nodes))
+    each = len(nodes[0])
+    rounds = max(-(-(stop - start) // each) for start, stop in itertools.pairwise(starts))
+    shares: dict[int, list[int]] = {}
+    for ranks, (start, stop) in zip(nodes, itertools.pairwise(starts), strict=True):
+        for place, rank in enumerate(ranks):
+            own = range(start + place, start + rounds * each, each)
+            leaves = [leaf if leaf < stop else num_leaves + leaf - stop for leaf in own]
+            shares[rank] = [leaf * leaf_size + number for leaf in leaves for number in range(leaf_size)]
+    return [shares[rank] for rank in range(len(shares))]
 
 
 class Sum(Generic[T]):

@@ -25,7 +25,7 @@ from samestep.randomness.order import Order
 from samestep.runtime import Runtime
 from samestep.session.data import Data, notes_on_data, read_data, refuse_other_data
 from samestep.session.model import lay_out, make_after_step, make_change, make_model, notes_on, refuse_unequal_models
-from samestep.session.sharding import is_cut, refuse_unshardable, shard
+from samestep.session.sharding import cut_over, refuse_unshardable, shard
 from samestep.sources import make_rows
 from samestep.task import Task
 from samestep.tracking import NullTracker, Pace, Reports, Tracker
@@ -111,14 +111,14 @@ def make_plan(config: Config, order: Order) -> Plan:
 def build_model(config: Config, plans: Plans, all_steps: int) -> tuple[torch.nn.Module, GatedOptimizer, ShardedModel | None]:
     """The model and its optimizer as the run's last save has them, cut over the ranks where that is asked for."""
     task, accelerator, saved, device = plans.task, plans.accelerator, plans.saved, plans.accelerator.device
-    cuts = is_cut(config, plans.runtime)
+    nodes = cut_over(config)
     model, torch_optimizer = agreed(
-        lambda: make_model(config, task, torch.device("cpu") if cuts else device, saved is None, device)
+        lambda: make_model(config, task, torch.device("cpu") if nodes else device, saved is None, device)
     )
     refuse_unequal_models(model)
     if config.shard:
         agreed(lambda: refuse_unshardable(task, model, torch_optimizer))
-    sharded = shard(model, torch_optimizer, device) if cuts else None
+    sharded = shard(model, torch_optimizer, device, nodes) if nodes else None
     optimizer = agreed(lambda: lay_out(config, task, accelerator, saved, all_steps, model, torch_optimizer, sharded))
     return model, optimizer, sharded
 

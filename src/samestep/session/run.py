@@ -38,7 +38,7 @@ from samestep.session.kind import kind_of
 from samestep.session.profile import profiled
 from samestep.session.saving import make_saver
 from samestep.session.second import NoSecondStart, second_start
-from samestep.session.sharding import is_cut
+from samestep.session.sharding import cut_over
 from samestep.session.show import shown
 from samestep.session.start import Start, begin, info_for_trackers, open_run, see_the_start
 from samestep.session.watch import make_watchdog, watch_over, words_of_a_stop
@@ -98,7 +98,7 @@ class _Rank:
         self.say(f"resumed from step {self.start.resumed_from}" if self.start.checkpoint else "fresh", f"({self.folder.path})")
         for note in self.start.notes:
             self.say(note)
-        mapped = is_cut(self.config, self.runtime)
+        mapped = bool(cut_over(self.config))
         saved = read_chosen(self.start.checkpoint, self.start.checksum, mapped) if self.start.checkpoint else None
         kind = kind_of(self.accelerator.device)
         peers, other_kind = self.compare_devices(kind, saved)

@@ -63,15 +63,14 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
         folder.write_state(saving_s=round(longest_s, 2))  # for the launcher, whose patience is longer
     keep = run.config.checkpoint.keep
     checkpoints: Checkpoints
-    if run.sums.sharded is not None:
-        board = make_board(runtime.store, runtime.world_size, start)
+    if (sharded := run.sums.sharded) is not None:
+        board = make_board(runtime.store, sharded.world_size, start)
         if not isinstance(board, StoreBoard):
             raise UsageError("shard: there is no store over which the ranks could save together; start them with torchrun, say")
-        checkpoints = shared = SharedCheckpoints(folder, keep, runtime.rank, runtime.world_size, board)
+        checkpoints = shared = SharedCheckpoints(folder, keep, sharded.rank, sharded.world_size, board)
         checkpoints.stays = stays
-        if not runtime.is_main:
-            return SharedSaver(run.config.checkpoint, shared, take, lambda *_: None, lambda _: None, longest_s)
-        return SharedSaver(run.config.checkpoint, shared, take, saved, run.reports.tracker.line, longest_s)
+        after = (saved, run.reports.tracker.line) if runtime.is_main else (lambda *_: None, lambda _: None)
+        return SharedSaver(run.config.checkpoint, shared, take, *after, longest_s, writes=sharded.node == 0)
     say = run.reports.tracker.line if runtime.is_main else print
     checkpoints = Checkpoints(folder, keep)
     checkpoints.stays = stays

@@ -11,10 +11,9 @@ from torch import nn
 
 from samestep.config import Config
 from samestep.errors import UsageError
-from samestep.exact import Shard, ShardedModel, everyone, refuse_uncuttable
+from samestep.exact import Shard, ShardedModel, everyone, nodes_of, refuse_uncuttable
 from samestep.optimizer.build import PartOptimizers
 from samestep.optimizer.fused import FusedStep
-from samestep.runtime import Runtime
 from samestep.session.blocks import repeated_blocks
 from samestep.task import Task
 
@@ -24,18 +23,32 @@ _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 1 << 22  # mallopt(3)
 _ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
 
 
-def is_cut(config: Config, runtime: Runtime) -> bool:
-    """Whether each process has its rows of the model alone; one process has all of them."""
-    return config.shard and runtime.world_size > 1
+def cut_over(config: Config) -> list[list[int]]:
+    """The ranks that have one model among them, each its rows; none where every process has all of it.
+
+    Raises UsageError on every rank where nodes are to have a model each, and have unequally many ranks.
+    """
+    group = everyone()
+    if group is None or not config.shard:
+        return []
+    nodes = nodes_of(group)
+    if config.shard != "node":
+        nodes = [sorted(rank for ranks in nodes for rank in ranks)]
+    if len(sizes := sorted({len(ranks) for ranks in nodes})) > 1:
+        raise UsageError(
+            f"shard: found node, and nodes with {' and '.join(map(str, sizes))} processes; start as many on each, "
+            "or write shard=true"
+        )
+    return nodes if sizes != [1] else []
 
 
-def shard(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> ShardedModel:
-    """Cut `model`, which is whole and on the host, and let `optimizer` step this rank's rows."""
+def shard(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, nodes: list[list[int]]) -> ShardedModel:
+    """Cut `model`, which is whole and on the host, over each node's ranks, and let `optimizer` step this rank's rows."""
     if device.type == "cpu":
         _give_memory_back()
     group = everyone()
     assert group is not None
-    sharded = ShardedModel(model, repeated_blocks(model), device, group)
+    sharded = ShardedModel(model, repeated_blocks(model), device, group, nodes if len(nodes) > 1 else None)
     shard_optimizer(optimizer, sharded.swap())
     return sharded
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import pickle
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from samestep.control.abort import unhurried
 from samestep.control.agreement import _said
 
 pytestmark = pytest.mark.timeout(90)
@@ -35,6 +38,21 @@ def test_two_ranks_hear_the_same(tmp_path: Path) -> None:
         "TrainingError('early',)",
         "UsageError('second',)",
     ]
+
+
+def test_every_group_is_unhurried_inside(tmp_path: Path) -> None:
+    """A sharded model has groups of its own, which wait for `data()` too."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    try:
+        backends = [group._get_backend(torch.device("cpu")) for group in (dist.group.WORLD, dist.new_group([0])) if group]
+        with unhurried():
+            inside = {backend.options._timeout for backend in backends}
+        after = {backend.options._timeout for backend in backends}
+    finally:
+        dist.destroy_process_group()
+    assert len(backends) == 2
+    assert inside == {datetime.timedelta(days=30)}
+    assert after == {datetime.timedelta(minutes=30)}
 
 
 def test_who_waits_for_data_waits_as_long_as_it_takes_and_is_told_for_what(tmp_path: Path) -> None:

@@ -10,17 +10,23 @@ import torch.distributed as dist
 from torch import nn
 
 from samestep.errors import UsageError
+from samestep.exact.route import Route
 from samestep.exact.sharded.model import ShardedModel
 from samestep.exact.totals import all_gather
+from samestep.exact.transfer import transfer
 from samestep.exact.tree import Block, Sum
 
 
 class Rounds(Protocol):
-    """Where a step's sum stands: the leaves are dealt to the ranks in rounds."""
+    """Where a step's sum stands: the leaves are dealt to the ranks in rounds.
+
+    `route` is to those who have the same rows in other nodes, where there are any.
+    """
 
     round: int
-    world_size: int
-    num_leaves: int
+    last_round: int
+    leaves: range  # of this node
+    route: Route | None
     is_on_host: bool
     meeting: Callable[[], None]
     going_on: Callable[[], None]
@@ -35,6 +41,39 @@ def _left_out(block: nn.Module) -> UsageError:
         f"shard: a micro-batch had no gradient for any of {type(block).__name__.removeprefix('FSDP')}, which needs torch 2.13; "
         "use each block in every micro-batch, or leave shard out"
     )
+
+
+def _push(own: Sum[torch.Tensor], arrived: torch.Tensor, rounds: Rounds) -> None:
+    """Add a round's leaves; the last may have fewer than there are ranks: (ranks, rows)."""
+    first = rounds.leaves.start + rounds.round * len(arrived)
+    for leaf, rows in enumerate(arrived, first):
+        if leaf in rounds.leaves:
+            own.push(Block(leaf, 0), rows.clone())
+
+
+def _give(rows: torch.Tensor, own: Sum[torch.Tensor], number: int, rounds: Rounds) -> None:
+    """After a round: write zeros into `rows`, or block `number`'s whole sum, once this node's leaves are all in `own`."""
+    if rounds.round < rounds.last_round:
+        rows.zero_()
+    elif rounds.route is None:
+        rows.copy_(own.total())
+    else:
+        rounds.meeting()
+        _meet_nodes(rounds.route, number, rows, own)
+        rounds.going_on()
+
+
+def _meet_nodes(route: Route, number: int, rows: torch.Tensor, own: Sum[torch.Tensor]) -> None:
+    """Do the rest of the tree with those who have the same rows in other nodes."""
+
+    def writer(values: torch.Tensor) -> Callable[[torch.Tensor], None]:
+        return lambda whole: torch._foreach_copy_([whole], [values])
+
+    *others, (_, last) = own.blocks
+    own.blocks = []
+    rows.copy_(last)
+    for _ in transfer(route, number, rows, [writer(values) for _, values in others]):
+        pass
 
 
 def make_exchanges(rounds: Rounds, sharded: ShardedModel) -> tuple[type, type]:
@@ -81,14 +120,8 @@ def make_exchanges(rounds: Rounds, sharded: ShardedModel) -> tuple[type, type]:
                 sharded.refuse_other_mark(~self.number)
             dist.all_to_all_single(arrived, input_tensor, group=group)
             rounds.going_on()
-            first = rounds.round * rounds.world_size
-            for leaf, rows in enumerate(arrived.view(rounds.world_size, -1), first):
-                if leaf < rounds.num_leaves:
-                    self.sum.push(Block(leaf, 0), rows.clone())
-            if first + rounds.world_size >= rounds.num_leaves:
-                output_tensor.copy_(self.sum.total())
-            else:
-                output_tensor.zero_()
+            _push(self.sum, arrived.view(sharded.world_size, -1), rounds)
+            _give(output_tensor, self.sum, self.number, rounds)
 
         def begin_step(self) -> None:
             """Raise UsageError if the step before has ended without its last leaves."""

@@ -54,20 +54,37 @@ class Shard:
 
 
 class ShardedModel:
-    """One model over all ranks of a group.
+    """One model over all ranks, or one over those of each node.
 
     Args:
         model: whole, the same on every rank, on the host: each block's parameters move to the device on their own.
         blocks: modules within it that are gathered one at a time; the rest of the model is one more.
+        nodes: the ranks that have one model among them, equally many in each; by default all.
     """
 
-    def __init__(self, model: nn.Module, blocks: Sequence[nn.Module], device: torch.device, group: dist.ProcessGroup) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Sequence[nn.Module],
+        device: torch.device,
+        group: dist.ProcessGroup,
+        nodes: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.fsdp import fully_shard
 
         keep_to_collectives(group)
-        self.model, self.group = model, group
-        self.rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
+        self.model = model
+        self.nodes = nodes or [range(dist.get_world_size(group))]
+        self.group, self.node = group, 0
+        self.across: dist.ProcessGroup | None = None  # those who have the same rows in other nodes
+        if nodes is None:
+            mesh = DeviceMesh(device.type, torch.arange(dist.get_world_size(group)))
+        else:
+            levels = DeviceMesh(device.type, torch.tensor([list(ranks) for ranks in nodes]), mesh_dim_names=("node", "place"))
+            self.across, self.group = levels.get_group("node"), levels.get_group("place")
+            self.node, mesh = dist.get_rank(self.across), levels["place"]
+        self.rank, self.world_size = dist.get_rank(self.group), dist.get_world_size(self.group)
         self.blocks: list[nn.Module] = [*blocks, model]
         own, taken = [], set[nn.Parameter]()
         for block in self.blocks:
@@ -80,7 +97,6 @@ class ShardedModel:
         self.visited: list[int] = []  # blocks, in the order in which forwards came to them
         self._originals = list(names)
         self.left_behind = weakref.WeakSet(names)  # those that something else than the model holds
-        mesh = DeviceMesh(device.type, torch.arange(self.world_size))
         for block, whole_ones in zip(self.blocks, own, strict=True):
             fully_shard(block, mesh=mesh)
             for parameter in whole_ones.values() if device.type != "cpu" else ():
@@ -151,7 +167,7 @@ class ShardedModel:
         local = shard.local.detach()
         padded = local.new_zeros(row_cuts(shard.shape[0], self.world_size)[1], *shard.shape[1:])
         padded[: len(local)] = local
-        everyone = gather(padded.flatten().view(torch.uint8)).view(local.dtype)  # gloo has no integers of 16 bits
+        everyone = gather(padded.flatten().view(torch.uint8), self.group).view(local.dtype)  # gloo has no integers of 16 bits
         return everyone.view(-1, *shard.shape[1:])[: shard.shape[0]].cpu()
 
 

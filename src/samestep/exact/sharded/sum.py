@@ -2,7 +2,8 @@
 
 Leaves are dealt in rounds: in each, the ranks compute neighbouring ones, and whoever owns rows gets these of all of them and
 pushes them into the tree in order. So at most log2(leaves) + 1 blocks of a shard's size are kept, and a leaf's sum does not
-know which rank computed it.
+know which rank computed it. Where each node has a whole model, its ranks do that with the node's own leaves, and once they are
+through, those who have the same rows in all nodes do the rest of the tree.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from torch import nn
 from samestep.errors import UsageError
 from samestep.exact.gradients import OrderedSum, check_world_size
 from samestep.exact.reentrant import refuse_reentrant
+from samestep.exact.route import Route
 from samestep.exact.sharded.exchange import make_exchanges
 from samestep.exact.sharded.model import ShardedModel
 from samestep.exact.totals import as_bits, fingerprint
-from samestep.exact.tree import dealt
+from samestep.exact.tree import cuts, dealt
 
 
 class ShardedSum(OrderedSum):
@@ -35,13 +37,17 @@ class ShardedSum(OrderedSum):
     is_sharded = True
 
     def __init__(self, sharded: ShardedModel, micro_batches: int, leaves: int, stepped: list[nn.Parameter]) -> None:
-        check_world_size(sharded.world_size, leaves)
+        check_world_size(sum(map(len, sharded.nodes)), leaves)
         wanted = set(stepped)
         self._sharded, self._shards = sharded, [shard for shard in sharded.shards if shard.local in wanted]
         self.parameters = [shard.local for shard in self._shards]
-        self.num_leaves, self.leaf_size, self.world_size = leaves, micro_batches // leaves, sharded.world_size
-        self.shares = dealt(leaves, self.leaf_size, self.world_size)  # type: ignore[assignment]
-        self.share = self.shares[sharded.rank]
+        self.num_leaves, self.leaf_size, self.world_size = leaves, micro_batches // leaves, sum(map(len, sharded.nodes))
+        self.shares = dealt(leaves, self.leaf_size, sharded.nodes)
+        self.share = self.shares[sharded.nodes[sharded.node][sharded.rank]]
+        starts = cuts(leaves, len(sharded.nodes))
+        self.leaves = range(starts[sharded.node], starts[sharded.node + 1])
+        self.last_round = len(self.share) // self.leaf_size - 1
+        self.route = Route(leaves, sharded.node, len(sharded.nodes), sharded.across) if len(sharded.nodes) > 1 else None
         self.exchange = None
         self.watch_first = False
         device = self.parameters[0].device
@@ -58,6 +64,7 @@ class ShardedSum(OrderedSum):
         self._hooked: dict[int, nn.Parameter] = {}
         self._steps = 1
         self.round = -1  # apart from a step's own
+        self._rounds = {index: number // self.leaf_size for number, index in enumerate(self.share)}
         self._syncs = False
         self._hook(sharded)
         for block in sharded.blocks:  # what is gathered into is made here, and not in a user's own inference mode, say
@@ -113,9 +120,8 @@ class ShardedSum(OrderedSum):
         return self._steps & (self._steps - 1) == 0
 
     def begin_micro_batch(self, index: int) -> None:
-        leaf, place = divmod(index, self.leaf_size)
-        self.round = leaf // self.world_size
-        self._sync(place == self.leaf_size - 1)
+        self.round = self._rounds[index]
+        self._sync(index % self.leaf_size == self.leaf_size - 1)
 
     def _sync(self, wanted: bool) -> None:
         self._syncs = wanted
@@ -196,6 +202,8 @@ class ShardedSum(OrderedSum):
             shard.whole.grad = None
         for fold in self._folds:
             fold.begin_step()
+        if self.route is not None:
+            self.route.begin_step()
         self._used = [False] * len(self._shards)
         return grads
 
