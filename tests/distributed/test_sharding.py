@@ -83,13 +83,16 @@ def test_leaves_that_end_short_and_a_forward_computed_again_change_nothing(workp
 
 @pytest.mark.timeout(400)
 def test_a_run_goes_on_sharded_or_not_as_if_nothing_had_been(workplace: Workplace) -> None:
-    config = CHAIN + "checkpoint: {every: 2, background: true}\n"
+    config = CHAIN + "checkpoint: {every: 10, background: true}\n"
     expected = trained(workplace, config, 1)
     words = ["case.yaml", "--run", "moved"]
     workplace.env |= {"DIES_AT": "16", "NODES": "aabb"}  # of rank 0's three micro-batches a step
-    assert workplace.train(*words, "shard=node", processes=4, timeout=200).code != 0
+    broken = workplace.train(*words, "shard=node", processes=4, timeout=200)
+    assert broken.code != 0
     reached = workplace.state("moved")["step"]
     assert 2 <= reached < 6
+    assert f"the ranks of this node have saved step {reached}: no finished step is lost" in broken.out + broken.err
+    assert "rank 2 saved step" in workplace.state("moved")["reason"]
     workplace.env["DIES_AT"] = "30"  # of twelve
     assert workplace.train(*words).code != 0
     del workplace.env["DIES_AT"], workplace.env["NODES"]

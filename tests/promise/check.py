@@ -17,7 +17,7 @@ from typing import Any
 import oracle
 import safetensors.torch
 import yaml
-from draw import ASTRAY, REFUSED_BY, Run, features, is_sharded, unshardable
+from draw import ANY_NODES, ASTRAY, NODES, REFUSED_BY, SHARDS, Run, features, is_sharded, unshardable
 from ranks import HERE, Ranks
 
 _VICTIMS = (1, -15)  # how ranks may end beside one that refuses what its own micro-batch has shown; () would be stricter
@@ -70,8 +70,8 @@ class Checker:
         starts = list(run["starts"])
         for number, start in enumerate(starts):
             answers.append(self._start(folder, start, number, run["config"]["seed"]))
-            if "shard=true" in start[5] and self._cannot_shard(run, folder, answers[-1], number):
-                starts[number] = start = [*start[:5], [word for word in start[5] if word != "shard=true"]]
+            if not SHARDS.isdisjoint(start[5]) and self._cannot_shard(run, folder, answers[-1], number):
+                starts[number] = start = [*start[:5], [word for word in start[5] if word not in SHARDS]]
                 answers[-1] = self._start(folder, start, number, run["config"]["seed"])
             codes = set(answers[-1]["codes"])
             if codes <= {0} or (2 in codes and -9 not in codes):  # beside a killed rank, the refusal is the next start's
@@ -120,6 +120,7 @@ class Checker:
 
     def _start(self, folder: Path, start: list[Any], number: int, seed: int, name: str = "start") -> dict[str, Any]:
         size, signal, rank, place, call, overrides = start
+        nodes = (NODES if "shard=node" in overrides else ANY_NODES).get(size, ["a" * size])
         job = {
             "folder": str(folder),
             "name": f"{name}-{number}",
@@ -127,6 +128,7 @@ class Checker:
             "words": ["drawn.yaml", "--run", "drawn", *overrides],
             "env": {"PROMISE_FUSE": f"{signal}:{rank}:{place}:{call}"} if signal else {},
             "way": ("near", "by pieces", "far")[(number + seed) % 3],  # each start in turn: the bits are the same on all
+            "nodes": nodes[(number + seed // 3) % len(nodes)],
         }
         answer: dict[str, Any] = self._trainer.ask(job)
         return answer
@@ -172,7 +174,7 @@ class Checker:
             raise Broken(f"refused, and left a run folder behind: {words}")
         most = min(2, run["config"].get("leaves") or run["config"]["global_batch_size"] // run["config"]["micro_batch_size"])
         other = 1 if run["starts"][0][0] > 1 else most
-        unsharded = [word for word in start[5] if word != "shard=true"]  # which has mistakes of its own, told before others
+        unsharded = [word for word in start[5] if word not in SHARDS]  # which has mistakes of its own, told before others
         again = self._start(folder, [other, "", 0, "", 0, unsharded], number, 0, "other")
         if 2 not in again["codes"] or not set(again["codes"]) <= {2, *_VICTIMS} or _words(again) != words:
             raise Broken(f"refused on {run['starts'][0][0]} as {words!r}, on {other} exit {again['codes']}: {_words(again)!r}")

@@ -56,6 +56,10 @@ OPTIMIZERS: list[dict[str, Any]] = [
 ]
 
 
+SHARDS = {"shard=true", "shard=node"}
+NODES = {2: ["aa"], 3: ["aaa"], 4: ["aabb", "abab"]}  # of each rank, where a model is cut over each
+ANY_NODES = {2: ["aa", "ab"], 3: ["aaa", "aab", "abc"], 4: ["aaaa", "aabb", "abbb", "abca"]}
+
 PLACES = ["data", "model", "transform", "metrics", "after_step"]
 
 
@@ -177,12 +181,13 @@ def runs(draw: st.DrawFn) -> Run:
 
 def _overrides() -> st.SearchStrategy[list[str]]:
     """What may be another from start to start, and is none of the run's numbers."""
-    return st.lists(st.sampled_from(["shard=true", "recompute=true"]), max_size=2, unique=True)
+    some = st.lists(st.sampled_from(["shard=true", "shard=node", "recompute=true"]), max_size=2, unique=True)
+    return some.filter(lambda words: len([word for word in words if word in SHARDS]) < 2)
 
 
 def is_sharded(start: list[Any]) -> bool:
     """On one process there is nothing to cut, yet what cannot be is refused."""
-    return start[0] > 1 and "shard=true" in start[5]
+    return start[0] > 1 and not SHARDS.isdisjoint(start[5])
 
 
 def unshardable(run: Run) -> list[str]:

@@ -25,6 +25,7 @@ REFUSED = f"{CASES}::test_what_cannot_be_kept_is_one_line_at_every_world_size"
 LATE = f"{CASES}::test_once_a_late_mistake_is_mended_the_run_goes_on_as_if_it_had_never_been"
 ONE_RANK = f"{CASES}::test_what_only_one_rank_does_is_refused_on_all"
 SHARDED = f"{CASES}::test_a_sharded_run_has_an_unsharded_ones_bits"
+IN_NODES = "tests/distributed/test_exact.py::test_a_model_in_each_node_has_the_single_process_tree_at_a_rings_bytes"
 RESHARDED = f"{CASES}::test_a_killed_sharded_run_goes_on_at_another_size_as_if_nothing_had_been"
 PAST = f"{CASES}::test_what_reaches_past_a_sharded_model_is_refused_in_a_line"
 HOOK = "tests/distributed/test_exact.py::test_the_hook_can_be_forced_on_one_process"
@@ -1152,6 +1153,27 @@ _SHARDED = [
         "row_cuts(shape[0], self.world_size)[self.rank]",
         "min(self.rank * (shape[0] // self.world_size), shape[0])",
         (RESHARDED,),
+    ),
+    Mutant(
+        "nodes-earlier-blocks-left-behind",
+        "exact/sharded/exchange.py",
+        "[writer(values) for _, values in others]",
+        "[writer(last) for _ in others]",
+        (IN_NODES,),
+    ),
+    Mutant(
+        "a-nodes-last-leaves-taken-for-the-next-ones",
+        "exact/tree.py",
+        "leaf if leaf < stop else num_leaves + leaf - stop",
+        "leaf",
+        ("tests/unit/exact/test_tree.py::test_nodes_deal_each_leaf_once_and_all_ranks_have_as_many",),
+    ),
+    Mutant(
+        "the-store-of-a-node-broken-with-its-collectives",
+        "session/saving.py",
+        "    run.watch.stores.add(node.port)\n",
+        "",
+        ("tests/distributed/test_sharding.py::test_a_run_goes_on_sharded_or_not_as_if_nothing_had_been",),
     ),
     Mutant(
         "sharded-norm-of-a-ranks-own-rows",

@@ -220,6 +220,8 @@ def _run_rank(job: dict[str, Any], rank: int, port: int) -> None:
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "promise"}
             os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
         os.environ |= job.get("env", {})
+        if "nodes" in job:
+            os.environ["_SAMESTEP_NODE"] = job["nodes"][rank]
         sys.argv = ["samestep", job.get("command", "train"), *job["words"]]
         if "script" not in job:
             cli.main()

@@ -13,7 +13,7 @@ from samestep.checkpoint.files import Checkpoints
 from samestep.checkpoint.sharded import SharedCheckpoints
 from samestep.checkpoint.state import Saved
 from samestep.config import Checkpoint
-from samestep.control import decided_by_main
+from samestep.control import NodeStore, StoreBoard, decided_by_main
 from samestep.errors import Overtaken, TrainingError
 
 _RETRY_S = 10.0
@@ -170,18 +170,34 @@ class SharedSaver(Saver):
 
     Args:
         writes: whether this rank's rows are wanted; another node may have the same.
+        node: the store of this rank's node, where that has a whole model.
     """
 
-    def __init__(self, settings: Checkpoint, checkpoints: SharedCheckpoints, *args: Any, writes: bool) -> None:
+    def __init__(
+        self,
+        settings: Checkpoint,
+        checkpoints: SharedCheckpoints,
+        *args: Any,
+        writes: bool = True,
+        node: NodeStore | None = None,
+    ) -> None:
         super().__init__(settings, checkpoints, *args)
-        self._shared, self._writes = checkpoints, writes
+        self.node = node
+        self._shared, self._writes, self._is_alone = checkpoints, writes, False
 
     def is_due(self, step: int) -> bool:
         return decided_by_main(lambda: super(SharedSaver, self).is_due(step))
 
+    def continue_over(self, board: StoreBoard) -> None:
+        """After a death: save with the ranks of this node alone, over a board of theirs; there are no collectives any more."""
+        self.wait()
+        self._writes = self._is_alone = True
+        self._shared.continue_over(board)
+
     def save(self, step: int) -> None:
         self.wait()
-        if not decided_by_main(lambda: self._stands(step)) and self._writes:
+        stands = self._shared.has(step) if self._is_alone else decided_by_main(lambda: self._stands(step))
+        if not stands and self._writes:
             self._begin(step)
 
     def _stands(self, step: int) -> bool:

@@ -43,8 +43,13 @@ class SharedCheckpoints(Checkpoints):
     def __init__(self, folder: RunFolder, keep: int, rank: int, world_size: int, board: StoreBoard) -> None:
         super().__init__(folder, keep)
         self._rank, self._world_size, self._board = rank, world_size, board
-        self._turn = 0
+        self._turn, self._kind = 0, "save"
         self.given_up = threading.Event()  # a rank has died, and the others wait for nobody
+
+    def continue_over(self, board: StoreBoard) -> None:
+        """After a death: the next save is the first of those that live, who tell each other over another board."""
+        self._board, self._turn, self._kind = board, 0, "rescue"
+        self.given_up.clear()
 
     def save(self, saved: Saved) -> Path:
         """As of `Checkpoints` on rank 0; on any other write this rank's rows, and return once they are on disk."""
@@ -70,7 +75,7 @@ class SharedCheckpoints(Checkpoints):
         """Rank 0 has done that before it wrote the manifest."""
 
     def _temporary(self, step: int) -> str:
-        return f".step-{step:08d}.start-{self._run.start}.save-{self._turn}.tmp"
+        return f".step-{step:08d}.start-{self._run.start}.{self._kind}-{self._turn}.tmp"
 
     def _needed_bytes(self, saved: Saved) -> int:
         return sum(_size(*found) for found in saved.files.values())

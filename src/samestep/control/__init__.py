@@ -2,7 +2,7 @@
 
 from samestep.control.abort import abort_device_collectives
 from samestep.control.agreement import StopFlag, agreed, decided_by_main, everyones, first_on_each_machine, leave_together
-from samestep.control.board import Board, NoBoard, StoreBoard, is_victim, make_board, survivor
+from samestep.control.board import Board, NoBoard, NodeStore, StoreBoard, is_victim, make_board, survivor
 from samestep.control.gate import gate
 from samestep.control.made_up import as_rank
 from samestep.control.progress import Progress
@@ -11,6 +11,7 @@ from samestep.control.watchdog import Watchdog
 __all__ = [
     "Board",
     "NoBoard",
+    "NodeStore",
     "Progress",
     "StopFlag",
     "StoreBoard",

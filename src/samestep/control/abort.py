@@ -7,7 +7,7 @@ import datetime
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import psutil
@@ -84,17 +84,18 @@ def abort_collectives() -> None:
     abort.is_set = True  # only ranks that are all on one machine wait there
 
 
-def break_connections(store_port: int | None, loopback: bool = False) -> None:
-    """Make every collective of gloo's raise in the thread that waits for it. The launcher's store stays within reach.
+def break_connections(stores: Set[int], loopback: bool = False) -> None:
+    """Make every collective of gloo's raise in the thread that waits for it. Stores stay within reach.
 
     Args:
+        stores: their ports.
         loopback: break connections within this machine too.
 
     gloo (seen with torch 2.13) knows no abort, and notices nothing but its connections' end. A tracker's end too.
     """
     for connection in psutil.Process().net_connections("tcp"):
         ends = [end for end in (connection.laddr, connection.raddr) if end]
-        if len(ends) != 2 or store_port in (ends[0].port, ends[1].port):
+        if len(ends) != 2 or not stores.isdisjoint(end.port for end in ends):
             continue
         if loopback or not ends[1].ip.startswith("127."):
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fd)) as peer:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch.distributed as dist
+
+from samestep.control.agreement import everyones
 
 _PATIENCE = datetime.timedelta(seconds=5)
 _ALIVE_S = 2.0
@@ -105,6 +108,29 @@ class StoreBoard:
             return list(ranks)
         half = len(ranks) // 2
         return self._written(topic, ranks[:half]) + self._written(topic, ranks[half:]) if half else []
+
+
+class NodeStore:
+    """A store for the ranks of one node, which outlives the other nodes. All ranks make theirs together.
+
+    Args:
+        node: its ranks; the first has the store.
+    """
+
+    def __init__(self, node: Sequence[int], rank: int, start: int) -> None:
+        self._num_ranks, self._start, self._store = len(node), start, None
+        port = 0
+        if rank == node[0]:
+            listening = socket.create_server(("127.0.0.1", 0))
+            port = listening.getsockname()[1]
+            self._store = dist.TCPStore(  # type: ignore[attr-defined]
+                "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
+            )
+        self.port = everyones(port)[node[0]]
+
+    def connect(self) -> StoreBoard:
+        """The node's board, on which a rank goes by its place there. Raises RuntimeError where the store is gone."""
+        return StoreBoard("127.0.0.1", self.port, self._num_ranks, self._start)
 
 
 def make_board(address: tuple[str, int] | None, world_size: int, start: int) -> Board:

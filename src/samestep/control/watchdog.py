@@ -48,7 +48,7 @@ class Watchdog:
         accuse: called with a paragraph that names the culprits, and their ranks and hosts, before the process ends.
         mourn: the same of ranks that have died.
         verdict: a file that appears when the job has lost a node: what waits for it must not wait any longer.
-        store_port: of the launcher's store, which is spared then.
+        store_port: of the launcher's store.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class Watchdog:
         self.rescue: Callable[[], int] = lambda: 1  # saves what is finished, in this thread; gives the exit code
         self._is_leaving = False
         self.progress: Progress | None = None  # of the device, where there is one
-        self._verdict, self._store_port = verdict, store_port
+        self._verdict = verdict
+        self.stores = set() if store_port is None else {store_port}  # ports of those that are needed once ranks are torn out
         self._beats = 0
         self._step, self._phase, self._since = 0, "starting", time.monotonic()
         self._entered = self._since  # the phase; what `_since` has is moved on while nothing can hang
@@ -233,7 +234,7 @@ class Watchdog:
         if self._world_size > 1:
             abort_collectives()
             if not self._ended.wait(_BEAT_S):  # most are out by now: a dead peer's connections have ended by themselves
-                break_connections(self._store_port, loopback)
+                break_connections(self.stores, loopback)
         while not self._ended.wait(_TORN_OUT_S):
             if self._phase != SAVING:
                 self._end(self.rescue)

@@ -11,7 +11,7 @@ import traceback
 from samestep import evaluation
 from samestep.checkpoint import Saver
 from samestep.config import Config
-from samestep.control import Board, is_victim, survivor
+from samestep.control import Board, is_victim
 from samestep.errors import UsageError, looked_for, place_in_user_code
 from samestep.exact import USED_ROWS
 from samestep.loop import Training
@@ -19,6 +19,7 @@ from samestep.run.disk import write_atomically
 from samestep.run.folder import RunFolder
 from samestep.runtime import Runtime, tell_launcher
 from samestep.session.blocks import MOST_SHAPES
+from samestep.session.survivors import is_chosen
 from samestep.task import Columns, batch_behind
 
 _PATIENCE_AFTER_A_FAULT_S = 20.0  # torchrun kills what is left after 30
@@ -165,7 +166,8 @@ def save_what_is_finished(
         return True
     if finished == run.first_step:
         return False
-    if run.sums.sharded is not None:
+    sharded = run.sums.sharded
+    if sharded is not None and sharded.across is None:
         print(
             f"step {finished} is not saved: each rank has but its rows of it (shard). An earlier save stands, if any",
             flush=True,
@@ -188,10 +190,13 @@ def save_what_is_finished(
         run.reports.flush(finished)
         if run.reports.read_steps < finished:  # it may hold what no rank has sent
             print(f"step {finished} is not saved: its numbers were never read. An earlier save stands, if any", flush=True)
-        elif runtime.world_size == 1 or survivor(board, runtime.rank, finished, folder.claim_save):
+        elif is_chosen(saver, sharded, folder, runtime, board, finished):
             run.sums.statistics.roll_back()
             saver.save_now(finished, _PATIENCE_AFTER_A_FAULT_S)
-            print(f"rank {runtime.rank} has saved step {finished}: no finished step is lost", flush=True)
+            if sharded is not None and sharded.rank > 0:
+                return True
+            who = f"rank {runtime.rank} has" if sharded is None else "the ranks of this node have"
+            print(f"{who} saved step {finished}: no finished step is lost", flush=True)
             if not runtime.is_main:  # rank 0 says what failed; where it is dead, somebody has to say that something did
                 why = next((failure["paragraph"] for failure in folder.failures()), "a fault")
                 folder.write_state(status="failed", reason=f"{why}\nrank {runtime.rank} saved step {finished} after that")

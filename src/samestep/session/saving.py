@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from samestep.checkpoint import Checkpoints, Saved, Saver, SharedCheckpoints, SharedSaver, Slab, capture, size_of
-from samestep.control import StoreBoard, make_board
+from samestep.control import NodeStore, StoreBoard, make_board
 from samestep.errors import TrainingError, UsageError
+from samestep.exact import ShardedModel
 from samestep.loop import Training
 from samestep.run.best import as_found
 from samestep.run.folder import RunFolder
@@ -69,12 +70,22 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
             raise UsageError("shard: there is no store over which the ranks could save together; start them with torchrun, say")
         checkpoints = shared = SharedCheckpoints(folder, keep, sharded.rank, sharded.world_size, board)
         checkpoints.stays = stays
-        after = (saved, run.reports.tracker.line) if runtime.is_main else (lambda *_: None, lambda _: None)
-        return SharedSaver(run.config.checkpoint, shared, take, *after, longest_s, writes=sharded.node == 0)
+        after = (saved, run.reports.tracker.line) if sharded.rank == 0 else (lambda *_: None, lambda _: None)
+        node = _node_store(run, sharded, runtime.rank, start)
+        return SharedSaver(run.config.checkpoint, shared, take, *after, longest_s, writes=sharded.node == 0, node=node)
     say = run.reports.tracker.line if runtime.is_main else print
     checkpoints = Checkpoints(folder, keep)
     checkpoints.stays = stays
     return Saver(run.config.checkpoint, checkpoints, take, saved, say, longest_s)
+
+
+def _node_store(run: Training, sharded: ShardedModel, rank: int, start: int) -> NodeStore | None:
+    """For the ranks of a node that has a whole model: the watch breaks no connection with it."""
+    if sharded.across is None:
+        return None
+    node = NodeStore(sharded.nodes[sharded.node], rank, start)
+    run.watch.stores.add(node.port)
+    return node
 
 
 def _best(run: Training, folder: RunFolder, state: Saved) -> dict[str, Any] | None:

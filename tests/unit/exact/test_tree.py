@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep.exact import Block, Sum, blocks_of, cuts, in_order, padded, tree_sum
+from samestep.exact import Block, Sum, blocks_of, cuts, dealt, in_order, padded, tree_sum
 
 
 def leaves_of(num: int, seed: int) -> torch.Tensor:
@@ -35,6 +35,20 @@ def test_any_split_gives_the_single_process_sum(num: int, world_size: int, seed:
     alone = partial(leaves, 0, num).total()
     assert torch.equal(whole.total(), alone)
     assert torch.equal(tree_sum(leaves), alone)
+
+
+@given(num=st.integers(1, 64), nodes=st.integers(1, 6), each=st.integers(1, 6), leaf_size=st.integers(1, 3))
+def test_nodes_deal_each_leaf_once_and_all_ranks_have_as_many(num: int, nodes: int, each: int, leaf_size: int) -> None:
+    layout = [[place * nodes + node for place in range(each)] for node in range(nodes)]  # ranks dealt to nodes like cards
+    shares, starts = dealt(num, leaf_size, layout), cuts(num, nodes)
+    assert len({len(share) for share in shares}) == 1
+    counted = sorted(index for share in shares for index in share if index < num * leaf_size)
+    assert counted == list(range(num * leaf_size))
+    for ranks, (start, stop) in zip(layout, itertools.pairwise(starts), strict=True):
+        for leaves in zip(*(shares[rank][::leaf_size] for rank in ranks), strict=True):  # round by round
+            real = [leaf // leaf_size for leaf in leaves if leaf < num * leaf_size]
+            assert real == list(range(real[0], real[0] + len(real))) if real else True
+            assert all(start <= leaf < stop for leaf in real)
 
 
 @given(num=st.integers(1, 200))

@@ -39,7 +39,7 @@ def test_a_survivor_saves_nothing_beyond_a_best_that_never_reached_the_disk(
     rank: int, best: int | None, on_disk: list[int], saves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
-    monkeypatch.setattr(failure, "survivor", lambda *words: True)
+    monkeypatch.setattr(failure, "is_chosen", lambda *words: True)
     run = fake_run(best, read_steps=6)
     again = lambda step: all(there < step for there in on_disk)  # noqa: E731
     saver: Any = SimpleNamespace(
