@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from samestep.exact import OrderedSum, ShardedModel, ShardedSum, buckets, cuts, everyone, nodes, transfer
+from samestep.exact import OrderedSum, ShardedModel, ShardedSum, buckets, cuts, everyone, gather, nodes, totals, transfer
 from samestep.runtime import shared_memory
 
 SHAPES = [(3,), (7, 5), (2, 3, 3, 3), (1,), (64, 33), (8, 4, 1, 1)]
@@ -222,6 +222,29 @@ def check_shards() -> None:
     assert num_checked >= 4
 
 
+def check_small_messages() -> None:
+    """All ranks' numbers come to all, in their order; out of a node goes one message more whenever nodes double."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    for names, messages in {"aaaaa": 0, "aabbb": 1, "abbab": 1, "abcca": 2, "abcde": 3}.items():
+        stand_in(names)
+        totals._gathering.clear()
+        for number in range(50):
+            generator = torch.Generator().manual_seed(number)
+            shape = (1 + number % 7, 3)
+            everyone = torch.randn(size, *shape, generator=generator, dtype=torch.float64)
+            assert torch.equal(gather(everyone[rank]), everyone), (names, number)
+        (met,) = totals._gathering.values()
+        if not messages:
+            assert isinstance(met, shared_memory.Channel)
+            continue
+        assert isinstance(met, totals.NodeGather)
+        is_first = names.index(names[rank]) == rank
+        assert met.messages_sent == (50 * messages if is_first else 0), (names, met.messages_sent)
+        most = torch.zeros(size, totals._EVERYONES_BYTES // size // 8 + 1, dtype=torch.float64)  # too large for memory
+        assert torch.equal(gather(most[rank]), most)
+        assert met.messages_sent == (50 * messages if is_first else 0)
+
+
 def check_side_by_side(steps: int) -> None:
     """Sums of equal models in one backward: each has messages of its own."""
     shapes: list[tuple[int, ...]] = [(7, 5), (5, 7), (64, 3)]
@@ -261,6 +284,8 @@ if __name__ == "__main__":
         check_nodes()
     elif sys.argv[1] == "shards":
         check_shards()
+    elif sys.argv[1] == "small":
+        check_small_messages()
     elif sys.argv[1] == "side by side":
         check_side_by_side(int(sys.argv[2]))
     else:

@@ -36,6 +36,10 @@ def test_a_model_in_each_node_has_the_single_process_tree_at_a_rings_bytes(workp
     run(workplace, 6, "shards")
 
 
+def test_a_small_message_leaves_a_node_once_whenever_nodes_double(workplace: Workplace) -> None:
+    run(workplace, 5, "small")
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 def test_sums_of_equal_models_in_one_backward_do_not_meet(workplace: Workplace, processes: int) -> None:
     run(workplace, processes, "side by side", "20")

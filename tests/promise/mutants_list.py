@@ -1155,6 +1155,13 @@ _SHARDED = [
         (RESHARDED,),
     ),
     Mutant(
+        "small-messages-in-the-order-of-arrival",
+        "exact/totals.py",
+        "self._swap(own)[self._places]",
+        "self._swap(own)",
+        ("tests/distributed/test_exact.py::test_a_small_message_leaves_a_node_once_whenever_nodes_double",),
+    ),
+    Mutant(
         "nodes-earlier-blocks-left-behind",
         "exact/sharded/exchange.py",
         "[writer(values) for _, values in others]",
