@@ -174,7 +174,7 @@ def test_rows_that_were_not_earned_are_named(place: Place) -> None:
     assert "steps 5 to 8: step 6: loss was recorded as 0.5 and is " in said
     assert "That row was not earned: the state after step 8 is right" in said
     assert "steps 9 to 12: step 9: eval_loss was recorded as 0.001 and is " in said
-    assert "That row was not earned, nor were 1 others: the state after step 12 is right" in said
+    assert "That row and 1 more were not earned: the state after step 12 is right" in said
     edit_row(run, 10, "step", 11)
     assert "2 of 3 stretches" not in place.samestep("prove", "edited", "--stretch", "0-4")
 

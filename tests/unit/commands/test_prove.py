@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from samestep.commands.prove import prove
 from samestep.commands.prove.record import Kept, Proof, broken_at, read_proof, record, write_proof
 from samestep.commands.prove.stretches import Stretch, draw, in_the_draw, named, odds, stretches_between, unseen
+from samestep.config import load_config
 from samestep.errors import UsageError
+from samestep.run.folder import RunFolder
 
 
 @pytest.mark.parametrize(("total", "share", "wrong"), [(20, 0.05, 1), (12, 0.25, 4), (50, 0.1, 5), (6, 0.5, 3)])
@@ -30,7 +34,7 @@ def test_the_odds_at_their_ends() -> None:
     assert unseen(20, 3, 1) == pytest.approx(17 / 20)
     assert unseen(20, 3, 2) == pytest.approx(17 * 16 / (20 * 19))
     assert unseen(20, 3, 18) == 0.0
-    assert odds(4, 4) == "nothing is left to chance: all 4 were trained again"
+    assert odds(4, 4) == "nothing is left to chance: all 4 that were drawn from were trained again"
     assert odds(20, 5) == (
         "left to chance: 1 wrong stretch of the 20 drawn from would have stayed unseen with 75.0%, 2 with 55.3%, 5 with 19.4%, "
         "10 with 1.6%, 20 with 0.0%; with 95% certainty no more than 8 of them are wrong"
@@ -120,3 +124,34 @@ def test_an_edited_proof_breaks_where_it_was_edited(tmp_path: Path) -> None:
         (tmp_path / "edited.json").write_text(text)
         with pytest.raises(UsageError, match="restore the file, or prove anew"):
             read_proof(tmp_path / "edited.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({}, "found no checkpoint to train to; let the run train on"),
+        ({"config.yaml": "reduce: fast"}, "first: has reduce: fast, whose bits hang on the processes there were"),
+        ({"metrics.jsonl": '{"step": 1}\n{"loss": 2.0}\n'}, "line 2 is no row of a run; restore the file"),
+        ({"metrics.jsonl": '{"st\n{"step": 1}\n'}, "line 1 is no row of a run; restore the file"),
+        ({"metrics.jsonl": None}, "found no rows of the run there; restore the file"),
+        ({"checkpoint": "step-00000001"}, "but most of the run in one piece; --stretch 0-1 trains that again"),
+        ({"WORLD_SIZE": "2"}, "prove: found 2 processes; it trains on one, start it without a launcher"),
+    ],
+)
+def test_where_there_is_nothing_to_prove_a_line_says_so(
+    content: dict[str, str | None], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path / "first")
+    folder.create()
+    folder.state.write_text('{"status": "done", "step": 1}')
+    base = "task: regression\nglobal_batch_size: 4\nmicro_batch_size: 4\nsteps: 1\noptimizer: {name: adam, lr: 1e-3}\n"
+    folder.config.write_text(base + (content.get("config.yaml") or ""))
+    rows = content.get("metrics.jsonl", '{"step": 1, "loss": 1.0}\n{"step"')  # half a row, of a killed process
+    if rows is not None:
+        folder.metrics.write_text(rows)
+    if "checkpoint" in content:
+        (folder.checkpoints / "step-00000001").mkdir(parents=True)
+    if "WORLD_SIZE" in content:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=re.escape(words)):
+        prove(folder, load_config(folder.config)[0], 0.05, None, [])

@@ -205,8 +205,8 @@ def _told(run: Recorded, result: Result) -> str:
     step, what = result.wrong[0]
     if not result.tensors:
         others = len(result.wrong) - 1
-        more = f", nor were {others} others" if others else ""
-        return f"step {step}: {what}. That row was not earned{more}: the state after step {stretch.last} is right"
+        which = f"That row and {others} more were" if others else "That row was"
+        return f"step {step}: {what}. {which} not earned: the state after step {stretch.last} is right"
     rows = [row["step"] for row in run.rows if stretch.first < row["step"] < step]
     since = f"since step {rows[-1]}, the row before" if rows else f"since step {stretch.first}, where it begins"
     swapped = "" if rows or not stretch.first else f", or the checkpoint of step {stretch.first} was changed or swapped"

@@ -18,6 +18,7 @@ from samestep.errors import TrainingError, UsageError
 from samestep.run import snapshot
 from samestep.run.folder import RunFolder
 from samestep.run.metric_rows import Row, parsed
+from samestep.runtime import prepare_environment, read_runtime
 
 
 class Recorded:
@@ -25,6 +26,12 @@ class Recorded:
 
     def __init__(self, folder: RunFolder, config: Config) -> None:
         self.folder, self.config, self.name = folder, config, folder.path.resolve().name
+        if (size := read_runtime().world_size) > 1:
+            raise UsageError(f"prove: found {size} processes; it trains on one, start it without a launcher")
+        if config.reduce == "fast":
+            raise UsageError(
+                f"{self.name}: has reduce: fast, whose bits hang on the processes there were; nothing can be proved"
+            )
         if folder.is_taken():
             raise UsageError(f"{folder.path}: this run is being trained; let it end, or stop it")
         self.state = folder.read_state()
@@ -64,7 +71,6 @@ class Recorded:
 
     def of_this_kind(self) -> tuple[list[Stretch], dict[str, str], list[str]]:
         """The stretches that were trained on this kind of device, this kind, and in what others were on another."""
-        from samestep.runtime import prepare_environment, read_runtime
         from samestep.runtime.device_kind import differences
         from samestep.session import make_accelerator
         from samestep.session.kind import kind_of

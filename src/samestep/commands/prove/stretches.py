@@ -75,7 +75,7 @@ def unseen(total: int, drawn: int, wrong: int) -> float:
 def odds(total: int, drawn: int) -> str:
     """What a draw in which all was right leaves to chance, in a line."""
     if drawn == total:
-        return f"nothing is left to chance: all {total} were trained again"
+        return f"nothing is left to chance: all {total} that were drawn from were trained again"
     counts = [count * 10**zeros for zeros in range(len(str(total))) for count in _COUNTS]
     told = [f"1 wrong stretch of the {total} drawn from would have stayed unseen with {unseen(total, drawn, 1):.1%}"]
     for wrong in [count for count in counts if 1 < count <= total]:
