@@ -124,6 +124,53 @@ def branch(run: str, step: int, name: str, processes: int | None, later: bool, o
     sys.exit(code)
 
 
+@click.command()
+@click.argument("run")
+@click.option(
+    "--share",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    help="How large a part of the run's stretches is drawn; by default 0.05, and at least one.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Of the draw; by default one that nobody can know beforehand.")
+@click.option(
+    "--stretch", "stretches", multiple=True, metavar="FIRST-LAST", help="These steps instead, between kept checkpoints."
+)
+@click.option("--check", "against", type=click.Path(path_type=Path), metavar="FILE", help="Compare RUN with a proof instead.")
+@click.option("--again", is_flag=True, help="With --check: train the stretches of the proof again here, too.")
+def prove(
+    run: str, share: float | None, seed: int | None, stretches: tuple[str, ...], against: Path | None, again: bool
+) -> None:
+    """Train stretches of RUN again on whatever is here, compare each bit with what it recorded, and write RUN.proof.json.
+
+    A stretch lies between two kept checkpoints; checkpoint.milestones keeps more of them.
+
+    \b
+    Examples:
+      samestep prove first                                a twentieth of it, drawn; says what that leaves to chance
+      samestep prove first --share 0.2 --seed 7
+      samestep prove first --stretch 200-400
+      samestep prove --check first.proof.json first       exit code 1: it is not that run, 2: no answer
+    """
+    from samestep.commands.find_run import recorded
+    from samestep.errors import UsageError
+
+    asked = {"--share": share is not None, "--seed": seed is not None, "--stretch": bool(stretches)}
+    given = [name for name, is_given in asked.items() if is_given]
+    if against is not None and given:
+        raise UsageError(f"{given[0]}: found beside --check, which says what was trained; leave one of the two out")
+    if stretches and given != ["--stretch"]:
+        raise UsageError(f"{given[0]}: found beside --stretch, by which nothing is drawn; leave one of the two out")
+    if again and against is None:
+        raise UsageError("--again: found without --check; write --check FILE, whose stretches it trains")
+    folder, config = recorded(run)
+    from samestep.commands import prove as command
+
+    if against is not None:
+        command.check(against, folder, config, again)
+    else:
+        command.prove(folder, config, 0.05 if share is None else share, seed, stretches)
+
+
 def add_comparing(cli: click.Group) -> None:
-    for command in (verify, pin, diff, replay, branch):
+    for command in (verify, pin, diff, replay, branch, prove):
         cli.add_command(command)

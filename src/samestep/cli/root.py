@@ -45,6 +45,7 @@ def cli() -> None:
       samestep diff RUN_A RUN_B                                 where two runs part
       samestep replay RUN --step 100 --break                    that step again, in a debugger
       samestep branch RUN --step 100 --run NAME clip=1.0        go on from there with other keys, as a run of its own
+      samestep prove RUN                                        train parts of it again: is it what its config says?
       samestep submit configs/stdlib.yaml --time=1:00:00        on a SLURM cluster
       samestep status                                           how every run stands
     """

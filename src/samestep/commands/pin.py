@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from samestep.commands.first_steps import first_steps_alone, parameter_names, start
-from samestep.commands.pinned import Pin, nearest_pin, pin_of, read_pins, write_pins
+from samestep.commands.pinned import Pin, listed, nearest_pin, pin_of, read_pins, write_pins
 from samestep.commands.verify import sizes_here
 from samestep.config import load_config
 from samestep.errors import TrainingError, UsageError
@@ -16,7 +16,6 @@ from samestep.errors import TrainingError, UsageError
 # How far a loss or norm may lie from another kind of device's, as a part of its largest: rounding that grew over the steps.
 _TOLERANCE = {"no": 1e-3, "tf32": 1e-2, "bf16": 5e-2, "fp16": 5e-2}
 _CAUSES = ("loss", "", "gradients", "grad_norm", "lr")  # in the order of a step; "" for a task's own numbers
-_SHOWN = 4
 
 
 def pin_file(config_path: str) -> Path:
@@ -80,12 +79,12 @@ def _compared(config_path: str, against: Path, pins: list[Pin], now: Pin) -> str
     what = first_difference(before, now)
     if what is None:
         also = [*parted, *others]
-        changed = f" ({_listed(also)})" if also else ""
+        changed = f" ({listed(also)})" if also else ""
         return f"nothing has changed: {before.num_steps} steps of {config_path} are the bits of {against}{changed}"
     if not parted:
-        causes = f"the machine is of the same kind; {_listed(others)}" if others else _NOTHING_ELSE
+        causes = f"the machine is of the same kind; {listed(others)}" if others else _NOTHING_ELSE
         raise TrainingError(f"{config_path} is not as {against} has it: {what}; {causes}")
-    kind = f"{against} has no pin of this kind of device ({_listed(parted)})"
+    kind = f"{against} has no pin of this kind of device ({listed(parted)})"
     tolerance = _TOLERANCE[now.config["precision"]]
     if far := _too_far(before, now, tolerance):
         raise TrainingError(f"{config_path}: {far}, more than rounding explains; {kind}{_and(others)}")
@@ -102,12 +101,7 @@ _NOTHING_ELSE = (
 
 
 def _and(others: list[str]) -> str:
-    return f"; {_listed(others)}" if others else ""
-
-
-def _listed(lines: list[str]) -> str:
-    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return "; ".join([*lines[:_SHOWN], *more])
+    return f"; {listed(others)}" if others else ""
 
 
 def first_difference(before: Pin, now: Pin) -> str | None:

@@ -18,23 +18,45 @@ from samestep.run.metric_rows import Row, timeless
 
 _NOT_PINNED = {"epoch", "fingerprint"}  # the sum of `fingerprints`
 _HEX_DIGITS = 8
+_SHOWN = 4
 
 
-class Pin(BaseModel):
-    """What a config's first steps came to on one kind of device, and all that they were made of.
+class Origin(BaseModel):
+    """What numbers were made of.
 
     Args:
-        rows: as in metrics.jsonl, without what the clock says; `gradients` has a checksum for each of `parameters`.
+        kind: of the device.
         config: the dotted keys that are part of the maths.
         data, code: a checksum for each split, and for each file.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: dict[str, str]
-    versions: list[str]
     code: dict[str, str]
     data: dict[str, str]
     config: dict[str, Any]
+
+    def others(self, now: Origin) -> list[str]:
+        """What is another in `now`: config, data, code; the kind of device is told apart."""
+        keys = dict.fromkeys([*self.config, *now.config])
+        found = [
+            f"config {key} was {self.config.get(key)!r} and is {now.config.get(key)!r}"
+            for key in keys
+            if self.config.get(key) != now.config.get(key)
+        ]
+        found += [f"the rows of {split!r} are others" for split in differing(self.data, now.data)]
+        code = differing(self.code, now.code)
+        return [*found, *([f"the code is another ({', '.join(code)})"] if code else [])]
+
+
+class Pin(Origin):
+    """What a config's first steps came to on one kind of device, and all that they were made of.
+
+    Args:
+        rows: as in metrics.jsonl, without what the clock says; `gradients` has a checksum for each of `parameters`.
+    """
+
+    versions: list[str]
     parameters: list[str]
     rows: list[Row]
     weights: str
@@ -43,18 +65,9 @@ class Pin(BaseModel):
     def num_steps(self) -> int:
         return int(self.rows[-1]["step"])
 
-    def others(self, now: Pin) -> list[str]:
-        """What else is another in `now`: config, data, versions, code; the kind of device is told apart."""
-        keys = dict.fromkeys([*self.config, *now.config])
-        found = [
-            f"config {key} was {self.config.get(key)!r} and is {now.config.get(key)!r}"
-            for key in keys
-            if self.config.get(key) != now.config.get(key)
-        ]
-        found += [f"the rows of {split!r} are others" for split in _differing(self.data, now.data)]
-        found += [f"{line} is here" for line in now.versions if line not in self.versions]
-        code = _differing(self.code, now.code)
-        return [*found, *([f"the code is another ({', '.join(code)})"] if code else [])]
+    def others(self, now: Origin) -> list[str]:
+        here = now.versions if isinstance(now, Pin) else []
+        return [*super().others(now), *(f"{line} is here" for line in here if line not in self.versions)]
 
 
 class _File(BaseModel):
@@ -70,7 +83,7 @@ def pin_of(config: Config, run: Run, parameters: list[str]) -> Pin:
         kind=run.state["kind"],
         versions=versions(),
         code=run.state["code"],
-        data={split: _digest(facts) for split, facts in run.data.items() if facts is not None},
+        data=data_digests(run.data),
         config=maths(config),
         parameters=parameters if is_known else [f"number {n}" for n in range(len(run.steps[0]["fingerprints"]))],
         rows=[_pinned(row) for row in run.rows],
@@ -86,13 +99,23 @@ def _pinned(row: Row) -> Row:
     return kept
 
 
-def _digest(facts: dict[str, Any]) -> str:
-    """Of what tells a split's rows from others: not of when a file was changed."""
-    told = [facts.get(key) for key in ("rows", "columns", "format", "checksum")]
-    return xxhash.xxh3_64_hexdigest(json.dumps(told).encode())
+def data_digests(data: dict[str, dict[str, Any] | None]) -> dict[str, str]:
+    """A checksum for each split, of what tells its rows from others: not of when a file was changed."""
+    told = {
+        split: [facts.get(key) for key in ("rows", "columns", "format", "checksum")]
+        for split, facts in data.items()
+        if facts is not None
+    }
+    return {split: xxhash.xxh3_64_hexdigest(json.dumps(facts).encode()) for split, facts in told.items()}
 
 
-def _differing(before: dict[str, str], now: dict[str, str]) -> list[str]:
+def listed(lines: list[str]) -> str:
+    """The first of them in one line, and how many more there are."""
+    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "; ".join([*lines[:_SHOWN], *more])
+
+
+def differing(before: dict[str, str], now: dict[str, str]) -> list[str]:
     return [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
 
 

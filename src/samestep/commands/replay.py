@@ -8,16 +8,15 @@ from typing import Any
 import torch
 
 from samestep.checkpoint import Checkpoints, read, verify, weights_hash
-from samestep.checks import Checks, NoAudit, NoProof, NoPurity, NoTwice
+from samestep.commands.again import build_again
 from samestep.config import Config
-from samestep.control import StopFlag
 from samestep.errors import TrainingError, UsageError
 from samestep.loop import Training, train
 from samestep.run.folder import RunFolder
 from samestep.run.metric_rows import parsed
 from samestep.runtime import prepare_environment, read_runtime
 from samestep.runtime.device_kind import beside_a_difference, differences
-from samestep.session import Plans, build, make_accelerator
+from samestep.session import make_accelerator
 from samestep.session.kind import kind_of
 from samestep.task import Batch, Loss, Ratio
 from samestep.task.loading import load_task
@@ -54,8 +53,7 @@ def replay(folder: RunFolder, config: Config, step: int, stop_before: bool) -> N
 
     Raises TrainingError at the first tracked step whose loss or fingerprint is not the recorded one.
     """
-    runtime = read_runtime()
-    prepare_environment(runtime, config.threads)
+    prepare_environment(read_runtime(), config.threads)
     state, recorded = folder.read_state(), _recorded(folder)
     if not 1 <= step <= state["step"] and step not in recorded:
         raise UsageError(f"--step: found {step}; the run has finished steps 1 to {max([state['step'], *recorded])}")
@@ -74,11 +72,8 @@ def replay(folder: RunFolder, config: Config, step: int, stop_before: bool) -> N
     saved = next((read(path) for path in earlier if _is_whole(path)), None)
     print(f"replaying from {'step ' + str(saved.step) if saved else 'the start'} to step {step}", flush=True)
 
-    task = load_task(config.task, config.fields)
-    plans = Plans(task, accelerator, runtime, StopFlag(), saved, [runtime.host], num_steps=step)
-    training = build(config, plans, lambda num_steps: checker)
+    training = build_again(config, load_task(config.task, config.fields), accelerator, saved, step, checker)
     training.evaluation.evaluator = None
-    training.checks = Checks(NoAudit(), NoPurity(), training.checks.recompute, NoTwice(), NoProof())
     seen = _Seen(training, step, stop_before)
     train(training)
     print("\n".join(_shown(training, config, step, seen, recorded.get(step), checker)), flush=True)

@@ -26,7 +26,7 @@ from samestep.cli import root
 from samestep.commands import pin, verify
 
 CONFIG_COMMANDS = ("train", "launch", "check", "verify", "pin", "submit")
-RUN_COMMANDS = ("evaluate", "export", "logs", "replay", "status", "diff")
+RUN_COMMANDS = ("evaluate", "export", "logs", "prove", "replay", "status", "diff")
 WORDS = "=.:/ \t\n-_#&*!|>'\"%@`{}[],?~“”é\0\u200b0123456789abcdefnos"
 
 

@@ -59,8 +59,8 @@ def test_what_else_is_another_is_told() -> None:
     assert pin().others(now) == [
         "config seed was 0 and is 1",
         "the rows of 'train' are others",
-        "torch 3 is here",
         "the code is another (mine.py)",
+        "torch 3 is here",
     ]
     assert pin().others(pin()) == []
 
