@@ -18,7 +18,19 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from samestep.exact import OrderedSum, ShardedModel, ShardedSum, buckets, cuts, everyone, gather, nodes, totals, transfer
+from samestep.exact import (
+    OrderedSum,
+    ShardedModel,
+    ShardedSum,
+    buckets,
+    cuts,
+    everyone,
+    exchange_bytes,
+    gather,
+    nodes,
+    totals,
+    transfer,
+)
 from samestep.runtime import shared_memory
 
 SHAPES = [(3,), (7, 5), (2, 3, 3, 3), (1,), (64, 33), (8, 4, 1, 1)]
@@ -166,6 +178,8 @@ def check_bytes() -> None:
         assert ordered.exchange is not None
         assert cuts(micro_batches, world_size)[1] == micro_batches // world_size
         step(ordered, bare, bare, 0, 0.0, -1)
+        held = sum(map(len, ordered.exchange.route._free))  # for what arrives
+        assert held <= exchange_bytes(2 * 64 * 64 * 4, micro_batches, world_size) - 2 * 64 * 64 * 4
         ring = 2 * (world_size - 1) / world_size * 2 * 64 * 64 * 4
         assert ordered.exchange.route.bytes_sent == ring, (micro_batches, ordered.exchange.route.bytes_sent / ring)
 

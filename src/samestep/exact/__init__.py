@@ -1,5 +1,6 @@
 """The ordered sum: the same bits at every world size. `OrderedSum` serves anyone's own loop; the tree needs no DDP."""
 
+from samestep.exact.buckets import exchange_bytes
 from samestep.exact.gradients import FastSum, OrderedSum, check_world_size, everyone
 from samestep.exact.nodes import nodes_of
 from samestep.exact.norm import norm_way, total_norm
@@ -33,6 +34,7 @@ __all__ = [
     "cuts",
     "dealt",
     "everyone",
+    "exchange_bytes",
     "fingerprint",
     "gather",
     "in_order",

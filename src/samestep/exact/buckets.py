@@ -15,17 +15,20 @@ its all-gather started. (Starting that from a completion callback deadlocks.)
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from samestep.errors import UsageError
 from samestep.exact.route import Companion, Route, Transfer
+from samestep.exact.tree import blocks_of, cuts
 
 Grads = list[torch.Tensor | None]
 Send = Callable[[Route, int, torch.Tensor, list[Callable[[torch.Tensor], None]], Companion | None], Transfer]
 
 _FIRST_BYTES, _BYTES = 1 << 20, 25 << 20  # the first is small, so that its way begins early in the backward
+_ON_THEIR_WAY = 3  # buckets at once
 
 
 def as_real(tensor: torch.Tensor) -> torch.Tensor:
@@ -76,6 +79,12 @@ class Bucket:
     def writer(self, values: list[torch.Tensor]) -> Callable[[torch.Tensor], None]:
         """What lays a block of gradients into memory shaped like this bucket's."""
         return lambda whole: torch._foreach_copy_(memory_order_views(whole, self.like), values)
+
+
+def exchange_bytes(gradient_bytes: int, num_leaves: int, world_size: int) -> int:
+    """What an exchange holds beside the gradients: its buckets, and what arrives of those that are on their way."""
+    blocks = sum(len(blocks_of(range(start, stop))) for start, stop in itertools.pairwise(cuts(num_leaves, world_size)))
+    return gradient_bytes + _ON_THEIR_WAY * min(gradient_bytes, _BYTES) * -(-blocks // world_size)
 
 
 def make_buckets(parameters: Sequence[torch.Tensor]) -> list[Bucket]:

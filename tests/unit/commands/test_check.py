@@ -16,6 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fo
 
 TASK = """
 import datasets, torch
+from samestep.exact import exchange_bytes
 from samestep import Task
 
 class Mine(Task):
@@ -71,8 +72,8 @@ def checked(folder: Path, *words: str, before: Callable[[], object], task: str =
 def test_the_largest_micro_batch_that_fits_divides_the_global_one(
     tmp_path: Path, rows: int, more: list[str], size: int
 ) -> None:
-    """Memory for the weights, the gradients and so many rows; the ordered sum's copies would get fewer with larger ones."""
-    needed = WEIGHTS * 2 + (rows + 0.5) * ROW
+    """Memory for the weights, the gradients, their buckets and so many rows; the ordered sum's copies would get fewer."""
+    needed = WEIGHTS * 3 + (rows + 0.5) * ROW
     lines = checked(tmp_path, "--fit", *more, before=with_memory(2 * needed / 0.9 - WEIGHTS))
     found = re.search(r"micro_batch_size=(\d+) is the largest divisor of 48", lines["fit"])
     assert found is not None, lines

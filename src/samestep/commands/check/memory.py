@@ -13,6 +13,7 @@ import torch
 from samestep.batches import Batches
 from samestep.checks import Recompute
 from samestep.config.preflight import Line, room, shown_bytes
+from samestep.exact import exchange_bytes
 from samestep.loop import Training
 from samestep.session.blocks import repeated_blocks
 from samestep.task import Batch
@@ -26,7 +27,7 @@ def needs(run: Training, activations: float, here: int, leaves: int | None = Non
 
     Args:
         activations: of one micro-batch.
-        here: the processes that a sharded model is cut over.
+        here: the processes that share a step, or that a sharded model is cut over.
         leaves: of the exact sum; by default the config's.
     """
     gradients = sum(p.nbytes for p in run.model.parameters() if p.requires_grad)
@@ -38,6 +39,9 @@ def needs(run: Training, activations: float, here: int, leaves: int | None = Non
     }
     if run.config.shard and here > 1:
         parts = {name: number // here for name, number in parts.items()} | {"gathered": _gathered_bytes(run.model)}
+    elif here > 1:
+        is_exact = run.config.reduce == "exact"
+        parts["exchange"] = exchange_bytes(gradients, leaves or run.config.num_leaves, here) if is_exact else gradients
     return {**parts, "activations": activations}
 
 
