@@ -26,7 +26,7 @@ def launch(config_path: str | None, run: str | None, processes: int | None, over
 
     One process is this one, and of several this is the launcher: a signal finds the run, whoever sends it.
     """
-    _end_quietly_when_asked()
+    end_quietly_when_asked()
     path = _DEMO if config_path is None else config_path
     config, _ = load_config(path, overrides)
     folder = RunFolder.named(config.runs, default_name(path, read_runtime().job) if run is None else run)
@@ -82,7 +82,7 @@ def outcome(folder: RunFolder, start: int, launcher_code: int) -> tuple[int, str
     return 1, f"samestep: {reason}"
 
 
-def _end_quietly_when_asked() -> None:
+def end_quietly_when_asked() -> None:
     """Until the run, or torch's launcher, takes the signals over: nothing is there yet that could be saved."""
 
     def end(number: int, frame: FrameType | None) -> None:

@@ -7,7 +7,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +134,12 @@ def shown(run: str | None, runs: str, follow: bool, as_json: bool) -> Iterator[s
 def table(found: list[dict[str, Any]], width: int | None = None) -> str:
     """One line a run under a line of titles; as many columns as fit into `width` characters, where one is given."""
     columns = list(zip(_COLUMNS, *map(_line, found), strict=True))
-    columns = [column for column in columns if column[0] != "best" or {*column[1:]} != {"-"}]
-    for name in _LEFT_OUT_FIRST:
+    return aligned([column for column in columns if column[0] != "best" or {*column[1:]} != {"-"}], width, _LEFT_OUT_FIRST)
+
+
+def aligned(columns: Sequence[Sequence[str]], width: int | None, left_out_first: Sequence[str]) -> str:
+    """Columns, each under its title, beside each other; where they are wider than `width`, without those to leave out."""
+    for name in left_out_first:
         if width and sum(max(map(len, column)) + 2 for column in columns) - 2 > width:
             columns = [column for column in columns if column[0] != name]
     padded = [[word.ljust(max(map(len, column))) for word in column] for column in columns]
