@@ -68,7 +68,9 @@ def test_runs_go_side_by_side_and_the_same_line_tries_what_failed_alone(mine: Wo
     assert (first.code, first.err) == (1, "samestep: 2 of 4 runs failed; the same line tries them again\n")
     assert {(mine.path / "runs" / run / "shown.txt").read_text() for run in good} <= {"5", "7"}
     for run in bad:
-        assert re.search(rf"^failed: {run}: rank 0 on \S+: ValueError: it breaks, at .*\(log: runs/{run}/", first.out, re.M)
+        assert re.search(
+            rf"^failed: {run}: rank 0 on \S+: ValueError: it breaks, at .*; it printed runs/{run}/log.txt$", first.out, re.M
+        )
     for run in good:
         loss = mine.metrics(run)[-1]["loss"]
         assert re.search(rf"^{run} +[\d.]+ +false +done +3/3 +{loss:.5g}$", first.out, re.M), first.out

@@ -18,9 +18,9 @@ from samestep.cli.internal import add_internal
 from samestep.cli.mistyped import in_one_line
 from samestep.cli.models import add_models
 from samestep.cli.starting import add_starting, version
-from samestep.cli.streams import open_closed_streams, outlive_readers
 from samestep.cli.watching import add_watching
 from samestep.errors import SamestepError, Stopped, UsageError, place_in_user_code
+from samestep.run.printed import open_closed_streams, outlive_readers
 from samestep.runtime.hash_order import fix_hash_order
 
 _LET_RANK_0_SPEAK_S = 2.0

@@ -203,8 +203,10 @@ def _duration(seconds: float | None) -> str:
 
 
 def log_lines(folder: RunFolder, rank: int | None, follow: bool) -> Iterator[str]:
-    """The lines of a rank's log, or of the newest job's output; with `follow`, those to come too."""
-    outputs = sorted(folder.path.glob("job-*.txt"), key=lambda path: path.stat().st_mtime)
+    """The lines of a rank's log, or of the newest output, a job's or the run's own; with `follow`, those to come too."""
+    outputs = sorted(
+        [*folder.path.glob("job-*.txt"), *folder.path.glob(folder.printed.name)], key=lambda path: path.stat().st_mtime
+    )
     if rank is None and not outputs:
         rank = 0
     path = folder.log(rank) if rank is not None else outputs[-1]

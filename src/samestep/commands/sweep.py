@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from samestep.commands.launch import end_quietly_when_asked, num_processes
+from samestep.commands.launch import num_processes
 from samestep.commands.side_by_side import Run, run_all
 from samestep.commands.status import aligned, facts
 from samestep.config import Config, done_already
@@ -25,6 +25,7 @@ from samestep.run.folder import RunFolder
 from samestep.run.metric_rows import last_rows
 from samestep.run.names import check_name, stem_of
 from samestep.runtime import gpu_names, processes_here
+from samestep.runtime.early_stop import end_quietly_when_asked
 
 _SHOWN_EVERY_S = 1.0
 _LAST_ROWS = 50
@@ -180,9 +181,8 @@ def _tell_the_end(runs: list[Run], name: str, folder: str, is_stopped: bool) -> 
     """Say which failed and what to type next; raise what the exit code is."""
     failed = [run for run in runs if run.state == "failed"]
     for run in failed:
-        log = run.folder.log(0)
-        where = f" (log: {log})" if log.exists() and str(log) not in run.last_line else ""
-        click.echo(f"failed: {run.folder.name}: {run.last_line}{where}")
+        log = run.folder.printed
+        click.echo(f"failed: {run.folder.name}: {run.last_line}{f'; it printed {log}' if log.exists() else ''}")
     done = sum(run.state == "done" for run in runs)
     if done:
         click.echo(f"next: samestep report {shlex.quote(str(Path(folder) / name))}-*")
