@@ -30,7 +30,7 @@ class Mine(Regression):
         return super().loss(model, batch)
 
     def show(self, model):
-        return os.environ["CUDA_VISIBLE_DEVICES"]
+        return f"{os.environ['CUDA_VISIBLE_DEVICES']} {os.environ['WANDB_RUN_GROUP']}"
 """
 CONFIG = """
 task: mine.py:Mine
@@ -66,7 +66,7 @@ def test_runs_go_side_by_side_and_the_same_line_tries_what_failed_alone(mine: Wo
 
     first = mine.samestep(*line)
     assert (first.code, first.err) == (1, "samestep: 2 of 4 runs failed; the same line tries them again\n")
-    assert {(mine.path / "runs" / run / "shown.txt").read_text() for run in good} <= {"5", "7"}
+    assert {(mine.path / "runs" / run / "shown.txt").read_text() for run in good} <= {"5 mine-grid", "7 mine-grid"}
     for run in bad:
         assert re.search(
             rf"^failed: {run}: rank 0 on \S+: ValueError: it breaks, at .*; it printed runs/{run}/log.txt$", first.out, re.M
