@@ -247,6 +247,12 @@ def test_a_stop_is_saved_and_the_same_line_goes_on_to_the_same_bits(uneven: Work
     assert again.weights == unbroken
     trained = [row["step"] for row in uneven.metrics("stopped") if "loss" in row]
     assert trained == list(range(1, 421))
+    log = (uneven.path / "runs/stopped/log.txt").read_text()
+    one, two = re.findall(r"^--- start (\d) on \S+, [\d: +-]+, (.*) ---\n((?:.+\n)*?)(?=---|\Z)", log, re.MULTILINE)
+    assert one[:2] == ("1", "1 process")
+    assert one[2].startswith("fresh (runs/stopped)\n")
+    assert one[2].endswith(f"\nsamestep: {state['reason']}\n")
+    assert two == ("2", "2 processes", "".join(f"rank 0: {line}\n" for line in again.out.splitlines()))
     third = uneven.train(*words)
     assert third.code == 0
     assert "is done already" in third.out
@@ -291,6 +297,21 @@ def test_ctrl_c_in_local_sh_saves_and_exits_with_75(uneven: Workplace) -> None:
     assert (uneven.path / f"runs/interrupted/checkpoints/step-{state['step']:08d}/manifest.json").exists()
 
 
+def test_under_tee_the_last_line_of_an_interrupted_run_is_in_its_log(uneven: Workplace) -> None:
+    """Ctrl-C ends whoever reads, too, and before the run has saved."""
+    uneven.write("slow.yaml", SLOW)
+    words = f"{sys.executable} -m samestep train slow.yaml --run teed 2>&1 | tee said.txt"
+    shell = subprocess.Popen(["bash", "-c", words], cwd=uneven.path, env=uneven.env, start_new_session=True)
+    started(uneven, "teed")
+    (run,) = [process for process in psutil.Process(shell.pid).children() if "samestep" in process.cmdline()]
+    os.killpg(shell.pid, signal.SIGINT)
+    shell.wait(100)
+    psutil.wait_procs([run], timeout=100)
+    told = f"samestep: {uneven.state('teed')['reason']}\n"
+    assert told not in (uneven.path / "said.txt").read_text()  # or this proves nothing
+    assert uneven.samestep("logs", "teed").out.endswith(f"\n{told}")
+
+
 def hung_up(workplace: Workplace, processes: int, ignored: bool) -> subprocess.Popen[str]:
     """launch/local.sh, which got SIGHUP with all its children after some steps."""
     workplace.write("slow.yaml", SLOW)
@@ -329,7 +350,8 @@ def test_under_nohup_a_terminal_that_closes_changes_nothing(uneven: Workplace, p
     assert uneven.state("hung-up")["status"] == "stopped"
 
 
-def test_local_sh_that_is_ended_before_the_run_began_says_so(uneven: Workplace) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_local_sh_that_is_ended_before_the_run_began_says_so(uneven: Workplace, number: signal.Signals) -> None:
     uneven.write("uneven.py", "import time\ntime.sleep(300)\n")
     words = ["bash", str(ROOT / "launch/local.sh"), "uneven.yaml", "--processes", "2", "--run", "early"]
     env = {**uneven.env, "EXTRA": "dev"}
@@ -338,20 +360,21 @@ def test_local_sh_that_is_ended_before_the_run_began_says_so(uneven: Workplace) 
     while len(psutil.Process(shell.pid).children(recursive=True)) < 2:
         assert time.monotonic() < until, "the launcher has started no ranks"
         time.sleep(0.1)
-    os.killpg(shell.pid, signal.SIGTERM)
+    os.killpg(shell.pid, number)
     _, err = shell.communicate(timeout=200)
-    assert (shell.returncode, err.splitlines()[-1:]) == (75, ["samestep: stopped before it began; the same line starts it"])
+    assert (shell.returncode, err) == (75, "samestep: stopped before it began; the same line starts it\n")
     assert not (uneven.path / "runs").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_while_the_config_is_read_is_a_stop_too(uneven: Workplace, number: signal.Signals) -> None:
+@pytest.mark.parametrize("call", ["launch.launch('uneven.yaml', None, 1, ())", "train.train('uneven.yaml', None, ())"])
+def test_a_signal_while_the_config_is_read_is_a_stop_too(uneven: Workplace, number: signal.Signals, call: str) -> None:
     code = f"""
 import os, signal
-from samestep.commands import launch
+from samestep.commands import launch, train
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-launch.load_config = lambda *words: os.kill(os.getpid(), {int(number)})
-launch.launch("uneven.yaml", None, 1, ())
+launch.load_config = train.load_config = lambda *words: os.kill(os.getpid(), {int(number)})
+{call}
 """
     done = uneven.command(sys.executable, "-c", code)
     assert (done.code, done.err) == (75, "samestep: stopped before it began; the same line starts it\n")
@@ -360,6 +383,7 @@ launch.launch("uneven.yaml", None, 1, ())
 def test_a_live_run_has_one_owner(uneven: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     from samestep.errors import UsageError
     from samestep.run import folder as run_folder
+    from samestep.run import owner
 
     uneven.write("slow.yaml", SLOW)
     first = subprocess.Popen(
@@ -368,8 +392,10 @@ def test_a_live_run_has_one_owner(uneven: Workplace, monkeypatch: pytest.MonkeyP
     )  # fmt: skip
     try:
         started(uneven, "owned")
-        monkeypatch.setattr(run_folder, "_WAIT_FOR_OWNER_S", 0.5)
-        with pytest.raises(UsageError, match=f"owned by pid {first.pid} on {os.uname().nodename}, which is alive"):
+        monkeypatch.setattr(owner, "_WAIT_S", 0.5)
+        with pytest.raises(
+            UsageError, match=f"owned by pid {first.pid} on {os.uname().nodename} since [0-9: -]+, which is alive"
+        ):
             run_folder.RunFolder(uneven.path / "runs" / "owned").take("here")
     finally:
         first.kill()

@@ -18,9 +18,9 @@ from samestep.cli.internal import add_internal
 from samestep.cli.mistyped import in_one_line
 from samestep.cli.models import add_models
 from samestep.cli.starting import add_starting, version
-from samestep.cli.streams import open_closed_streams, outlive_readers
 from samestep.cli.watching import add_watching
 from samestep.errors import SamestepError, Stopped, UsageError, place_in_user_code
+from samestep.run.printed import open_closed_streams, outlive_readers
 from samestep.runtime.hash_order import fix_hash_order
 
 _LET_RANK_0_SPEAK_S = 2.0
@@ -35,6 +35,7 @@ def cli() -> None:
     Examples:
       samestep new mine                                         a task and a config to begin with
       samestep launch mine.yaml                                 every device of this machine; `launch` alone: the demo
+      samestep sweep mine.yaml grid.yaml                        a run for each combination of values, several at once
       samestep train configs/stdlib.yaml                        one process, here
       bash launch/debug.sh configs/seed.yaml                    one process on the CPU, breakpoints work
       samestep train configs/seed.yaml --run first optimizer.lr=3e-3
@@ -106,7 +107,7 @@ def main() -> None:
     """Run a command line, and turn each error into its lines and its exit code."""
     fix_hash_order()  # again, for a script that calls samestep.main
     open_closed_streams()
-    if sys.argv[1:2] in (["train"], ["launch"], ["launcher"]):
+    if sys.argv[1:2] in (["train"], ["launch"], ["sweep"], ["launcher"]):
         outlive_readers()
     code = 0
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -34,6 +35,44 @@ def launch(words: tuple[str, ...], processes: int | None, run: str | None) -> No
     if said:
         click.echo(said, err=True)
     sys.exit(code)
+
+
+@click.command()
+@click.argument("config")
+@click.argument("grid", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--name", metavar="NAME", help="What its runs' names begin with; by default CONFIG-GRID.")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="So many runs at once; by default one for each device.")
+@click.option("--random", "draws", type=click.IntRange(min=1), metavar="N", help="Draw N runs of the grid.")
+@click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Of the draws; more of one seed begin with the same.")
+@click.option("--dry-run", is_flag=True, help="List the runs, and start none.")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def sweep(
+    config: str,
+    grid: Path,
+    name: str | None,
+    jobs: int | None,
+    draws: int | None,
+    seed: int | None,
+    dry_run: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Train the runs of GRID on this machine, several at once; the same line again goes on with what is left.
+
+    \b
+    GRID is YAML, a list of values for each key (every combination is a run), or text, a line of KEY=VALUE for each run.
+
+    \b
+    Examples:
+      samestep sweep mine.yaml grid.yaml
+      samestep sweep mine.yaml grid.yaml --jobs 2 epochs=5
+      samestep sweep mine.yaml grid.yaml --random 20 --seed 1 --dry-run
+
+    \b
+    Exit codes: 0 all done; 1 some failed; 2 what was typed is wrong; 75 stopped on purpose and saved: run the same line again.
+    """
+    from samestep.commands import sweep as command
+
+    command.sweep(config, grid, overrides, name, jobs, draws, seed, dry_run)
 
 
 @click.command()
@@ -69,5 +108,5 @@ version = click.option(
 
 
 def add_starting(cli: click.Group) -> None:
-    for command in (launch, init):
+    for command in (launch, sweep, init):
         cli.add_command(command)

@@ -33,13 +33,13 @@ def status(run: str | None, runs: str, follow: bool, as_json: bool) -> None:
 @click.argument("run")
 @click.option("--rank", type=click.IntRange(min=0), help="This rank's own log: stacks and tracebacks.")
 @click.option("--runs", default="runs", show_default=True, help="The folder of run folders.")
-@click.option("--follow", is_flag=True, help="Go on with what is written from now on, until Ctrl-C.")
+@click.option("--follow", "-f", is_flag=True, help="Go on with what is written from now on, until Ctrl-C.")
 def logs(run: str, rank: int | None, runs: str, follow: bool) -> None:
-    """What RUN's job printed, or one rank's log.
+    """What RUN printed, here or in its job, or one rank's log.
 
     \b
     Examples:
-      samestep logs first
+      samestep logs first -f
       samestep logs first --rank 3 --follow
     """
     from samestep.commands import status as command

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-from types import FrameType
+import shlex
 
 from samestep.commands.launcher import launch as launch_ranks
 from samestep.commands.train import train
@@ -13,12 +10,12 @@ from samestep.config import Config, done_already, load_config
 from samestep.errors import UsageError
 from samestep.run.folder import RunFolder
 from samestep.run.names import default_name
+from samestep.run.printed import keep_printed
 from samestep.runtime import processes_here, read_runtime
+from samestep.runtime.early_stop import ASKED_TO_STOP, BEFORE_IT_BEGAN, end_quietly_when_asked
 
 _DEMO = "configs/stdlib.yaml"  # the one here, or else the one that comes with samestep
 _EXIT_CODES = {"done": 0, "stopped": 75}
-_BEFORE_IT_BEGAN = "samestep: stopped before it began; the same line starts it"
-_ASKED_TO_STOP = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
 def launch(config_path: str | None, run: str | None, processes: int | None, overrides: tuple[str, ...]) -> tuple[int, str]:
@@ -26,7 +23,7 @@ def launch(config_path: str | None, run: str | None, processes: int | None, over
 
     One process is this one, and of several this is the launcher: a signal finds the run, whoever sends it.
     """
-    _end_quietly_when_asked()
+    end_quietly_when_asked()
     path = _DEMO if config_path is None else config_path
     config, _ = load_config(path, overrides)
     folder = RunFolder.named(config.runs, default_name(path, read_runtime().job) if run is None else run)
@@ -44,6 +41,8 @@ def launch(config_path: str | None, run: str | None, processes: int | None, over
     options += ["--dynamo_backend", "no", "--main_process_port", "0"]
     started = (*options, "-m", "samestep", "train", path, "--run", folder.name, *overrides)
     code = launch_ranks(started, folder)
+    if folder.printed.exists() and folder.next_start() > start:
+        keep_printed(folder.printed)
     return outcome(folder, start, code)
 
 
@@ -70,25 +69,18 @@ def outcome(folder: RunFolder, start: int, launcher_code: int) -> tuple[int, str
         return _EXIT_CODES.get(status, 0), ""
     if launcher_code == UsageError.exit_code:
         return UsageError.exit_code, ""  # a rank has said why
+    is_asked = launcher_code in {128 + number for number in ASKED_TO_STOP}  # as shells have it
     if folder.next_start() == start:
-        if launcher_code in {128 + number for number in _ASKED_TO_STOP}:  # as shells have it
-            return 75, _BEFORE_IT_BEGAN
+        if is_asked:
+            return 75, BEFORE_IT_BEGAN
         return 2, ""  # it never began, and has said why; what stands in the folder is another start's
     if status in _EXIT_CODES or folder.is_taken():  # by ranks that still save, or by a start that came after
         return _EXIT_CODES.get(status, 75), ""  # rank 0 has said where it stopped
     failures = folder.failures()
+    if is_asked and not failures:  # in a first step, say, that took longer than it was waited for
+        reason = f"stopped before it could save; the same line with --run {shlex.quote(folder.name)} goes on from what is saved"
+        folder.write_state(status="stopped", reason=reason)
+        return 75, f"samestep: {reason}"
     reason = failures[0]["paragraph"] if failures else state.get("reason") or "a process was killed; see the lines above"
     folder.write_state(status="failed", reason=reason)
     return 1, f"samestep: {reason}"
-
-
-def _end_quietly_when_asked() -> None:
-    """Until the run, or torch's launcher, takes the signals over: nothing is there yet that could be saved."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        print(_BEFORE_IT_BEGAN, file=sys.stderr, flush=True)
-        os._exit(75)
-
-    for number in _ASKED_TO_STOP:
-        if signal.getsignal(number) != signal.SIG_IGN:  # under nohup
-            signal.signal(number, end)

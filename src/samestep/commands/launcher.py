@@ -73,7 +73,9 @@ def _wait_for_saves(folder: RunFolder) -> None:
     close = PContext.close
 
     def close_in_time(context: PContext, death_sig: signal.Signals | None = None, timeout: int = 30) -> None:
-        close(context, death_sig, math.ceil(folder.patience_s(timeout)))
+        # A rank that is still importing ends without a word on SIGTERM, and with a traceback on SIGINT; later both are a stop.
+        asked = signal.SIGTERM if death_sig == signal.SIGINT else death_sig
+        close(context, asked, math.ceil(folder.patience_s(timeout)))
 
     PContext.close = close_in_time  # type: ignore[method-assign, assignment]
 

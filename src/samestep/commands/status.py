@@ -7,7 +7,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +134,12 @@ def shown(run: str | None, runs: str, follow: bool, as_json: bool) -> Iterator[s
 def table(found: list[dict[str, Any]], width: int | None = None) -> str:
     """One line a run under a line of titles; as many columns as fit into `width` characters, where one is given."""
     columns = list(zip(_COLUMNS, *map(_line, found), strict=True))
-    columns = [column for column in columns if column[0] != "best" or {*column[1:]} != {"-"}]
-    for name in _LEFT_OUT_FIRST:
+    return aligned([column for column in columns if column[0] != "best" or {*column[1:]} != {"-"}], width, _LEFT_OUT_FIRST)
+
+
+def aligned(columns: Sequence[Sequence[str]], width: int | None, left_out_first: Sequence[str]) -> str:
+    """Columns, each under its title, beside each other; where they are wider than `width`, without those to leave out."""
+    for name in left_out_first:
         if width and sum(max(map(len, column)) + 2 for column in columns) - 2 > width:
             columns = [column for column in columns if column[0] != name]
     padded = [[word.ljust(max(map(len, column))) for word in column] for column in columns]
@@ -199,8 +203,10 @@ def _duration(seconds: float | None) -> str:
 
 
 def log_lines(folder: RunFolder, rank: int | None, follow: bool) -> Iterator[str]:
-    """The lines of a rank's log, or of the newest job's output; with `follow`, those to come too."""
-    outputs = sorted(folder.path.glob("job-*.txt"), key=lambda path: path.stat().st_mtime)
+    """The lines of a rank's log, or of the newest output, a job's or the run's own; with `follow`, those to come too."""
+    outputs = sorted(
+        [*folder.path.glob("job-*.txt"), *folder.path.glob(folder.printed.name)], key=lambda path: path.stat().st_mtime
+    )
     if rank is None and not outputs:
         rank = 0
     path = folder.log(rank) if rank is not None else outputs[-1]

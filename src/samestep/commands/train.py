@@ -16,10 +16,12 @@ from samestep.runtime import (
     read_runtime,
     refuse_another_world_size,
 )
+from samestep.runtime.early_stop import end_quietly_when_asked
 
 
 def train(config_path: str, run: str | None, overrides: tuple[str, ...]) -> None:
     """Train, and raise what ended the run early: UsageError, TrainingError, Stopped."""
+    end_quietly_when_asked()
     runtime = read_runtime()
     if runtime.launched:
         end_with_launcher()

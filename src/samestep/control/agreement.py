@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from samestep.control.abort import unhurried
-from samestep.errors import SamestepError, TrainingError, UsageError
+from samestep.errors import SamestepError, Stopped, TrainingError, UsageError
 
 T = TypeVar("T")
 _TOLD_EVERY_S = 60.0
@@ -97,6 +97,8 @@ def decided_by_main(decide: Callable[[], T]) -> T:
             answer = {"decided": decide()}
         except UsageError as error:
             answer = {"lines": error.lines}
+        except Stopped as error:
+            answer = {"stopped": str(error)}
         except SamestepError as error:
             answer = {"failed": str(error)}
     text = _bytes(answer)
@@ -107,6 +109,8 @@ def decided_by_main(decide: Callable[[], T]) -> T:
     answer = _said(text)
     if "lines" in answer:
         raise UsageError(*answer["lines"])
+    if "stopped" in answer:
+        raise Stopped(answer["stopped"])
     if "failed" in answer:
         raise TrainingError(answer["failed"])
     return answer["decided"]  # type: ignore[no-any-return]

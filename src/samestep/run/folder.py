@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import shutil
 import stat
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from samestep.errors import Overtaken, TrainingError, UsageError
+from samestep.errors import Overtaken, SamestepError, TrainingError, UsageError
 from samestep.run.disk import is_synced, look_anew, make_durable, write_atomically
 from samestep.run.names import check_name, no_such_run
+from samestep.run.owner import lock, wait_for_lock
 from samestep.run.paths import RunPaths
 
-_WAIT_FOR_OWNER_S = 60.0
 _DISCARDING_S = 5.0
 _BEFORE_A_SAVE_S = 20.0  # until ranks that end have found out who of them saves
 
@@ -158,7 +157,7 @@ class RunFolder(RunPaths):
         if (self.starts / f"{self._start + 1:04d}.json").exists():
             raise Overtaken(f"{self.path}: start {self._start + 1} has taken this run over; start {self._start} writes no more")
 
-    def take(self, host: str, job: str | None = None) -> list[str]:
+    def take(self, host: str, job: str | None = None, is_asked_to_stop: Callable[[], bool] = lambda: False) -> list[str]:
         """Become the run's owner, waiting for a dying one; the kernel gives a dead owner's lock back.
 
         A POSIX lock is not inherited by loader processes, and works across machines wherever the file system locks. Returns
@@ -171,23 +170,15 @@ class RunFolder(RunPaths):
             handle = os.open(self.path / ".owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise UsageError(f"runs: {self.path} can't be written ({error.strerror}); write runs=FOLDER") from None
-        deadline = time.monotonic() + _WAIT_FOR_OWNER_S
-        while True:
-            try:
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    lacks.append("has no locks: another start of this run would take it over, and end this one")
-                    break
-                if time.monotonic() > deadline:
-                    owner = os.pread(handle, 4096, 0).decode(errors="replace").strip()
-                    os.close(handle)
-                    raise UsageError(f"{self.path}: this run is owned by {owner or 'another process'}, which is alive; "
-                                     "end it, or write another --run NAME") from None  # fmt: skip
-                time.sleep(0.2)
+        try:
+            wait_for_lock(handle, self.path, self.metrics, is_asked_to_stop)
+        except SamestepError:
+            os.close(handle)
+            raise
+        except OSError:
+            lacks.append("has no locks: another start of this run would take it over, and end this one")
         os.ftruncate(handle, 0)
-        words = f"pid {os.getpid()} on {host}" + (f" in job {job}" if job else "")
+        words = f"pid {os.getpid()} on {host}{f' in job {job}' if job else ''} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
         os.pwrite(handle, words.encode(), 0)
         self._lock = handle
         for folder in (self.path, self.starts, self.checkpoints):  # the start before may have been another machine's
@@ -199,10 +190,7 @@ class RunFolder(RunPaths):
     def is_taken(self) -> bool:
         """Whether a living process owns the run."""
         with contextlib.suppress(OSError), (self.path / ".owner").open("r+b") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                return error.errno in (errno.EACCES, errno.EAGAIN)
+            return not lock(file.fileno())
         return False
 
     def release(self) -> None:

@@ -14,18 +14,22 @@ _LONGEST_BYTES = 200  # file systems take 255, and temporary names are longer
 
 def default_name(config: str, job: str | None) -> str:
     """A run's name from its config's file, with the job's number, the same after a requeue, or with the time."""
+    return f"{stem_of(config)}-{job}" if job else f"{stem_of(config)}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def stem_of(config: str) -> str:
+    """What names a config among others: its file's stem, or the name of the run that it is of."""
     path = Path(config)
-    stem = path.parent.name if path.name == "config.yaml" else path.stem
-    return f"{stem}-{job}" if job else f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return path.parent.name if path.name == "config.yaml" else path.stem
 
 
-def check_name(name: str) -> None:
-    """Raise UsageError for what cannot be the name of a run's folder."""
+def check_name(name: str, option: str = "--run") -> None:
+    """Raise UsageError for what cannot be the name of a run's folder, which was typed behind `option`."""
     if not re.fullmatch(r"[^/\0]+", name) or name in (".", ".."):
-        raise UsageError(f"--run: found {name!r}; write a name without a slash")
+        raise UsageError(f"{option}: found {name!r}; write a name without a slash")
     size = len(os.fsencode(name))
     if size > _LONGEST_BYTES:
-        raise UsageError(f"--run: found a name of {size} bytes; write one of at most {_LONGEST_BYTES}")
+        raise UsageError(f"{option}: found a name of {size} bytes; write one of at most {_LONGEST_BYTES}")
 
 
 def no_such_run(run: str, runs: str) -> UsageError:

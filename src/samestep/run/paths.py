@@ -36,6 +36,10 @@ class RunPaths:
         return self.path / "logs"
 
     @property
+    def printed(self) -> Path:  # outside of a job, whose output the scheduler keeps
+        return self.path / "log.txt"
+
+    @property
     def starts(self) -> Path:
         return self.path / "starts"
 

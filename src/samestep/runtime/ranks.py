@@ -216,16 +216,21 @@ def network_interface(address: str) -> str | None:
         return by_address.get(probe.getsockname()[0])
 
 
-def visible_gpus() -> int:
-    """How many GPUs a process started here would see, without importing torch."""
+def gpu_names() -> list[str]:
+    """The GPUs that a process started here would see, as CUDA_VISIBLE_DEVICES has them, without importing torch."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
-        return len([entry for entry in listed.split(",") if entry.strip() and entry.strip() != "-1"])
+        return [entry.strip() for entry in listed.split(",") if entry.strip() and entry.strip() != "-1"]
     try:
         answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
+        return []
+    return [str(number) for number in range(sum(line.startswith("GPU ") for line in answer.stdout.splitlines()))]
+
+
+def visible_gpus() -> int:
+    """How many GPUs a process started here would see."""
+    return len(gpu_names())
 
 
 def processes_here(device: str, most: int) -> int:

@@ -40,7 +40,7 @@ from samestep.session.saving import make_saver
 from samestep.session.second import NoSecondStart, second_start
 from samestep.session.sharding import cut_over
 from samestep.session.show import shown
-from samestep.session.start import Start, begin, info_for_trackers, open_run, see_the_start
+from samestep.session.start import Start, begin, info_for_trackers, keep_what_is_printed, open_run, see_the_start
 from samestep.session.watch import make_watchdog, watch_over, words_of_a_stop
 from samestep.task import Task
 from samestep.task.loading import load_task
@@ -62,7 +62,7 @@ def _run(
     check_world_size(runtime.world_size, config.num_leaves)
     folder.path = Path(decided_by_main(lambda: str(folder.path)))  # a name made of the time may differ from rank to rank
     task = agreed(lambda: load_task(config.task, config.fields))
-    start = Start.heard(decided_by_main(lambda: open_run(config, task, folder, runtime).told()))
+    start = Start.heard(decided_by_main(lambda: open_run(config, task, folder, runtime, stop).told()))
     try:
         rank = _Rank(config, origins, folder, runtime, stop, accelerator, task, start, second)
         if start.done:
@@ -112,6 +112,8 @@ class _Rank:
             run.ending.saver = saver
         plans.saved = saved = None  # laid out by now, and as large as all that is trained
         agreed(lambda: see_the_start(self.folder, self.runtime))
+        if not self.runtime.is_main:  # whose log began with the run
+            keep_what_is_printed(self.folder, self.runtime)
         self.train(run, saver, board, may_part=self.start.may_part or other_kind)
         if self.runtime.is_main:
             print(last_lines(self.folder.read_state()), flush=True)

@@ -15,11 +15,13 @@ import psutil
 from samestep import config as configuration
 from samestep.checkpoint import Checkpoints, checksum
 from samestep.config import Config
+from samestep.control import StopFlag
 from samestep.errors import UsageError
 from samestep.run import snapshot
 from samestep.run.disk import write_atomically
 from samestep.run.folder import RunFolder
 from samestep.run.metric_rows import last_rows
+from samestep.run.printed import keep_printed
 from samestep.run.sensitive import left_out
 from samestep.runtime import Runtime
 from samestep.slurm.controller import jobs_now
@@ -53,13 +55,13 @@ class Start:
         return cls(**{**told, "checkpoint": told["checkpoint"] and Path(told["checkpoint"])})
 
 
-def open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime) -> Start:
+def open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime, stop: StopFlag) -> Start:
     """Take the run folder and find where the run stands; only rank 0 does this."""
     for name in config.track.also:
         find_tracker(name)
     if ":" in config.schedule.name:
         load_module(config.schedule.name.rpartition(":")[0], key="schedule")  # its file is a part of the run's code
-    lacks = folder.take(runtime.host, runtime.job)
+    lacks = folder.take(runtime.host, runtime.job, lambda: bool(stop.signal))
     try:
         state = folder.read_state()
         _refuse_beside_a_job(folder, str(state.get("job") or ""), runtime)
@@ -132,6 +134,7 @@ def begin(
     facts = {"host": runtime.host, "pid": os.getpid(), "job": runtime.job, "world_size": runtime.world_size}
     facts |= {"resumed_from": start.resumed_from, "launched": _launched(), "time": time.time()}
     folder.begin_start(start.number, {**facts, "before": _start_before(folder)})
+    keep_what_is_printed(folder, runtime)
     write_atomically(folder.config, configuration.to_text(config, origins))
     secrets = snapshot.keep(folder, task)
     folder.write_state(
@@ -151,6 +154,18 @@ def begin(
         code=snapshot.versions(task),
     )
     return [left_out(secrets, "sources/ of the run folder")] if secrets else []
+
+
+def keep_what_is_printed(folder: RunFolder, runtime: Runtime) -> None:
+    """Have the run's log keep what this rank prints; rank 0 names the start there first.
+
+    In a job the scheduler keeps it. Lines that several machines append to one file may be lost: the log is that of rank 0's.
+    """
+    if runtime.verdict is not None or runtime.rank != runtime.local_rank:
+        return
+    size = f"{runtime.world_size} process{'es' if runtime.world_size > 1 else ''}"
+    title = f"--- start {folder.start} on {runtime.host}, {time.strftime('%Y-%m-%d %H:%M:%S %z')}, {size} ---"
+    keep_printed(folder.printed, f"rank {runtime.rank}: " if runtime.world_size > 1 else "", title if runtime.is_main else "")
 
 
 def info_for_trackers(config: Config, folder: RunFolder, runtime: Runtime, start: Start) -> RunInfo:

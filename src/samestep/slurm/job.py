@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from samestep.config import load_config
+from samestep.config.sweep import point
 from samestep.errors import Stopped, TrainingError, UsageError
 from samestep.run.folder import RunFolder
 from samestep.run.names import default_name
 from samestep.runtime import read_runtime
 from samestep.slurm.controller import Job, dead, read_job
 from samestep.slurm.link import Hub
-from samestep.slurm.sweep import point
 
 _SAVING_S = 45.0  # for the ranks that live, once a node is lost or a launcher has failed
 _LAST_WORDS_S = 5.0  # the same where no rank has begun yet: there is nothing to save

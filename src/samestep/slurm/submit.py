@@ -12,6 +12,7 @@ from pathlib import Path
 
 from samestep.config import Config, load_config
 from samestep.config.preflight import room
+from samestep.config.sweep import configs, points
 from samestep.errors import UsageError
 from samestep.run.disk import write_atomically
 from samestep.run.folder import RunFolder
@@ -21,7 +22,6 @@ from samestep.runtime import read_runtime
 from samestep.runtime.shipped import is_checkout, shipped
 from samestep.slurm.controller import find_slurm
 from samestep.slurm.kept_code import keep_code
-from samestep.slurm.sweep import points
 from samestep.task.loading import load_task
 
 _FLAGS = {
@@ -84,7 +84,8 @@ def _refuse_mistakes(
             "--time: missing; write --time=HH:MM:SS, by which the run stops itself, saves and is requeued (docs/slurm.md)"
         )
     mistakes += _too_many(config, options)
-    mistakes += _unfit(config_path, runs, sweep)
+    if sweep is not None:
+        mistakes += configs(config_path, runs, sweep)[1]
     if mistakes:
         raise UsageError(*mistakes)
     room(config.runs)
@@ -196,18 +197,6 @@ def _too_many(config: Config, options: list[str]) -> list[str]:
         f"--nodes: found {total} processes in all, and a step has {config.num_leaves} leaves to share; ask for "
         f"{config.num_leaves} or fewer, or write a smaller micro_batch_size"
     ]
-
-
-def _unfit(config_path: str, runs: list[tuple[str, ...]], sweep: Path | None) -> list[str]:
-    """A line for each mistake that only some runs of a sweep would have."""
-    found: dict[str, int] = {}
-    for number, overrides in enumerate(runs):
-        try:
-            load_config(config_path, overrides)
-        except UsageError as error:
-            for line in error.lines:
-                found.setdefault(line, number)
-    return [f"{sweep}, run {number}: {line}" for line, number in found.items()]
 
 
 def _path(kept: Path) -> str:

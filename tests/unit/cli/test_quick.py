@@ -6,6 +6,7 @@ Counted, not timed: the modules that a process has imported when it ends.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,12 +28,14 @@ MOST_MODULES = 400  # torch alone brings a thousand; pydantic, with what it read
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with a run that is done, and a file."""
+    """A folder with a run that is done, a sweep of one such, and a file."""
     folder = RunFolder(tmp_path / "runs/first")
     folder.create()
     config, origins = load_config("seed", ("epochs=null", "steps=10", "micro_batch_size=16"))
     folder.config.write_text(to_text(config, origins))
     folder.state.write_text(json.dumps({"status": "done", "step": 10, "num_steps": 10, "weights": "f" * 64, "wandb": "x"}))
+    shutil.copytree(folder.path, tmp_path / "runs/seed-grid-steps=10")
+    (tmp_path / "grid.yaml").write_text("steps: [10]\n")
     (tmp_path / "there.safetensors").touch()
     return tmp_path
 
@@ -46,11 +49,12 @@ DONE = f"first is done already, at step 10\nweights {'f' * 64}\n"
     ("words", "code", "said"),
     [
         (("--help",), 0, "Usage: "),
-        (("status",), 0, "first  done   10/10"),
+        (("status",), 0, "first               done   10/10"),
         (("status", "first"), 0, "first  done   10/10"),
         (("train", *RUN), 0, DONE),
         (("launch", *RUN), 0, DONE),
         (("launch", *RUN, "--processes", "2"), 0, DONE),
+        (("sweep", "seed", "grid.yaml", "epochs=null", "micro_batch_size=16"), 0, "1 runs, 1 done already"),
         (("train", *RUN, "seed=1"), 2, "samestep: seed: the run has 0, found 1; write the same, or another --run NAME\n"),
         (("launch", *RUN, "--processes", "2", "seed=1"), 2, "samestep: seed: the run has 0, found 1; "),
         (("train", "gone.yaml"), 2, "samestep: gone.yaml: found no such config; "),

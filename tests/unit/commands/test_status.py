@@ -88,3 +88,17 @@ def test_a_bar_shows_loss_rate_time_left_and_the_last_evaluation(workplace: Work
     assert after, bars[-3:]
     assert re.search(r"\d+/46 \[\d\d:\d\d<\d\d:\d\d, .*step.*, loss \d\.\d{4}  [\d,]+ samples/s  eval_acc", after[-1])
     assert not any("eval_" in line for line in bars if int(line.split("/46")[0].split()[-1]) < 23)
+
+
+def test_the_newest_output_of_a_run_is_its_log_whoever_kept_it(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    folder.log(0).write_text("stacks\n")
+    assert list(status.log_lines(folder, None, follow=False)) == ["stacks\n"]
+    folder.printed.write_text("here\n")
+    (folder.path / "job-7.txt").write_text("in a job\n")
+    for newest, said in ((folder.printed, "here\n"), (folder.path / "job-7.txt", "in a job\n")):
+        for path in (folder.printed, folder.path / "job-7.txt"):
+            os.utime(path, (1, 2 if path == newest else 1))
+        assert list(status.log_lines(folder, None, follow=False)) == [said]
+    assert list(status.log_lines(folder, 0, follow=False)) == ["stacks\n"]

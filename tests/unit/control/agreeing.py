@@ -16,7 +16,7 @@ from samestep.errors import Stopped, TrainingError, UsageError
 def heard(ask: Any) -> str:
     try:
         return repr(ask())
-    except (UsageError, TrainingError) as error:
+    except (UsageError, TrainingError, Stopped) as error:
         return f"{type(error).__name__}{getattr(error, 'lines', error.args)}"
 
 
@@ -34,6 +34,7 @@ def main(rank: int, place: str) -> None:
         heard(lambda: decided_by_main(lambda: None)),
         heard(lambda: decided_by_main(lambda: refuse(UsageError("lr: no", "steps: no")))),
         heard(lambda: decided_by_main(lambda: refuse(Stopped("early")))),
+        heard(lambda: decided_by_main(lambda: refuse(TrainingError("late")))),
         heard(lambda: agreed(lambda: refuse(UsageError("second")) if rank else "first")),
     ]
     print("\n".join(found), flush=True)

@@ -35,7 +35,8 @@ def test_two_ranks_hear_the_same(tmp_path: Path) -> None:
         "{'at': 0.3333333333333333, 'rank': 0}",
         "None",
         "UsageError('lr: no', 'steps: no')",
-        "TrainingError('early',)",
+        "Stopped('early',)",
+        "TrainingError('late',)",
         "UsageError('second',)",
     ]
 
