@@ -45,8 +45,8 @@ class Mine(samestep.Task):
         return with_adapters(model, self.rank)
 
     def loss(self, model, batch):
-        scores = model(input_ids=batch["tokens"][:, :-1], use_cache=False).logits
-        return samestep.mean(F.cross_entropy(scores.transpose(1, 2).float(), batch["tokens"][:, 1:], reduction="none"))
+        scores = model(input_ids=batch["tokens"][:, :-1], use_cache=False).logits.flatten(0, 1)
+        return samestep.mean(F.cross_entropy(scores.float(), batch["tokens"][:, 1:].flatten(), reduction="none"))
 
 
 class Adapter(nn.Module):

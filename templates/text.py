@@ -33,8 +33,8 @@ class Mine(samestep.Task):
 
     def loss(self, model, batch):
         tokens = batch["tokens"].long()
-        scores = model(tokens[:, :-1])
-        return samestep.mean(F.cross_entropy(scores.transpose(1, 2), tokens[:, 1:], reduction="none"))
+        scores = model(tokens[:, :-1]).flatten(0, 1)
+        return samestep.mean(F.cross_entropy(scores, tokens[:, 1:].flatten(), reduction="none"))
 
     def show(self, model):
         """Printed when the run is done."""
