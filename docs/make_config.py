@@ -18,6 +18,8 @@ validated strictly, and a key that nobody knows names the nearest one. Each run 
 comment on where each value came from. A file that `task`, `with`, `init`, `schedule` or `track.also` names is looked for in the
 working folder, and else beside the config.
 
+`N epochs` is `2 epochs`, say, or `0.5 epochs`: the nearest number of steps, at least 1.
+
 The last column is what may change where a run branches from another (`docs/branch.md`); where it says nothing, a key is as the
 one that it stands in.
 
@@ -25,7 +27,9 @@ one that it stands in.
 |---|---|---|---|---|
 """
 _TAIL = """
-When a run goes on, {free} may have changed, and `steps` or `epochs` may have grown under a constant schedule. {parting}
+When a run goes on, {free} may have changed, and `steps` or `epochs` may have grown under a schedule that does not depend on the
+run's end: `constant`, `step`, `exponential`, `inverse_sqrt`, `restarts` and `plateau`, but for a warm-up by a part of the run.
+Under `plateau`, `evaluate` is a part of the maths. {parting}
 may have changed too: the run says that the bits part there. All else is part of the maths, and a change is refused.
 """
 

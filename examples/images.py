@@ -46,12 +46,12 @@ class Images(samestep.Task):
         )
 
     def loss(self, model, batch):
-        return F.cross_entropy(model(batch["image"]), batch["label"], reduction="sum"), len(batch["label"])
+        return samestep.mean(F.cross_entropy(model(batch["image"]), batch["label"], reduction="none"))
 
     def metrics(self, model, batch):
         scores, label = model(batch["image"]), batch["label"]
-        loss = F.cross_entropy(scores, label, reduction="sum")
-        return {"loss": (loss, len(label)), "accuracy": ((scores.argmax(1) == label).sum(), len(label))}
+        loss = F.cross_entropy(scores, label, reduction="none")
+        return {"loss": samestep.mean(loss), "accuracy": samestep.mean(scores.argmax(1) == label)}
 
 
 class Block(nn.Module):

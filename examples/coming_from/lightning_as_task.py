@@ -28,7 +28,7 @@ class Digits(samestep.Task):
 
     def loss(self, model, batch):
         errors = model["decoder"](model["encoder"](batch["image"])) - batch["image"]
-        return errors.square().sum(), errors.numel()
+        return samestep.mean(errors.square())
 
     def optimizer(self, model, config):
         groups = [

@@ -24,12 +24,12 @@ class Digits(samestep.Task):
         return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, 10))
 
     def loss(self, model, batch):
-        return F.cross_entropy(model(batch["image"]), batch["digit"], reduction="sum"), len(batch["digit"])
+        return samestep.mean(F.cross_entropy(model(batch["image"]), batch["digit"], reduction="none"))
 
     def metrics(self, model, batch):
         scores, digit = model(batch["image"]), batch["digit"]
-        loss = F.cross_entropy(scores, digit, reduction="sum")
-        return {"loss": (loss, len(digit)), "accuracy": ((scores.argmax(1) == digit).sum(), len(digit))}
+        loss = F.cross_entropy(scores, digit, reduction="none")
+        return {"loss": samestep.mean(loss), "accuracy": samestep.mean(scores.argmax(1) == digit)}
 
 
 samestep.main(

@@ -17,6 +17,7 @@ from samestep.config import Config, Converge
 from samestep.control import Watchdog, everyones, gate
 from samestep.errors import UsageError
 from samestep.exact import ShardedModel, as_bits, cuts, fingerprint, gather, ordered_total
+from samestep.optimizer import Plateau
 from samestep.randomness.seeding import seed_all
 from samestep.sources import Rows
 from samestep.task import Task, at_step, checked_metrics
@@ -161,6 +162,8 @@ class Evaluation:
     evaluator: Evaluator | None
     convergence: Convergence
     best: Best
+    plateau: Plateau | None  # the rate, where it goes by evaluations
+    every: int | None  # steps from one to the next
     is_owed: bool  # a stop came in the middle of the one that belongs to the first step
 
     def measure(
@@ -178,6 +181,8 @@ class Evaluation:
     def count(self, step: int, metrics: dict[str, float]) -> tuple[bool, bool]:
         """Count the evaluation after `step` steps. Returns whether the run has converged, and whether this is its best."""
         self.is_owed = False
+        if self.plateau is not None and self.every and step % self.every == 0:  # at the end where a longer run has one too
+            self.plateau.count(step, _metric(metrics, self.plateau.metric, "schedule.metric"))
         return self.convergence.reached(metrics), self.best.improved(step, metrics)
 
 
@@ -233,6 +238,7 @@ def refuse_unknown_metrics(config: Config, evaluator: Evaluator | None, model: t
     """Raise UsageError if the config goes by a metric that evaluation will not give: the end would be late for that."""
     wanted = {"checkpoint.best": (config.checkpoint.best or "").partition(":")[0]}
     wanted["converge.metric"] = config.converge.metric if config.converge else ""
+    wanted["schedule.metric"] = config.schedule.judged_by or ""
     asked = {key: metric for key, metric in wanted.items() if metric}
     if asked and evaluator is None:
         raise UsageError(

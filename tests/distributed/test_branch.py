@@ -146,6 +146,20 @@ def test_a_branch_of_a_branch_through_a_kill_and_at_other_sizes(place: Place) ->
     )
 
 
+def test_a_rate_on_a_plateau_goes_on_over_a_branch_and_follows_its_own_patience(place: Place) -> None:
+    def rates(run: str) -> list[float]:
+        return [row["lr"] for row in place.metrics(run) if "lr" in row]
+
+    falling = ("schedule={name: plateau, factor: 0.5, min_delta: 9, patience: 0}", "evaluate.every=2")
+    place.samestep("branch", "first", "--step", "4", "--run", "falling", "--processes", "1", *falling)
+    assert rates("falling") == [1e-2] * 6 + [1e-2] * 2 + [0.5e-2] * 2 + [0.25e-2] * 2
+    place.samestep("branch", "falling", "--step", "8", "--run", "fallen", "--processes", "2")
+    assert place.metrics("fallen") == place.metrics("falling")
+    assert "replaying from step 8 to step 12" in place.samestep("replay", "fallen", "--step", "12")
+    place.samestep("branch", "falling", "--step", "8", "--run", "patient", "--processes", "1", "schedule.patience=1")
+    assert rates("patient")[8:] == [1e-2] * 2 + [0.5e-2] * 2
+
+
 @pytest.mark.parametrize(
     "change",
     ["seed=1", "with.shift=0.5", "micro_batch_size=8", "global_batch_size=48", "optimizer.name=sgd", "schedule=linear"],

@@ -44,7 +44,7 @@ def bare(text: str) -> str:
 def test_what_coming_from_shows_stands_in_the_examples() -> None:
     files = [bare(path.read_text()) for path in sorted((ROOT / "examples/coming_from").glob("*.py"))]
     shown = [bare(block) for block in blocks("coming-from.md", "python")]
-    assert len(shown) == 6
+    assert len(shown) == 8
     for block in shown:
         assert any(block in text for text in files), block
 

@@ -173,6 +173,7 @@ def _last(text: str, name: str) -> float:
 @pytest.mark.parametrize(("script", "task"), [
     ("plain.py", "plain_as_task.py"),
     ("accelerate_script.py", "accelerate_as_task.py"),
+    ("flags.py", "flags_as_task.py"),
     pytest.param("lightning_module.py", "lightning_as_task.py", marks=pytest.mark.skipif(
         not importlib.util.find_spec("lightning"), reason="Lightning is not installed: its script is not run beside its task"
     )),

@@ -129,13 +129,17 @@ def configs(draw: st.DrawFn, task: Run) -> Run:
     per_epoch = max(1, fields["rows"] // (micro * num_micro) + 1)
     if draw(st.booleans()) and per_epoch <= 12:
         config["epochs"] = draw(st.integers(1, max(1, 12 // per_epoch)))
+        if draw(st.integers(0, 2)) == 2:
+            config["steps"] = f"{config.pop('epochs')} epochs"
     else:
         config["steps"] = draw(st.integers(1, 12))
-    checkpoint = {"every": draw(_maybe(st.integers(1, 6))), "keep": draw(_maybe(st.integers(1, 3)))}
+    checkpoint = {"every": draw(_maybe(_lengths(6))), "keep": draw(_maybe(st.integers(1, 3)))}
     checkpoint["background"] = draw(_maybe(st.booleans()))
     if fields["eval_rows"]:
-        config["evaluate"] = {"every": draw(_maybe(st.integers(1, 6))), "batches": draw(_maybe(st.integers(1, 4), absent=2))}
+        config["evaluate"] = {"every": draw(_maybe(_lengths(6))), "batches": draw(_maybe(st.integers(1, 4), absent=2))}
         metrics = ["loss", *([fields["metric"]] if fields["metric"] else [])]
+        if config["evaluate"]["every"] and draw(st.booleans()):
+            config["schedule"] = draw(_plateaus(metrics))
         checkpoint["best"] = draw(_maybe(st.sampled_from([m + goal for m in metrics for goal in ("", ":min", ":max")])))
         if draw(st.booleans()):
             goal, delta = draw(st.sampled_from(["min", "max"])), draw(st.sampled_from([0.0, 0.01, 1.0]))
@@ -145,12 +149,43 @@ def configs(draw: st.DrawFn, task: Run) -> Run:
     return kept
 
 
+def _lengths(most: int) -> st.SearchStrategy[int | str]:
+    return st.one_of(st.integers(1, most), st.sampled_from(["1 epoch", "2 epochs", "0.5 epochs"]))
+
+
+_BESIDE = {
+    "warmup": st.one_of(st.integers(0, 5), st.sampled_from(["1 epoch", 0.1, 0.4])),
+    "floor": st.sampled_from([0.0, 0.1, 1.0]),
+}
+_FACTORS = st.sampled_from([0.1, 0.5, 0.97])
+
+
 def _schedules() -> st.SearchStrategy[Run]:
-    names = st.sampled_from(["constant", "linear", "cosine", "onecycle"])
-    plain = {"warmup": st.integers(0, 5), "floor": st.sampled_from([0.0, 0.1, 1.0])}
+    names = st.sampled_from(["constant", "linear", "cosine", "onecycle", "inverse_sqrt"])
     own = st.sampled_from([{"name": "drawn_task.py:waves"}, {"name": "drawn_task.py:falling"}])
-    wsd = st.fixed_dictionaries({"name": st.just("wsd"), **plain}, optional={"decay": st.integers(1, 15)})
-    return st.one_of(st.fixed_dictionaries({"name": names, **plain}), wsd, own)
+    decay = st.one_of(_lengths(15), st.just(0.3))
+    return st.one_of(
+        st.fixed_dictionaries({"name": names, **_BESIDE}),
+        st.fixed_dictionaries({"name": st.just("wsd"), **_BESIDE}, optional={"decay": decay}),
+        st.fixed_dictionaries({"name": st.just("step"), "every": _lengths(4), **_BESIDE}, optional={"factor": _FACTORS}),
+        st.fixed_dictionaries({"name": st.just("step"), "at": st.lists(_lengths(9), max_size=3), **_BESIDE}),
+        st.fixed_dictionaries({"name": st.just("exponential"), "factor": _FACTORS, **_BESIDE}, optional={"every": _lengths(4)}),
+        st.fixed_dictionaries(
+            {"name": st.just("restarts"), "every": _lengths(4), **_BESIDE}, optional={"growth": st.integers(1, 3)}
+        ),
+        own,
+    )
+
+
+def _plateaus(metrics: list[str]) -> st.SearchStrategy[Run]:
+    return st.fixed_dictionaries(
+        {"name": st.just("plateau"), "metric": st.sampled_from(metrics), "patience": st.integers(0, 2), **_BESIDE},
+        optional={
+            "factor": _FACTORS,
+            "goal": st.sampled_from(["min", "max"]),
+            "min_delta": st.sampled_from([0.0, 0.01, 1.0]),
+        },
+    )
 
 
 @st.composite
@@ -228,6 +263,7 @@ def features(run: Run) -> set[str]:
         found.add(f"schedule:{config['schedule']['name']}")
         found |= {"warmup"} if config["schedule"].get("warmup") else set()
     judged = [config.get("converge", {}).get("metric"), config["checkpoint"].get("best", "").partition(":")[0]]
+    judged.append(config.get("schedule", {}).get("metric"))
     if "missing" in judged:
         found.add("judged by a metric that some micro-batches lack")
     if IMPURE & set(fields["parts"]):

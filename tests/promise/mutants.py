@@ -27,7 +27,7 @@ from typing import NamedTuple, TextIO
 from mutants_list import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
-_COPIED = ("src", "tests", "configs", "docs", "examples", "launch", "slurm", "pyproject.toml")
+_COPIED = ("src", "tests", "configs", "docs", "examples", "launch", "slurm", "templates", "pyproject.toml")
 _LONGEST_S = 600
 _FORKING = multiprocessing.get_context("forkserver")  # with all that is slow to import, and nothing of samestep
 _FORKING.set_forkserver_preload(["accelerate", "datasets", "pytest", "torch._dynamo"])

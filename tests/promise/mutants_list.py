@@ -101,10 +101,10 @@ _RATES = [
     Mutant(
         "base-rate",
         "optimizer/step.py",
-        "        factor = self._rate(step)  #",
+        "        factor = self.rate(step)  #",
         "        if not self._counted:\n"
         '            self._base = [float(group["lr"]) for group in self.inner.param_groups]\n'
-        "        factor = self._rate(step)  #",
+        "        factor = self.rate(step)  #",
         (f"{CASES}::test_a_resumed_run_has_the_unbroken_runs_rate_at_every_step",),
     ),
     Mutant(
@@ -113,6 +113,20 @@ _RATES = [
         'group["lr"] = base * factor',
         'group["lr"] = self._base[0] * factor',
         (f"{OPTIM}::test_each_group_keeps_a_rate_of_its_own",),
+    ),
+    Mutant(
+        "plateau-kept",
+        "session/saving.py",
+        "list(run.evaluation.plateau.counted) if run.evaluation.plateau else []",
+        "[]",
+        (f"{CASES}::test_a_rate_on_a_plateau_goes_on_where_a_stop_broke_off_its_evaluation",),
+    ),
+    Mutant(
+        "plateau-at-the-end",
+        "evaluation.py",
+        "self.every and step % self.every == 0:",
+        "self.every:",
+        (f"{CASES}::test_a_rate_on_a_plateau_goes_on_where_a_stop_broke_off_its_evaluation",),
     ),
     Mutant(
         "warm-up",

@@ -71,9 +71,21 @@ def digest(state: dict[str, torch.Tensor]) -> str:
     return found.hexdigest()
 
 
-def rate_factor(schedule: dict[str, Any], step: int, steps: int) -> float:
-    """Warm-up in equal parts to the whole rate, then down to `floor` of it; `step` counts from 0."""
-    warmup, floor = schedule.get("warmup", 0), schedule.get("floor", 0.0)
+def as_steps(length: Any, per_epoch: int, steps: int) -> int:
+    """The nearest number of steps, at least one: of `N epochs`, or of a part of the run."""
+    if isinstance(length, str):
+        return max(1, round(float(length.split()[0]) * per_epoch))
+    return max(1, round(length * steps)) if isinstance(length, float) else int(length)
+
+
+def rate_factor(schedule: dict[str, Any], step: int, steps: int, judged: list[float], per_epoch: int = 1) -> float:
+    """Warm-up in equal parts to the whole rate, then down to `floor` of it; `step` counts from 0.
+
+    Args:
+        judged: what the evaluations so far came to, by the metric that the rate goes by.
+    """
+    length = functools.partial(as_steps, per_epoch=per_epoch, steps=steps)
+    warmup, floor = length(schedule.get("warmup", 0)), schedule.get("floor", 0.0)
     match schedule.get("name"):
         case "drawn_task.py:waves":
             return drawn_task.waves(step + 1)
@@ -85,7 +97,7 @@ def rate_factor(schedule: dict[str, Any], step: int, steps: int) -> float:
                 return float(0.04 + 0.96 * (1 - math.cos(math.pi * step / up)) / 2)
             return float(floor + (1 - floor) * ((1 + math.cos(math.pi * ((step - up) / max(1, steps - up)))) / 2))
         case "wsd" if step >= warmup:
-            down = max(warmup, steps - schedule.get("decay", max(1, round(0.1 * steps))))
+            down = max(warmup, steps - length(schedule.get("decay", max(1, round(0.1 * steps)))))
             gone = max(0, step - down) / max(1, steps - down)
             return 1.0 if step < down else float(floor + (1 - floor) * (1 - gone))
     if step < warmup:
@@ -96,7 +108,34 @@ def rate_factor(schedule: dict[str, Any], step: int, steps: int) -> float:
             return float(floor + (1 - floor) * (1 - way))
         case "cosine":
             return float(floor + (1 - floor) * ((1 + math.cos(math.pi * way)) / 2))
+        case "step":
+            every = length(schedule["every"]) if "every" in schedule else None
+            places = range(every, step + 1, every) if every else [length(place) for place in schedule["at"]]
+            return float(max(floor, math.pow(schedule.get("factor", 0.1), len([place for place in places if place <= step]))))
+        case "exponential":
+            return float(max(floor, math.pow(schedule["factor"], step / length(schedule.get("every", 1)))))
+        case "inverse_sqrt":
+            return float(max(floor, math.sqrt(max(warmup, 1) / (step + 1))))
+        case "restarts":
+            lengths = [length(schedule["every"])]
+            while warmup + sum(lengths) <= step:
+                lengths.append(lengths[-1] * schedule.get("growth", 1))
+            way = (step - warmup - sum(lengths[:-1])) / lengths[-1]
+            return float(floor + (1 - floor) * ((1 + math.cos(math.pi * way)) / 2))
+        case "plateau":
+            return float(max(floor, math.pow(schedule.get("factor", 0.1), falls(schedule, judged))))
     return 1.0
+
+
+def falls(schedule: dict[str, Any], judged: list[float]) -> int:
+    """How often more than `patience` evaluations in a row have come to nothing better than the best before them."""
+    best, row, found = math.inf, 0, 0
+    for value in judged:
+        lower = -value if schedule.get("goal") == "max" else value
+        best, row = (lower, 0) if lower < best - schedule.get("min_delta", 0.0) else (best, row + 1)
+        if row > schedule["patience"]:
+            row, found = 0, found + 1
+    return found
 
 
 def as_rows(found: Any) -> Any:
@@ -314,13 +353,17 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
         order = Draws(np.asarray(task.weights("train"), np.float64), seed)
     full, rest = divmod(len(dataset), size)
     per_epoch = full + (rest > 0 and not config.get("drop_last", False))
-    steps = config.get("steps") or config["epochs"] * per_epoch
+    steps = as_steps(config["steps"], per_epoch, 0) if "steps" in config else config["epochs"] * per_epoch
     judge = Judge(config)
+    every = as_steps(config.get("evaluate", {}).get("every") or 0, per_epoch, steps) or None
+    judged: list[float] = []
 
     def evaluation(step: int) -> Iterator[dict[str, Any]]:
         if held_out is not None:
             found = evaluate(config, task, model, Reader(task, held_out, seed, floats), autocast)
             judge.take(step, found, lambda: digest(model.state_dict()))
+            if config.get("schedule", {}).get("name") == "plateau":
+                judged.append(found[config["schedule"].get("metric", "loss")])
             yield {"step": step, "epoch": (step - 1) // per_epoch + 1} | {f"eval_{k}": v for k, v in found.items()}
 
     for step in range(steps):
@@ -371,7 +414,7 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
         clip = config.get("clip")
         for grad in grads:
             grad.div_(weight if clip is None else weight * (norm / clip).clamp(min=1.0))
-        factor = rate_factor(config.get("schedule", {}), step, steps)
+        factor = rate_factor(config.get("schedule", {}), step, steps, judged, per_epoch)
         for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
             group["lr"] = rate * factor
         seed_all(seed, step, 0, STEPPING)
@@ -388,7 +431,6 @@ def train(config: dict[str, Any], task: Task, parsed: Any = None) -> Iterator[di
         numbers = {"loss": loss_value, "lr": base_rates[0] * factor, "grad_norm": float(norm)}
         yield {"step": step + 1, "epoch": epoch + 1, "weights": digest(model.state_dict()), **numbers, **named}
 
-        every = config.get("evaluate", {}).get("every")
         if every and (step + 1) % every == 0 and step + 1 < steps:
             yield from evaluation(step + 1)
             if judge.is_converged:

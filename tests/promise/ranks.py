@@ -225,6 +225,7 @@ def _run_rank(job: dict[str, Any], rank: int, port: int) -> None:
         sys.argv = ["samestep", job.get("command", "train"), *job["words"]]
         if "script" not in job:
             cli.main()
+        sys.argv = [job["script"], *job["words"]]
         runpy.run_path(job["script"], run_name="__main__")
         code = 0
     except SystemExit as leaving:

@@ -231,6 +231,21 @@ def test_an_evaluation_that_a_stop_broke_off_is_made_by_the_next_start(cases: Ca
     assert part.rows == whole.rows
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_rate_on_a_plateau_goes_on_where_a_stop_broke_off_its_evaluation(cases: Cases, size: int) -> None:
+    words = ["with.scores=[5.0, 6.0, 6.0, 4.0, 6.0]", "schedule={name: plateau, metric: score, patience: 0, factor: 0.5}"]
+    words += ["evaluate.every=2", COUNTED]
+    whole = cases.start("StoppedInEvaluation", *words, run="whole", steps=10)
+    cases.start("StoppedInEvaluation", *words, run="part", steps=7, size=size, env={"CASE_MEASURED": "5"})
+    cases.start("StoppedInEvaluation", *words, run="part", steps=7, size=size)  # whose last evaluation no longer run has
+    part = cases.start("StoppedInEvaluation", *words, run="part", steps=10)
+    assert "resumed from step 7" in part.out
+    rates = [row["lr"] for row in part.rows if "lr" in row]
+    assert rates == [1e-2] * 4 + [0.5e-2] * 2 + [0.25e-2] * 4
+    assert [row for row in part.rows if "eval_score" not in row or row["step"] != 7] == whole.rows
+    assert part.weights == whole.weights
+
+
 def test_a_signal_to_one_rank_stops_all(cases: Cases) -> None:
     broken = cases.start("Signalled", run="part", size=2, env={"CASE_END": "SIGTERM 7"})
     assert set(broken.codes) == {75}, broken.err

@@ -8,19 +8,25 @@ from pathlib import Path
 
 import click
 
+from samestep.commands.new import LIKES
+
 
 @click.command()
 @click.argument("path")
-def new(path: str) -> None:
+@click.option("--like", type=click.Choice(LIKES), default=LIKES[0], show_default=True, help="What kind of task.")
+def new(path: str, like: str) -> None:
     """Write PATH.py and PATH.yaml: a commented task and its config, which train at once.
 
+    All but points train on the files of a folder, `data` by default, and on made-up rows where it has none.
+
     \b
-    Example:
+    Examples:
       samestep new mine && samestep train mine.yaml
+      samestep new mine --like images && samestep train mine.yaml with.folder=photos with.classes=2
     """
     from samestep.commands import new as command
 
-    click.echo(command.new(path))
+    click.echo(command.new(path, like))
 
 
 @click.command()

@@ -92,6 +92,8 @@ def _taken_over(values: dict[str, Any], branching: Branching) -> dict[str, Any]:
         now.pop("proof", None)
     if not branching.keeps_best:
         now |= {"best_metric": None, "best_step": None}
+    if not branching.keeps_evaluations:
+        now["evaluations"] = []
     if not branching.keeps_convergence:
         now |= {"best": None, "waited": 0}
     return now
@@ -105,7 +107,7 @@ def _state(parent: RunFolder, folder: RunFolder, config: Config, origin: dict[st
         "status": "stopped",
         "reason": f"a branch of {origin['run']} at step {origin['step']}, which has not begun",
         "step": origin["step"],
-        "num_steps": config.steps,
+        "num_steps": config.known_steps,
         "loss": losses[-1] if losses else None,
         "wandb": "".join(random.SystemRandom().choices(string.ascii_lowercase + string.digits, k=8)),
         "kind": state.get("kind"),

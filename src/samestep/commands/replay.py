@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import pdb
 from typing import Any
 
 import torch
 
-from samestep.checkpoint import Checkpoints, read, verify, weights_hash
+from samestep.checkpoint import Checkpoints, Saved, read, verify, weights_hash
 from samestep.commands.again import build_again
 from samestep.config import Config
 from samestep.errors import TrainingError, UsageError
@@ -73,6 +74,10 @@ def replay(folder: RunFolder, config: Config, step: int, stop_before: bool) -> N
     print(f"replaying from {'step ' + str(saved.step) if saved else 'the start'} to step {step}", flush=True)
 
     training = build_again(config, load_task(config.task, config.fields), accelerator, saved, step, checker)
+    if (plateau := training.evaluation.plateau) is not None:  # what the run's own evaluations came to decides its rate
+        for evaluated, value in _evaluations(folder, plateau.metric, saved):
+            if evaluated % (training.evaluation.every or 1) == 0:
+                plateau.count(evaluated, value)
     training.evaluation.evaluator = None
     seen = _Seen(training, step, stop_before)
     train(training)
@@ -103,6 +108,15 @@ class _Seen:
 def _recorded(folder: RunFolder) -> dict[int, dict[str, Any]]:
     lines = folder.metrics.read_text().splitlines() if folder.metrics.exists() else []
     return {row["step"]: row for line in lines if (row := parsed(line)) is not None and "loss" in row}
+
+
+def _evaluations(folder: RunFolder, metric: str, saved: Saved | None) -> list[tuple[int, float]]:
+    """What the run's evaluations from a checkpoint on came to, by the steps finished before each."""
+    first = saved.step + (not saved.values["owes_evaluation"]) if saved else 0
+    lines = folder.metrics.read_text().splitlines() if folder.metrics.exists() else []
+    rows = [row for line in lines if (row := parsed(line)) is not None and row["step"] >= first]
+    found = {row["step"]: row[key] for row in rows if (key := f"eval_{metric.removeprefix('eval_')}") in row}
+    return [(step, math.nan if value is None else value) for step, value in sorted(found.items())]
 
 
 def _step_of(path: Any) -> int:

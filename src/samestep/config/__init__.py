@@ -3,7 +3,8 @@
 from samestep.config.branching import ON_A_BRANCH, Branching
 from samestep.config.reading import load_config, parse_yaml, plain_text, read_text, to_text, validated
 from samestep.config.resume import changes_on_resume, compared, done_already, done_words, dotted, maths
-from samestep.config.schema import Checkpoint, Config, Converge, Optimizer, Profile, Schedule, Track
+from samestep.config.schedule import Schedule
+from samestep.config.schema import Checkpoint, Config, Converge, Optimizer, Profile, Track
 
 __all__ = [
     "ON_A_BRANCH",

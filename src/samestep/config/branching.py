@@ -21,7 +21,8 @@ ON_A_BRANCH = {
     "epochs": "yes",
     "optimizer": _ON + "; its state is taken over",
     "optimizer.name": _ON + "; its state begins anew",
-    "schedule": "yes; a step has the rate that it would have had under the new one",
+    "schedule": "yes; a step has the rate that it would have had under the new one; `plateau` begins anew with another metric, "
+    "other rows, or another `evaluate`",
     "precision": _ON,
     "attention": _KIND,
     "clip": _ON,
@@ -46,13 +47,15 @@ class Branching:
         self._values = {key: (old.get(key), new.get(key)) for key in self.changed}
         if "init" in self.changed:
             raise UsageError(f"init: found {now.init!r}; a branch has the weights of its parent, leave it out")
-        if now.steps is not None and now.steps <= step:
-            raise UsageError(f"steps: found {now.steps}, and the branch begins after step {step}; write more")
+        if now.known_steps is not None and now.known_steps <= step:
+            raise UsageError(f"steps: found {now.known_steps}, and the branch begins after step {step}; write more")
         tops = {key.partition(".")[0] for key in self.changed}
         self.keeps_proof = tops <= _SAME_FORWARD
         self.keeps_rows = not tops & _SAME_ROWS
         self.keeps_best = self.keeps_rows and before.checkpoint.best == now.checkpoint.best
         self.keeps_convergence = self.keeps_rows and before.converge == now.converge
+        judged = [(config.schedule.judged_by, config.evaluate) for config in (before, now)]
+        self.keeps_evaluations = self.keeps_rows and judged[0] == judged[1]
         names = [{part: wanted.name for part, wanted in config.optimizers.items()} for config in (before, now)]
         self.keeps_optimizer = names[0] == names[1]
         self.options = sorted({key.rpartition(".")[2] for key in self.changed if key.startswith("optimizer.")} - {"name", "lr"})

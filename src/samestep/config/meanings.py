@@ -8,7 +8,7 @@ MEANINGS = {
     "seed": "Of every random number: the order of rows, the model's first weights, dropout, transforms.",
     "global_batch_size": "Samples of one optimizer step, over all processes: a multiple of `micro_batch_size`.",
     "micro_batch_size": "Samples of one forward pass: what fits into a device.",
-    "steps": "How long to train, in optimizer steps; either this or `epochs`.",
+    "steps": "How long to train, in optimizer steps or as `2 epochs`; either this or `epochs`.",
     "epochs": "How long to train, in passes over the data; either this or `steps`.",
     "drop_last": "Leave out an epoch's last global batch where it is short.",
     "converge": "Stop before the end, once an evaluated metric gets no better.",
@@ -19,11 +19,21 @@ MEANINGS = {
     "optimizer": "Keys beyond those below are its class's own arguments. Or one for each part: `docs/tasks.md`.",
     "optimizer.name": "A class of torch.optim, in any case, or `module:Class`.",
     "optimizer.lr": "The rate at its highest; `schedule` says what becomes of it.",
-    "schedule": "The rate as a function of the step.",
-    "schedule.name": "`constant`, `linear`, `cosine`, `wsd`, `onecycle`, or `file.py:function`, which says the whole rate.",
-    "schedule.warmup": "Steps over which the rate rises in a line to `optimizer.lr`.",
+    "schedule": "The rate as a function of the step: `docs/tasks.md`.",
+    "schedule.name": "`constant`, `linear`, `cosine`, `wsd`, `onecycle`, `step`, `exponential`, `inverse_sqrt`, `restarts`, "
+    "`plateau`, or `file.py:function`, which says the whole rate.",
+    "schedule.warmup": "Steps over which the rate rises in a line to `optimizer.lr`; `1 epoch`; 0.1: a tenth of the run.",
     "schedule.floor": "Where the rate ends, as a part of `optimizer.lr`.",
     "schedule.decay": "Under `wsd` the last steps, in which the rate falls; by default a tenth of the run.",
+    "schedule.every": "Under `step` and `exponential` the steps in which the rate falls to `factor` of it; under `restarts` "
+    "those of the first cycle.",
+    "schedule.at": "Under `step` the steps after which the rate falls, in place of `every`: `[30 epochs, 60 epochs]`.",
+    "schedule.factor": "What is left of the rate after a fall; 0.1 by default, but under `exponential`.",
+    "schedule.growth": "Under `restarts` how many times as long as the one before it a cycle is; 1 by default.",
+    "schedule.metric": "Under `plateau` a name that `metrics` gives; `loss` by default.",
+    "schedule.goal": "Under `plateau` which way is better; `min` by default.",
+    "schedule.patience": "Under `plateau`: where more evaluations in a row bring nothing better, the rate falls.",
+    "schedule.min_delta": "Under `plateau`: what is better by no more than this does not count.",
     "precision": "What forwards compute in, by autocast; the weights stay as model() made them. `fp16` needs a GPU. `tf32`: "
     "float32, of which GPUs from Ampere on multiply the first 19 bits; a CPU multiplies all.",
     "attention": "The kernel of `scaled_dot_product_attention` on a GPU; `auto`: the fastest that fits and gives the same bits "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from samestep.config.lengths import Length
 from samestep.config.reading import load_config
 from samestep.config.schema import Config
 from samestep.errors import UsageError
@@ -35,11 +36,11 @@ def changes_on_resume(before: Config, now: Config) -> tuple[list[str], list[str]
     refused, parting = [], []
     old, new = before.resolved(), now.resolved()
     for key in new:
-        if old[key] == new[key] or key in FREE_ON_RESUME:
+        if old[key] == new[key] or key in _free(now):
             continue
         if key in _PARTS_BITS:
             parting.append(f"{key} was {old[key]} and is {new[key]}: from here on the bits may part from an unbroken run's")
-        elif key in ("steps", "epochs") and _is_longer(old[key], new[key], now):
+        elif key in ("steps", "epochs") and _is_longer(getattr(before, key), getattr(now, key), now):
             continue
         else:
             refused.append(f"{key}: the run has {old[key]!r}, found {new[key]!r}; write the same, or another --run NAME")
@@ -79,7 +80,7 @@ def done_words(folder: RunFolder, state: dict[str, Any]) -> str:
 def maths(config: Config) -> dict[str, Any]:
     """The keys that the bits are made of, by their dotted names; those of the device are told with its kind."""
     resolved = config.resolved()
-    return dotted({key: value for key, value in resolved.items() if key not in FREE_ON_RESUME | _PARTS_BITS})
+    return dotted({key: value for key, value in resolved.items() if key not in _free(config) | _PARTS_BITS})
 
 
 def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -90,5 +91,14 @@ def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _is_longer(old: int | None, new: int | None, config: Config) -> bool:
-    return old is not None and new is not None and new > old and config.schedule.name == "constant"
+def _free(config: Config) -> set[str]:
+    """The keys that are none of the maths; a rate that goes by evaluations makes these a part of it."""
+    return FREE_ON_RESUME - ({"evaluate"} if config.schedule.judged_by else set())
+
+
+def _is_longer(old: int | Length | None, new: int | Length | None, config: Config) -> bool:
+    if config.schedule.sees_the_end or old is None or new is None:
+        return False
+    if isinstance(old, Length) and isinstance(new, Length):
+        return new.number > old.number
+    return isinstance(old, int) and isinstance(new, int) and new > old

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
-from samestep.errors import UNSEEN, nearest
+from samestep.config.lengths import Length, Steps, in_steps
+from samestep.config.schedule import Schedule
+from samestep.errors import UNSEEN
 
 
 class _Strict(BaseModel):
@@ -46,51 +48,23 @@ Optimizers = Annotated[
     Annotated[Optimizer, Tag(_ONE)] | Annotated[dict[str, Optimizer], Tag(_PARTS)], Discriminator(_optimizers)
 ]
 
-SCHEDULES = ("constant", "linear", "cosine", "wsd", "onecycle")
-
-
-class Schedule(_Strict):
-    """The rate as a function of the step alone: warm-up, then by `name` down to `floor` × lr; or a function of one's own."""
-
-    name: str = "constant"
-    warmup: int = Field(0, ge=0)
-    floor: float = Field(0.0, ge=0, le=1)
-    decay: PositiveInt | None = None
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in SCHEDULES and ":" not in name:
-            close = nearest(name, SCHEDULES)
-            hint = f"did you mean {close}?" if close else f"write {', '.join(SCHEDULES)}, or file.py:function"
-            raise ValueError(f"found {name!r}; {hint}")
-        return name
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.decay and self.name != "wsd":
-            raise ValueError(f"decay: found {self.decay} under {self.name}; only wsd has a decay of its own, leave it out")
-        if ":" in self.name and (self.warmup, self.floor, self.decay) != (0, 0.0, None):
-            raise ValueError(f"{self.name} says the whole rate; leave out warmup, floor and decay")
-        return self
-
 
 class Evaluate(_Strict):
     """Evaluate every so many steps, over the first so many micro-batches; by default at the end, over all."""
 
-    every: PositiveInt | None = None
+    every: Steps | None = None
     batches: PositiveInt | None = None
 
 
 class Checkpoint(_Strict):
     """When to save, besides at every stop and at the end."""
 
-    every: PositiveInt | None = None
+    every: Steps | None = None
     minutes: float | None = Field(10.0, gt=0)
     keep: PositiveInt = 2
     best: str | None = None
     background: bool = True
-    milestones: PositiveInt | None = None
+    milestones: Steps | None = None
 
     def is_milestone(self, step: int) -> bool:
         """Whether the checkpoint after `step` steps is kept for ever."""
@@ -100,7 +74,7 @@ class Checkpoint(_Strict):
 class Track(_Strict):
     """What is recorded, and where it is shown."""
 
-    every: PositiveInt = 10
+    every: Steps = 10
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     project: str = "samestep"
     tags: list[str] = []
@@ -120,7 +94,7 @@ class Track(_Strict):
 class Audit(_Strict):
     """Compute a micro-batch again every so many steps, here and at a neighbour's, and compare the bits."""
 
-    every: PositiveInt
+    every: Steps
 
 
 class Profile(_Strict):
@@ -140,7 +114,7 @@ class Config(_Strict):
     seed: int = Field(0, ge=0, lt=1 << 63)
     global_batch_size: PositiveInt
     micro_batch_size: PositiveInt
-    steps: PositiveInt | None = None
+    steps: Steps | None = None
     epochs: PositiveInt | None = None
     drop_last: bool = False
     converge: Converge | None = None
@@ -184,8 +158,10 @@ class Config(_Strict):
                 f"global_batch_size: found {self.global_batch_size}, which is no multiple of micro_batch_size "
                 f"({self.micro_batch_size}); write {_near_multiple(self.global_batch_size, self.micro_batch_size)}"
             )
-        if self.profile and self.steps and self.profile.start > self.steps:
+        if self.profile and self.known_steps and self.profile.start > self.known_steps:
             raise ValueError(f"profile.start: found {self.profile.start}, and the run ends at step {self.steps}; write less")
+        if self.schedule.judged_by and self.evaluate.every is None:
+            raise ValueError("schedule: found plateau, and evaluations at the end alone; write evaluate.every=STEPS")
         if self.checkpoint.best and self.checkpoint.best.partition(":")[2] not in ("", "min", "max"):
             raise ValueError(
                 f"checkpoint.best: found {self.checkpoint.best!r}; write METRIC, of which less is better, or METRIC:max"
@@ -196,6 +172,16 @@ class Config(_Strict):
             fits = [str(n) for n in range(1, self.micro_batches + 1) if self.micro_batches % n == 0]
             raise ValueError(f"leaves: found {self.leaves}; write a divisor of {self.micro_batches}: {', '.join(fits)}")
         return self
+
+    @property
+    def known_steps(self) -> int | None:
+        """The number of steps, where the config alone says it: an epoch is as long as the data."""
+        return None if isinstance(self.steps, Length) else self.steps
+
+    def in_steps(self, steps_per_epoch: int) -> tuple[Self, int]:
+        """The config with every length as a number of steps, and how many steps the run has."""
+        steps = in_steps(self.steps, steps_per_epoch, 0) or (self.epochs or 0) * steps_per_epoch
+        return in_steps(self, steps_per_epoch, steps), steps
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:

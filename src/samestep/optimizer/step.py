@@ -99,7 +99,7 @@ class GatedOptimizer:
         self.scaler = scaler
         self._is_fresh = fresh
         self._turn = threading.Lock()  # held while the weights are between two steps, and for good after an error there
-        self._rate = make_rate(schedule, num_steps, seed)
+        self.rate = make_rate(schedule, num_steps, seed)
         self._base = [float(group["lr"]) for group in optimizer.param_groups]
         self._seed = None if type(optimizer).__module__.startswith("torch.optim.") else seed
         self._plain_step = _plain_step(optimizer) if scaler is None else optimizer.step
@@ -146,7 +146,7 @@ class GatedOptimizer:
 
         Under fp16 an infinite norm is an overflow: that step is skipped too, and counts, with a lower scale for the next.
         """
-        factor = self._rate(step)  # the user's own function, maybe; while it fails the weights are whole
+        factor = self.rate(step)  # the user's own function, maybe; while it fails the weights are whole
         self._turn.acquire()
         self._stepped(step, factor, loss, norm)
         self._turn.release()

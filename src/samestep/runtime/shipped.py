@@ -1,4 +1,4 @@
-"""What comes with samestep besides its modules: launch/, slurm/ and configs/, of a checkout or inside the installed package."""
+"""What comes with samestep besides its modules: launch/, slurm/, configs/, templates/, of a checkout or of the package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _CHECKOUT = Path(__file__).parents[3]
 
 
 def shipped() -> Path:
-    """The folder that holds launch/, slurm/ and configs/."""
+    """The folder that holds launch/, slurm/, configs/ and templates/."""
     return _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
 
 

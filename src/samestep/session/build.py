@@ -20,7 +20,7 @@ from samestep.errors import UsageError
 from samestep.evaluation import Best, Convergence, Evaluation, Evaluator, refuse_unknown_metrics
 from samestep.exact import FastSum, OrderedSum, ShardedModel, ShardedSum, Statistics, StepExchange, StepSums, everyone
 from samestep.loop import Training
-from samestep.optimizer.step import GatedOptimizer
+from samestep.optimizer import GatedOptimizer, Plateau
 from samestep.randomness.order import Order
 from samestep.runtime import Runtime
 from samestep.session.data import Data, notes_on_data, read_data, refuse_other_data
@@ -53,13 +53,13 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
     """
     data = find_data(config, plans)
     plan = make_plan(config, data.order(config.seed))
-    all_steps = config.steps or (config.epochs or 0) * plan.steps_per_epoch
+    config, all_steps = config.in_steps(plan.steps_per_epoch)
     first_step, num_steps = plans.saved.step if plans.saved else 0, plans.num_steps or all_steps
     model, optimizer, sharded = build_model(config, plans, all_steps)
     ending = Ending(plans.stop, plans.watch)
     sums = build_sums(config, plans, model, optimizer, sharded, plan, ending)
     batches = build_batches(config, plans, model, data, plan, sums, range(first_step, num_steps))
-    evaluation = build_evaluation(config, plans, model, data, sharded)
+    evaluation = build_evaluation(config, plans, model, optimizer, data, sharded)
     change = make_change(config, plans.task, model, optimizer.device)
     checks = build_checks(config, plans, model, optimizer, sums, batches, evaluation, change, first_step, all_steps)
     look_ahead(config, model, evaluation, checks)
@@ -178,15 +178,26 @@ def build_checks(
 
 
 def build_evaluation(
-    config: Config, plans: Plans, model: torch.nn.Module, data: Data, sharded: ShardedModel | None
+    config: Config,
+    plans: Plans,
+    model: torch.nn.Module,
+    optimizer: GatedOptimizer,
+    data: Data,
+    sharded: ShardedModel | None,
 ) -> Evaluation:
     """Where the "eval" split stands: what earlier evaluations have come to is in the checkpoint."""
     values = plans.saved.values if plans.saved else {}
     rows, accelerator = data.held_out, plans.accelerator
+    plateau = optimizer.rate if isinstance(optimizer.rate, Plateau) else None
+    if plateau is not None:
+        for step, value in values.get("evaluations", []):
+            plateau.count(step, value)
     return Evaluation(
         evaluator=None if rows is None else make_evaluator(config, plans.task, accelerator, model, rows, sharded),
         convergence=Convergence(config.converge, values.get("best"), values.get("waited", 0)),
         best=Best(config.checkpoint.best, values.get("best_metric"), values.get("best_step")),
+        plateau=plateau,
+        every=config.evaluate.every,
         is_owed=values.get("owes_evaluation", False),
     )
 

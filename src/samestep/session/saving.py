@@ -35,6 +35,7 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
         values = {
             "best": run.evaluation.convergence.best,
             "waited": run.evaluation.convergence.waited,
+            "evaluations": list(run.evaluation.plateau.counted) if run.evaluation.plateau else [],
             "best_metric": run.evaluation.best.value,
             "best_step": best_that_is_kept(step),
             "owes_evaluation": run.evaluation.is_owed,

@@ -60,8 +60,8 @@ class Rows:
             return {name: tensor.clone() if tensor.storage_offset() else tensor for name, tensor in batch.items()}
         for row, number in zip(rows, numbers, strict=True):
             if row.keys() != rows[0].keys():
-                raise UsageError(f"data: row {numbers[0]} has the columns {', '.join(rows[0])}, and row {number} has "
-                                 f"{', '.join(row)}; write the same for every row")  # fmt: skip
+                raise UsageError(f"data: row {numbers[0]} has the columns {', '.join(map(str, rows[0]))}, and row "
+                                 f"{number} has {', '.join(map(str, row))}; write the same for every row")  # fmt: skip
         return {name: stack(name, [row[name] for row in rows], numbers) for name in rows[0]}
 
     def _finished(self, batch: Batch) -> Batch:
@@ -87,10 +87,12 @@ class SourceRows(Rows):
         found = list(source.__getitems__(numbers)) if hasattr(source, "__getitems__") else [source[n] for n in numbers]
         if self._task.overrides("transform") or self._task.overrides("collate"):
             return [_lent(row) for row in found]
+        if isinstance(found[0], tuple):  # as torch's data sets give them: columns by their places
+            return [dict(enumerate(row)) for row in found]
         if not isinstance(found[0], Mapping):
             raise UsageError(
-                f"data: row {rows[0]} is of type {type(found[0]).__name__}; give dicts of column name to value, or write a "
-                "transform(row, rng) that makes one of it (docs/data.md)"
+                f"data: row {rows[0]} is of type {type(found[0]).__name__}; give dicts of column name to value, tuples, or "
+                "write a transform(row, rng) that makes one of it (docs/data.md)"
             )
         return found
 

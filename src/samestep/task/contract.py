@@ -110,7 +110,7 @@ class Columns(dict[str, "torch.Tensor"]):
     """A micro-batch, by column; asking for one that the data set lacks says which there are."""
 
     def __missing__(self, name: str) -> torch.Tensor:
-        raise UsageError(f"task: the batch has no column {name!r}; data() gives {', '.join(self) or 'none'}")
+        raise UsageError(f"task: the batch has no column {name!r}; data() gives {', '.join(map(str, self)) or 'none'}")
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for name, t in self.items())

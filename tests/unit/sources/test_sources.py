@@ -32,13 +32,22 @@ class Named(Task):
         return {"x": row[0], "y": row[1]}
 
 
-def test_rows_of_torchs_map_style_datasets_are_named_by_transform() -> None:
+def test_tuples_of_torchs_map_style_datasets_are_columns_by_place_or_named_by_transform() -> None:
     pairs = torch.utils.data.TensorDataset(torch.arange(6.0).view(3, 2), torch.arange(3))
     batch = make_rows(pairs, Named(), 0, torch.float32).read(np.array([2, 0]), 0)
     assert batch["x"].tolist() == [[4.0, 5.0], [0.0, 1.0]]
     assert batch["y"].tolist() == [2, 0]
-    with pytest.raises(UsageError, match=r"row 2 is of type tuple; give dicts of column name to value, or write a transform"):
-        make_rows(pairs, Plain(), 0, torch.float32).read(np.array([2]), 0)
+    batch = make_rows(pairs, Plain(), 0, torch.float32).read(np.array([2, 0]), 0)
+    assert batch[0].tolist() == [[4.0, 5.0], [0.0, 1.0]]  # type: ignore[index]
+    assert batch[1].tolist() == [2, 0]  # type: ignore[index]
+    with pytest.raises(UsageError, match=r"the batch has no column 2; data\(\) gives 0, 1"):
+        batch[2]  # type: ignore[index]
+    with pytest.raises(UsageError, match=r"row 0 has the columns 0, 1, and row 1 has 0; write the same"):
+        make_rows([(1, 2), (1,)], Plain(), 0, torch.float32).read(np.array([0, 1]), 0)
+    with pytest.raises(
+        UsageError, match=r"row 1 is of type float; give dicts of column name to value, tuples, or write a tran"
+    ):
+        make_rows([0.0, 1.0], Plain(), 0, torch.float32).read(np.array([1]), 0)
 
 
 def test_a_list_of_dicts_will_do_and_a_micro_batch_is_asked_for_at_once_where_that_is_possible() -> None:
