@@ -15,6 +15,7 @@ import psutil
 
 from samestep.errors import UsageError
 from samestep.run.best import best_words
+from samestep.run.colours import coloured
 from samestep.run.folder import RunFolder
 from samestep.run.metric_rows import last_rows
 from samestep.slurm.controller import JobState, jobs_now
@@ -139,7 +140,14 @@ def table(found: list[dict[str, Any]], width: int | None = None) -> str:
         if width and sum(max(map(len, column)) + 2 for column in columns) - 2 > width:
             columns = [column for column in columns if column[0] != name]
     padded = [[word.ljust(max(map(len, column))) for word in column] for column in columns]
-    return "\n".join("  ".join(words).rstrip()[:width] for words in zip(*padded, strict=True))
+    title, *lines = ["  ".join(words).rstrip()[:width] for words in zip(*padded, strict=True)]
+    place = len(padded[0][0]) + 2
+    return "\n".join([title, *(_in_colour(line, place, run["state"]) for line, run in zip(lines, found, strict=True))])
+
+
+def _in_colour(line: str, place: int, state: str) -> str:
+    end = place + len(state)
+    return f"{line[:place]}{coloured(line[place:end], state)}{line[end:]}"
 
 
 def _detail(folder: RunFolder) -> list[str]:

@@ -185,7 +185,7 @@ def save_what_is_finished(
         )
         return True
     try:
-        run.reports.flush(finished)
+        run.reports.flush("saving", finished)
         if run.reports.read_steps < finished:  # it may hold what no rank has sent
             print(f"step {finished} is not saved: its numbers were never read. An earlier save stands, if any", flush=True)
         elif runtime.world_size == 1 or survivor(board, runtime.rank, finished, folder.claim_save):
