@@ -69,6 +69,24 @@ def test_a_screen_shows_the_newest_runs_and_counts_the_others(tmp_path: Path, mo
     assert lines[-1] == "and 13 older runs"
 
 
+@pytest.mark.parametrize("parent", [None, {"run": "first", "step": 20}])
+def test_a_rate_counts_the_newest_starts_rows_alone(tmp_path: Path, parent: dict[str, Any] | None) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    folder.starts.mkdir(exist_ok=True)
+    rows = [{"step": 10, "loss": 1.0, "time": 100.0}, {"step": 20, "loss": 1.0, "time": 105.0}]
+    folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder.write_state(status="stopped", step=20, num_steps=50, parent=parent)
+    assert status.facts([folder])[0]["rate"] == (None if parent else 2.0)  # of a branch that has not begun: its parent's
+    (folder.starts / "0001.json").write_text(json.dumps({"time": 9000.0, "pid": os.getpid()}))
+    rows += [{"step": 30, "loss": 1.0, "time": 9010.0}]
+    folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert status.facts([folder])[0]["rate"] is None
+    rows += [{"step": 40, "loss": 1.0, "time": 9020.0}]
+    folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert status.facts([folder])[0]["rate"] == 1.0
+
+
 def test_one_run_shows_the_way_of_its_loss_and_the_last_evaluation(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create()
