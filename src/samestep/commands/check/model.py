@@ -44,7 +44,7 @@ def look(config: Config, runtime: Runtime, here: int, fit: int) -> list[Line]:
     """
     lines: list[Line] = []
     noting = _Noting()
-    began = time.time()
+    began, run = time.time(), None
     try:
         accelerator, task = make_accelerator(config), load_task(config.task, config.fields)
         list(map(find_tracker, config.track.also))  # each is there
@@ -64,6 +64,9 @@ def look(config: Config, runtime: Runtime, here: int, fit: int) -> list[Line]:
         mistake = mistake_behind(error, config)
         words = "; ".join(mistake.lines) if mistake else in_user_code(error)
         lines.append(Line("error", "task", words.removeprefix("task: ")))
+    finally:
+        if run is not None:
+            run.batches.close()  # or this process would wait for its loader processes, and they for what it asks next
     return lines
 
 
