@@ -43,8 +43,8 @@ class Evaluator:
         self._task, self._rows, self._size = task, rows, micro_batch_size
         self._accelerator, self._seed, self._sharded = accelerator, seed, sharded
         whole = -(-rows.num_rows // micro_batch_size)
-        self._num_batches = min(whole, batches) if batches else whole
-        share = cuts(self._num_batches, accelerator.num_processes)
+        self.num_batches = min(whole, batches) if batches else whole
+        share = cuts(self.num_batches, accelerator.num_processes)
         rank = accelerator.process_index
         self._share = range(share[rank], share[rank + 1])
         self._firsts = [start for start, stop in itertools.pairwise(share) if start < stop]  # of each share that has any
@@ -63,7 +63,7 @@ class Evaluator:
         """
         measured: list[dict[str, torch.Tensor]] = []
         with evaluating(model, self._sharded):
-            for turn in range(-(-self._num_batches // self._accelerator.num_processes)):
+            for turn in range(-(-self.num_batches // self._accelerator.num_processes)):
                 watch.meeting()
                 if int(gather(torch.tensor([flag()], dtype=torch.uint8)).max()):
                     return None
@@ -83,7 +83,7 @@ class Evaluator:
         nothing = torch.zeros(2, dtype=torch.float64, device=self._accelerator.device)
         rows = [torch.stack([found.get(name, nothing) for name in names]) for found in measured]
         mine = torch.stack(rows) if rows else nothing.new_zeros(0, len(names), 2)
-        totals = ordered_total(mine, self._num_batches)
+        totals = ordered_total(mine, self.num_batches)
         return {name: float(total / weight) for name, (total, weight) in zip(names, totals, strict=True)}
 
     def _refuse_another(self, model: torch.nn.Module, measured: list[dict[str, torch.Tensor]]) -> None:
@@ -127,7 +127,7 @@ class Evaluator:
         self.is_tried = True
         found: set[str] = set()
         with evaluating(model, self._sharded), at_step(1):
-            for index in range(min(self._num_batches, _LOOKED_AT)):
+            for index in range(min(self.num_batches, _LOOKED_AT)):
                 found |= self._measure(model, index).keys()
                 if self._sharded is not None:
                     self._sharded.refuse_another_way()

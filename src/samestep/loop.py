@@ -115,16 +115,16 @@ def train(run: Training) -> int:
         run.reports.post(step, total, norm, rate, grads)
 
         if every and finished % every == 0 and finished < run.num_steps:
-            run.reports.flush()
+            run.reports.flush("evaluating")
             if run.evaluate(finished):
                 run.reports.tracker.line(f"converged at step {finished}")
                 return finished
         if total.flag and finished < run.num_steps:
-            run.reports.flush()
+            run.reports.flush("stopping")
             run.ending.save_and_stop(finished, run.num_steps)
         if finished < run.num_steps and run.ending.saver.is_due(finished):
-            run.reports.flush()
+            run.reports.flush("saving")
             run.ending.save(finished)
-    run.reports.flush()
+    run.reports.flush("evaluating")
     run.evaluate(run.num_steps)
     return run.num_steps

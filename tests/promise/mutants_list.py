@@ -413,7 +413,7 @@ _ROWS = [
     Mutant(
         "counted",
         "batches/loading.py",
-        "return -(-min(left, self.global_batch_size) // self.micro_batch_size)",
+        "return -(-self.counted_rows(step) // self.micro_batch_size)",
         "return self.global_batch_size // self.micro_batch_size",
         (f"{BATCHES}::test_an_epoch_gives_every_row_once_and_its_last_step_is_short",),
     ),

@@ -61,8 +61,11 @@ class Plan:
 
     def counted(self, step: int) -> int:
         """How many of a step's micro-batches hold rows that count."""
-        left = self.order.num_rows - self._position(step, 0)
-        return -(-min(left, self.global_batch_size) // self.micro_batch_size)
+        return -(-self.counted_rows(step) // self.micro_batch_size)
+
+    def counted_rows(self, step: int) -> int:
+        """How many rows of a step count: a global batch, but for an epoch's last."""
+        return min(self.order.num_rows - self._position(step, 0), self.global_batch_size)
 
     def rows(self, step: int, index: int) -> Integers:
         epoch, start = self.epoch(step), self._position(step, index)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import shutil
 import socket
 import sys
@@ -15,6 +17,7 @@ import psutil
 
 from samestep.errors import UsageError
 from samestep.run.best import best_words
+from samestep.run.colours import coloured
 from samestep.run.folder import RunFolder
 from samestep.run.metric_rows import last_rows
 from samestep.slurm.controller import JobState, jobs_now
@@ -69,7 +72,7 @@ def _saved_at(checkpoint: Path) -> float | None:
 def _facts(folder: RunFolder, state: dict[str, Any], jobs: list[JobState]) -> dict[str, Any]:
     rows = last_rows(folder, _LAST_ROWS)
     step = max([int(state.get("step") or 0), *(row["step"] for row in rows)])
-    total, rate = state.get("num_steps"), _rate(rows)
+    total, rate = state.get("num_steps"), _rate(rows, _began(folder, state))
     status = str(state.get("status", "queued"))
     job = next((job for job in jobs if job.is_alive), jobs[-1] if jobs else None)
     if status == "running" and not _lives(folder, state, job):
@@ -99,8 +102,21 @@ def _facts(folder: RunFolder, state: dict[str, Any], jobs: list[JobState]) -> di
     }
 
 
-def _rate(rows: list[dict[str, Any]]) -> float | None:
-    steps = [row for row in rows if "loss" in row]
+def _newest_start(folder: RunFolder) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for path in sorted(folder.starts.glob("*.json"))[-1:]:
+        with contextlib.suppress(OSError, ValueError):  # it is being written
+            facts = json.loads(path.read_text())
+    return facts
+
+
+def _began(folder: RunFolder, state: dict[str, Any]) -> float:
+    """When the newest start did, in Unix seconds: rows before it are an earlier start's, or those of a branch's parent."""
+    return float(_newest_start(folder).get("time") or (math.inf if state.get("parent") else 0.0))
+
+
+def _rate(rows: list[dict[str, Any]], since: float) -> float | None:
+    steps = [row for row in rows if "loss" in row and row["time"] >= since]
     took_s = steps[-1]["time"] - steps[0]["time"] if len(steps) > 1 else 0
     return (steps[-1]["step"] - steps[0]["step"]) / took_s if took_s > 0 else None
 
@@ -109,10 +125,10 @@ def _lives(folder: RunFolder, state: dict[str, Any], job: JobState | None) -> bo
     """Whether a run that calls itself running may be."""
     if job is not None:
         return job.is_alive
-    starts = sorted(folder.starts.glob("*.json"))
-    if not starts or state.get("host") != socket.gethostname():
+    start = _newest_start(folder)
+    if not start or state.get("host") != socket.gethostname():
         return True  # elsewhere: not to be known from here
-    return psutil.pid_exists(int(json.loads(starts[-1].read_text())["pid"]))
+    return psutil.pid_exists(int(start["pid"]))
 
 
 def shown(run: str | None, runs: str, follow: bool, as_json: bool) -> Iterator[str]:
@@ -134,7 +150,10 @@ def shown(run: str | None, runs: str, follow: bool, as_json: bool) -> Iterator[s
 def table(found: list[dict[str, Any]], width: int | None = None) -> str:
     """One line a run under a line of titles; as many columns as fit into `width` characters, where one is given."""
     columns = list(zip(_COLUMNS, *map(_line, found), strict=True))
-    return aligned([column for column in columns if column[0] != "best" or {*column[1:]} != {"-"}], width, _LEFT_OUT_FIRST)
+    columns = [column for column in columns if column[0] != "best" or {*column[1:]} != {"-"}]
+    title, *lines = aligned(columns, width, _LEFT_OUT_FIRST).split("\n")
+    place = max(map(len, columns[0])) + 2
+    return "\n".join([title, *(_in_colour(line, place, run["state"]) for line, run in zip(lines, found, strict=True))])
 
 
 def aligned(columns: Sequence[Sequence[str]], width: int | None, left_out_first: Sequence[str]) -> str:
@@ -144,6 +163,11 @@ def aligned(columns: Sequence[Sequence[str]], width: int | None, left_out_first:
             columns = [column for column in columns if column[0] != name]
     padded = [[word.ljust(max(map(len, column))) for word in column] for column in columns]
     return "\n".join("  ".join(words).rstrip()[:width] for words in zip(*padded, strict=True))
+
+
+def _in_colour(line: str, place: int, state: str) -> str:
+    end = place + len(state)
+    return f"{line[:place]}{coloured(line[place:end], state)}{line[end:]}"
 
 
 def _detail(folder: RunFolder) -> list[str]:

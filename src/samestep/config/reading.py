@@ -1,9 +1,7 @@
-"""A config from YAML and `key=value`, and back; each value remembers where it came from."""
+"""A config from YAML and `key=value`; each value remembers where it came from."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -30,11 +28,11 @@ _ADVICE = {  # what to write where YAML's own words say too little
 }
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """YAML 1.1 reads `off` and `no` as False and `1e-3` as text; this loader reads scalars as YAML 1.2 does."""
 
 
-_Loader.yaml_implicit_resolvers = {
+Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in pairs if tag.rpartition(":")[2] not in ("bool", "float", "int", "timestamp")]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
@@ -47,17 +45,7 @@ for _tag, _pattern, _first in (
         "-+0123456789.",
     ),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that YAML 1.1 or 1.2 would take for something else, so that any reader gets the same values."""
-
-
-_Dumper.yaml_implicit_resolvers = {
-    first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + _Loader.yaml_implicit_resolvers.get(first, [])
-    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
-}
+    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -67,13 +55,13 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def parse_yaml(text: str, origin: str) -> Any:
     """Plain values; UsageError if the text is not YAML, or has a key twice, of which other readers keep the last."""
     try:
-        loader = _Loader(text)
+        loader = Loader(text)
         node = loader.get_single_node()
         repeated = _repeated_keys(node, set())
         tree = loader.construct_document(node) if node and not repeated else None
@@ -155,12 +143,12 @@ def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
     if not isinstance(tree, dict):
         found = "nothing" if tree is None else "a list" if isinstance(tree, list) else shortened(tree)
         raise UsageError(f"{path}: found {found}; write keys and values, task: … first")
-    sources = dict.fromkeys(_leaves(tree), str(path))
+    sources = dict.fromkeys(leaves(tree), str(path))
     for override in overrides:
         name, equals, text = override.partition("=")
-        key = _lay_over(tree, f"{short.get(name, name) if name not in Config.model_fields else name}{equals}{text}")
+        key, value = _lay_over(tree, f"{short.get(name, name) if name not in Config.model_fields else name}{equals}{text}")
         sources = {known: origin for known, origin in sources.items() if not known.startswith(key + ".")}
-        sources[key] = "command line"
+        sources |= dict.fromkeys(leaves({key: value}), "command line")
     find_beside(tree, folder)
     return validated(tree), sources
 
@@ -197,7 +185,7 @@ def validated(tree: dict[str, Any]) -> Config:
         raise UsageError(*validation_lines(error, Config)) from None
 
 
-def _lay_over(tree: dict[str, Any], override: str) -> str:
+def _lay_over(tree: dict[str, Any], override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals:
         raise UsageError(f"{override or repr(override)}: found no key=value; write {override or 'key'}=VALUE")
@@ -214,34 +202,13 @@ def _lay_over(tree: dict[str, Any], override: str) -> str:
             inner = place[parent] = {}
         place = inner
     place[last] = parse_yaml(text, f"{key}={text}"[:_LONGEST_SHOWN])
-    return key
+    return key, place[last]
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
+def leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys of all values that are not mappings, or are empty ones."""
     found: list[str] = []
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        found += _leaves(value, name + ".") if isinstance(value, dict) and value else [name]
+        found += leaves(value, name + ".") if isinstance(value, dict) and value else [name]
     return found
-
-
-def to_text(config: Config, sources: dict[str, str]) -> str:
-    """The resolved config as YAML, with a comment before each top-level key that says where its value came from."""
-    lines = []
-    for key, value in config.resolved().items():
-        text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, allow_unicode=True, width=math.inf)
-        origins = {origin for known, origin in sources.items() if known == key or known.startswith(key + ".")}
-        lines.append(f"# {', '.join(sorted(origins)) or 'default'}")
-        lines.append(f"{key}: {text.removesuffix('...' + chr(10)).strip()}")
-    return "\n".join(lines) + "\n"
-
-
-def plain_text(tree: dict[str, Any], origin: str) -> str:
-    """Values from Python as YAML; UsageError names a key whose value YAML has no words for."""
-    for key, value in tree.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError):
-            raise UsageError(f"{origin}: {key}: found {value!r}; write text, numbers, lists and dicts") from None
-    plain = json.loads(json.dumps(tree))  # tuples and numpy's floats
-    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)

@@ -68,7 +68,7 @@ def same_config(records: list[Record]) -> Markup:
     parted = set(differing(records)) | _NOT_COMPARED
     same: dict[str, Any] = {key: value for key, value in records[0].config.items() if key not in parted}
     lines = [tag("tr", tag("th", key), tag("td", plain(value))) for key, value in same.items()]
-    return tag("section", tag("details", tag("summary", tag("h2", "The same in all configs")), tag("table", *lines)))
+    return tag("section", tag("details", tag("summary", tag("h2", "The same in all configs")), sections.scrolled(lines)))
 
 
 def each(records: list[Record]) -> Markup:

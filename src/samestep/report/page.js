@@ -3,16 +3,16 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const place = document.getElementById("plots");
   const several = data.names.length > 1;
-  const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];  // once the eight colours are taken
+  const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];  // once the eight colours are taken, or where lines coincide
   const HEIGHT = 260;
   const colour = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const drawn = new Map(data.drawn.map((run, slot) => [run, slot]));  // run → its colour's number
-  const logarithmic = new Set();
+  const logarithmic = new Set(data.plots.filter(plot => plot.bent).map(plot => plot.title));
   const steps = [0, Math.max(1, ...data.plots.flatMap(plot => plot.curves.map(curve => curve.x.at(-1))))];  // of all plots alike
   let charts = [];
 
   function shown(value) {
-    if (value == null) return "-";
+    if (value == null) return "";
     const size = Math.abs(value);
     if (size && (size < 1e-3 || size >= 1e6)) return value.toExponential(3).replace(/\.?0+e/, "e");
     return value.toLocaleString("en", {maximumSignificantDigits: 5});
@@ -60,38 +60,105 @@
     });
   }
 
+  // A ring around each curve's best point, in its colour.
+  function bests(chart, curves) {
+    const {ctx, bbox} = chart, ratio = devicePixelRatio;
+    curves.forEach((curve, position) => {
+      if (!curve.best || isGrey(curve)) return;
+      const [x, y] = [chart.valToPos(curve.best[0], "x", true), chart.valToPos(curve.best[1], "y", true)];
+      if (x < bbox.left - 1 || x > bbox.left + bbox.width + 1 || y < bbox.top || y > bbox.top + bbox.height) return;
+      ctx.save();
+      ctx.strokeStyle = look(curve, position).stroke();
+      ctx.lineWidth = 2 * ratio;
+      ctx.beginPath();
+      ctx.arc(x, y, 6 * ratio, 0, 2 * Math.PI);
+      ctx.stroke();
+      ctx.restore();
+    });
+  }
+
+  const isGrey = curve => several && !drawn.has(curve.run);
+
   function look(curve, position) {
-    if (!several) return {label: curve.name, stroke: () => colour(`--c${position % 8}`), width: 1.75};
+    if (!several) {
+      const best = curve.best ? ` (best ○ ${shown(curve.best[1])} at step ${shown(curve.best[0])})` : "";
+      return {label: curve.name + best, stroke: () => colour(`--c${position % 8}`), width: 1.75};
+    }
+    if (isGrey(curve)) return {label: data.names[curve.run], stroke: () => colour("--muted"), width: 1, class: "unnamed"};
     const slot = drawn.get(curve.run);
-    if (slot === undefined) return {label: data.names[curve.run], stroke: () => colour("--muted"), width: 1, class: "unnamed"};
-    return {label: data.names[curve.run], stroke: () => colour(`--c${slot % 8}`), width: 1.75, dash: DASHES[(slot >> 3) % 4]};
+    return {label: data.names[curve.run], stroke: () => colour(`--c${slot % 8}`), width: 1.75, turn: slot >> 3};
+  }
+
+  // How many earlier lines each one lies on, where both have points: it is dashed, and shows them through.
+  function overlaps(curves, values, log) {
+    const height = value => log ? Math.log(value) : value;
+    const [least, most] = extent(curves.map(values));
+    const close = (height(most) - height(least)) / (HEIGHT / 2);
+    const points = curves.map((curve, number) => new Map(isGrey(curve) ? [] : curve.x.map((x, at) => [x, values(curve)[at]])));
+    const covers = (above, below) => {
+      let both = 0, near = 0;
+      for (const [x, value] of points[above]) {
+        const other = points[below].get(x);
+        if (value == null || other == null) continue;
+        both++;
+        near += Math.abs(height(value) - height(other)) <= close;
+      }
+      return both > 1 && near >= both / 2;
+    };
+    return curves.map((curve, above) => curves.slice(0, above).filter((_, below) => covers(above, below)).length);
+  }
+
+  function extent(columns) {
+    let least = Infinity, most = -Infinity;
+    for (const column of columns) for (const value of column) if (value != null) {
+      least = Math.min(least, value);
+      most = Math.max(most, value);
+    }
+    return [least, most];
+  }
+
+  // An axis on which a value that stays the same stands in the middle, above zero.
+  function span(plot, log, least, most) {
+    if (least == null) return log ? [1, 10] : [0, 1];
+    if (plot.zero) return [0, most * 1.08 || 1];
+    const isConstant = most - least <= 1e-6 * Math.abs(most);
+    const room = isConstant ? 10 : (most / least) ** 0.05;
+    if (log) return [least / room, most * room];
+    if (isConstant) return most ? [Math.min(0, 2 * most), Math.max(0, 2 * most)] : [-1, 1];
+    return uPlot.rangeNum(least, most, 0.1, true);
   }
 
   function chart(plot, box) {
     const log = logarithmic.has(plot.title);
-    const grey = curve => several && !drawn.has(curve.run);
-    const curves = [...plot.curves.filter(grey), ...plot.curves.filter(curve => !grey(curve))];  // colours above the greys
+    const curves = [...plot.curves.filter(isGrey), ...plot.curves.filter(curve => !isGrey(curve))];  // colours above the greys
     const values = curve => log ? curve.y.map(value => value > 0 ? value : null) : curve.y;
+    const lies = overlaps(curves, values, log);
     const joined = uPlot.join(curves.map(curve => [curve.x, values(curve)]));
     const axis = {
       stroke: () => colour("--faint"), grid: {stroke: () => colour("--grid"), width: 1}, ticks: {show: false},
       font: "12px system-ui, sans-serif", labelFont: "12px system-ui, sans-serif", labelSize: 20, labelGap: 2,
     };
     const isWhole = (least, most) => least === joined[0][0] && most === joined[0].at(-1);
+    const series = (curve, position) => {
+      const {turn = 0, ...looks} = look(curve, position), last = values(curve).findLast(value => value != null);
+      const value = (chart, value, series, at) => shown(at == null ? last : value);  // the last, until a cursor is there
+      return {...looks, dash: DASHES[lies[position] ? 1 + (lies[position] - 1) % 3 : turn % 4], points: points(curve), value};
+    };
     const points = curve => ({show: curve.x.length <= 40, size: 5});
     return new uPlot({
       width: box.clientWidth, height: HEIGHT,
-      scales: {x: {time: false, range: (chart, least, most) => isWhole(least, most) ? steps : [least, most]}, y: {distr: log ? 3 : 1}},
+      scales: {x: {time: false, range: (chart, least, most) => isWhole(least, most) ? steps : [least, most]}, y: {distr: log ? 3 : 1, range: (chart, least, most) => span(plot, log, least, most)}},
       axes: [
         {...axis, label: "step", size: 28, values: (chart, found) => ticks(found)},
         {...axis, label: plot.unit || undefined, size: 58, values: (chart, found) => ticks(found)},
       ],
       series: [
-        {label: "step", value: (chart, value) => shown(value)},
-        ...curves.map((curve, position) => ({...look(curve, position), points: points(curve), value: (chart, value) => shown(value)})),
+        {label: "step", value: (chart, value, series, at) => shown(at == null ? joined[0].at(-1) : value)},
+        ...curves.map(series),
       ],
+      legend: {markers: {dash: (chart, series) => chart.series[series].dash?.length ? "dashed" : "solid"}},
       cursor: {sync: {key: "steps", scales: ["x", null]}, dataIdx: nearest, drag: {x: true, y: false}, points: {size: 7}},
-      hooks: {drawAxes: [restarts]},
+      hooks: {drawAxes: [restarts], draw: [chart => bests(chart, curves)]},
     }, joined, box);
   }
 

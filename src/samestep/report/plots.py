@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from samestep.report.record import Curve, Record
+import numpy as np
+
+from samestep.report.record import Curve, Floats, Record
 from samestep.report.thinning import thinned
 from samestep.report.timeline import steps_per_s
 
@@ -19,7 +21,7 @@ _TITLES = {
     "peak_memory_bytes": ("Peak memory", "GiB"),
     "mfu": ("Model FLOPs utilization", "share of the peak"),
 }
-_LOGARITHMIC = {"loss", "grad_norm"}
+_FROM_ZERO = {"peak_memory_bytes"}
 _GIB = 2**30
 
 
@@ -32,7 +34,7 @@ def plots(records: list[Record], most: int) -> list[dict[str, Any]]:
             plot = "loss" if key == "eval_loss" and len(records) == 1 else key
             found.setdefault(plot, []).append((number, key, curve))
     share = max(most // max(sum(map(len, found.values())), 1), 20)
-    return [_plot(key, found[key], share) for key in sorted(found, key=_place)]
+    return [_plot(key, found[key], share, records) for key in sorted(found, key=_place)]
 
 
 def _curves(record: Record) -> dict[str, Curve]:
@@ -44,15 +46,40 @@ def _curves(record: Record) -> dict[str, Curve]:
     return curves
 
 
-def _plot(key: str, curves: list[tuple[int, str, Curve]], share: int) -> dict[str, Any]:
+def _plot(key: str, curves: list[tuple[int, str, Curve]], share: int, records: list[Record]) -> dict[str, Any]:
     title, unit = _titles(key)
     scale = _GIB if key == "peak_memory_bytes" else 1
+    values = np.concatenate([curve.values for _, _, curve in curves])
+    values = values[np.isfinite(values)]
+    may_be_log = key not in _FROM_ZERO and len(values) > 0 and bool((values > 0).all())
     return {
         "title": title,
         "unit": unit,
-        "log": key in _LOGARITHMIC or key.startswith("eval_loss"),
-        "curves": [_points(number, name, curve, share, scale) for number, name, curve in curves],
+        "zero": key in _FROM_ZERO,
+        "log": may_be_log,
+        "bent": may_be_log and _are_hidden(values),
+        "curves": [
+            _points(number, name, curve, share, scale) | {"best": _best(records[number], name, curve)}
+            for number, name, curve in curves
+        ],
     }
+
+
+def _are_hidden(values: Floats) -> bool:
+    """Whether a linear axis has nine tenths of the values in its lowest tenth."""
+    least, most = float(values.min()), float(values.max())
+    return most > least and float((values <= least + (most - least) / 10).mean()) >= 0.9
+
+
+def _best(record: Record, name: str, curve: Curve) -> list[float] | None:
+    """Step and value of a curve's best point: the one whose checkpoint the run keeps, or the least loss in evaluation."""
+    best = record.state.get("best")
+    if best and best["metric"] == name:
+        return [int(best["step"]), float(best["value"])]
+    if name != "eval_loss" or len(curve.values) < 2 or np.isnan(curve.values).all():
+        return None
+    place = int(np.nanargmin(curve.values))
+    return [int(curve.steps[place]), float(curve.values[place])]
 
 
 def _points(number: int, name: str, curve: Curve, share: int, scale: int) -> dict[str, Any]:

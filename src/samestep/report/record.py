@@ -41,7 +41,7 @@ class Record:
 
     Args:
         status: as `samestep status` has it: a run that says it is running may have died.
-        config: dotted key → value; `origins` has for each top-level key where its value came from.
+        config: dotted key → value; `origins` has where it came from, for a key or for all below it.
         starts: what starts/NNNN.json say, in order.
         steps, times: of the training rows; `eval_steps`, `eval_times` of the evaluations'.
         curves: every number in the rows, by its name there.
@@ -59,6 +59,12 @@ class Record:
     eval_steps: Floats
     eval_times: Floats
     curves: dict[str, Curve] = field(default_factory=dict)
+
+    def origin(self, key: str) -> str:
+        """Where the value of a dotted key came from; empty if that is not known."""
+        while key and key not in self.origins:
+            key = key.rpartition(".")[0]
+        return self.origins.get(key, "")
 
     @property
     def step(self) -> int:
@@ -136,8 +142,13 @@ def _config(folder: RunFolder) -> tuple[dict[str, Any], dict[str, str]]:
     if not folder.config.exists():
         return {}, {}
     text = folder.config.read_text()
-    pairs = itertools.pairwise(text.splitlines())
-    origins = {line.partition(":")[0]: before[2:] for before, line in pairs if before.startswith("# ")}
+    origins: dict[str, str] = {}
+    path: list[str] = []
+    for before, line in itertools.pairwise(["", *text.splitlines()]):
+        depth = (len(line) - len(line.lstrip())) // 2
+        path[depth:] = [line.strip().partition(":")[0].strip("'")]
+        if before.strip().startswith("# "):
+            origins[".".join(path)] = before.strip()[2:]
     return dotted(parse_yaml(text, str(folder.config)) or {}), origins
 
 

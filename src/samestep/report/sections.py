@@ -57,7 +57,9 @@ def tiles(record: Record) -> Markup:
 
 
 def _tile(label: str, value: str, below: str) -> Markup:
-    return tag("div", tag("b", value), tag("span", label), tag("small", below), class_="tile")
+    parts = label.split("_")  # a line may end behind one, and nowhere else in a name
+    words = [part for word in parts[:-1] for part in (f"{word}_", Markup("<wbr>"))]
+    return tag("div", tag("b", value), tag("span", *words, parts[-1]), tag("small", below), class_="tile")
 
 
 def where_time_went(record: Record) -> Markup:
@@ -74,12 +76,12 @@ def where_time_went(record: Record) -> Markup:
             tag("td", tag("i", class_=f"dot t{places[name]}"), name),
             tag("td", duration(seconds), class_="n"),
             tag("td", f"{100 * seconds / total:.1f} %", class_="n"),
-            tag("td", _SPENT[name]),
+            tag("td", _SPENT[name], class_="words"),
         )
         for name, seconds in found.items()
     ]
     note = f"{duration(total)} from the first launch to the last sign of life. Goodput is the share of training."
-    return section("Where the time went", tag("div", *bar, class_="bar"), tag("table", *rows), tag("p", note, class_="note"))
+    return section("Where the time went", tag("div", *bar, class_="bar"), scrolled(rows), tag("p", note, class_="note"))
 
 
 def starts(record: Record) -> Markup:
@@ -110,10 +112,10 @@ def config(record: Record) -> Markup:
     """Every key with its value and where that came from; defaults are faint."""
     rows = []
     for key, value in record.config.items():
-        origin = record.origins.get(key.partition(".")[0], "")
+        origin = record.origin(key)
         cells = (tag("th", key), tag("td", plain(value)), tag("td", origin))
         rows.append(tag("tr", *cells, class_="faint" if origin == "default" else None))
-    return section("Config", tag("table", *rows)) if rows else Markup("")
+    return section("Config", scrolled(rows)) if rows else Markup("")
 
 
 def machine(record: Record) -> Markup:
@@ -125,7 +127,7 @@ def machine(record: Record) -> Markup:
         rows.append(("branch of", f"{origin['run']}, after step {origin['step']}"))
     rows += [("processes", state.get("world_size")), ("host", state.get("host")), ("folder", record.name)]
     lines = [tag("tr", tag("th", key), tag("td", value, class_="mono")) for key, value in rows if value is not None]
-    return section("Machine and code", tag("table", *lines))
+    return section("Machine and code", scrolled(lines))
 
 
 def shown(record: Record) -> Markup:
@@ -141,6 +143,11 @@ def reason(record: Record) -> Markup:
 
 def section(title: str, *inner: object) -> Markup:
     return tag("section", tag("h2", title), *inner)
+
+
+def scrolled(rows: list[Markup]) -> Markup:
+    """A table in which no word is broken: where the page is narrower, it is moved."""
+    return tag("div", tag("table", *rows), class_="scroll")
 
 
 def wide(titles: tuple[object, ...], rows: list[tuple[object, ...]]) -> Markup:

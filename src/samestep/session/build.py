@@ -80,7 +80,7 @@ def build(config: Config, plans: Plans, make_tracker: Callable[[int], Tracker | 
         sums=sums,
         checks=checks,
         evaluation=evaluation,
-        reports=Reports(tracker, config, plan, num_steps, pace, sums.gradients.fingerprints),
+        reports=Reports(tracker, config, plan, num_steps, pace, sums.gradients.fingerprints, plans.task.overrides("unit")),
         ending=ending,
         watch=plans.watch,
         first_step=first_step,

@@ -187,7 +187,7 @@ def save_what_is_finished(
         )
         return True
     try:
-        run.reports.flush(finished)
+        run.reports.flush("saving", finished)
         if run.reports.read_steps < finished:  # it may hold what no rank has sent
             print(f"step {finished} is not saved: its numbers were never read. An earlier save stands, if any", flush=True)
         elif is_chosen(saver, sharded, folder, runtime, board, finished):

@@ -159,7 +159,7 @@ class _Rank:
             run.batches.start()
             agreed(lambda: _try_evaluation(run))
             if parted := agreed(lambda: _begin_start(run, may_part)):
-                self.say(parted)
+                run.reports.tracker.line(parted)
             if self.runtime.is_main:
                 find_step_at_peak(run, self.runtime.world_size)
             self.second.started()
@@ -167,7 +167,8 @@ class _Rank:
                 finished = train(run)
             run.ending.save_for_all(finished, _PATIENCE_AT_THE_END_S)
             if unseen := self.second.find(self.folder):
-                self.say(f"note: no second start was made ({unseen}): a task that came to remember late is not seen")
+                words = f"note: no second start was made ({unseen}): a task that came to remember late is not seen"
+                run.reports.tracker.line(words)
             if self.runtime.is_main or run.sums.sharded:
                 digest = weights_hash(run.sums.sharded.whole_tensors() if run.sums.sharded else run.model)
                 if self.runtime.is_main:

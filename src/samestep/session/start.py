@@ -103,7 +103,7 @@ def _new_id() -> str:
     return os.environ.get("WANDB_RUN_ID") or "".join(random.SystemRandom().choices(string.ascii_lowercase + string.digits, k=8))
 
 
-def _launched() -> float:
+def launched() -> float:
     """When this process was started, in Unix seconds: Linux knows its age to 10 ms, and the time of the boot to a second."""
     created = psutil.Process().create_time()
     if not hasattr(time, "CLOCK_BOOTTIME"):
@@ -132,7 +132,7 @@ def begin(
     """Everything has been checked: from here on there is a run, and state.json says so. Returns what is to be told."""
     folder.create()
     facts = {"host": runtime.host, "pid": os.getpid(), "job": runtime.job, "world_size": runtime.world_size}
-    facts |= {"resumed_from": start.resumed_from, "launched": _launched(), "time": time.time()}
+    facts |= {"resumed_from": start.resumed_from, "launched": launched(), "time": time.time()}
     folder.begin_start(start.number, {**facts, "before": _start_before(folder)})
     keep_what_is_printed(folder, runtime)
     write_atomically(folder.config, configuration.to_text(config, origins))

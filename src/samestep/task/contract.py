@@ -35,7 +35,7 @@ class Task(BaseModel):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
     unit: ClassVar[str] = "samples"
-    """What `loss` counts as its weight: the name of the rate on the progress bar."""
+    """What `loss` counts as its weight, as "tokens": the name of the rate on the progress bar and in the rows."""
 
     def data(self, split: str) -> Any:
         """The rows of a split, "train" or "eval"; None when there is no such split. Called first by one process.
@@ -101,9 +101,10 @@ class Task(BaseModel):
         Such as `AutoTokenizer.from_pretrained(self.base).save_pretrained(folder)`; from_pretrained then reads the folder whole.
         """
 
-    def overrides(self, method: str) -> bool:
-        """Whether this task's class brings its own version of an optional method."""
-        return getattr(type(self), method) is not getattr(Task, method)
+    def overrides(self, name: str) -> bool:
+        """Whether this task's class brings its own version of an optional method, or names its `unit`."""
+        kinds = type(self).__mro__
+        return any(name in vars(kind) for kind in kinds[: kinds.index(Task)])
 
 
 class Columns(dict[str, "torch.Tensor"]):

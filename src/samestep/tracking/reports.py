@@ -32,9 +32,10 @@ class Reports:
     """A step's numbers, read at once on a CPU and one step later on a GPU, so that no step waits for the host.
 
     Args:
-        plan: for the epoch of a row, the line at an epoch's end, and the rows of a step that counts none.
+        plan: for the epoch of a row, the line at an epoch's end, and the rows of a step.
         fingerprints: of gradients, of which this rank may have its rows alone.
         pace: what the steps take, which a row has beside their numbers.
+        names_weight: the task has a `unit` of its own, so that nobody takes its weights for rows.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Reports:
         num_steps: int,
         pace: Pace,
         fingerprints: Callable[[list[torch.Tensor]], torch.Tensor] = fingerprint,
+        names_weight: bool = False,
     ) -> None:
         self.tracker, self._every, self._fingerprint = tracker, config.track.every, config.track.fingerprint
         self._epochs, self._steps_per_epoch, self._num_steps = config.epochs, plan.steps_per_epoch, num_steps
@@ -54,6 +56,7 @@ class Reports:
         self.read_steps = 0  # the steps whose numbers the host has read, and found finite
         self._epoch_loss = self._epoch_weight = 0.0
         self._weight = 0.0
+        self._is_weight_clear = names_weight
 
     def post(self, step: int, total: Totals, norm: Scalar, rate: float, grads: list[torch.Tensor]) -> None:
         """Take the numbers of a step (from 0), and the gradients that it stepped with.
@@ -62,6 +65,7 @@ class Reports:
         """
         if self.pace.is_paused:
             self.pace.go_on()
+            self.tracker.doing("running")
         prints = self._fingerprints(grads) if self._fingerprint and self._is_tracked(step + 1) else None
         values, names = [total.loss, total.weight, norm, *total.numbers.values()], list(total.numbers)
         if not isinstance(total.loss, torch.Tensor):
@@ -79,8 +83,8 @@ class Reports:
         """Take an evaluation's metrics, after `step` finished steps."""
         self.tracker.evaluated({"step": step, "epoch": self._plan.epoch(step - 1) + 1, "time": time.time(), **metrics})
 
-    def flush(self, finished: int | None = None) -> None:
-        """Read what is on its way, before an evaluation, a save, or the end.
+    def flush(self, state: str, finished: int | None = None) -> None:
+        """Read what is on its way, before the run goes on to what `state` says: evaluating, saving or stopping.
 
         After a fault read only what belongs to the first `finished` steps, for the rest never came.
         """
@@ -89,6 +93,7 @@ class Reports:
             if finished is None or posted.step < finished:
                 self._read(posted)
         self.pace.pause()
+        self.tracker.doing(state)
 
     def _read(self, posted: _Posted) -> None:
         if posted.arrived is not None:
@@ -110,6 +115,8 @@ class Reports:
         self.read_steps = step
         self._weight += weight
         if self._is_tracked(step):
+            if not self._is_weight_clear:
+                self._explain(posted.step, weight)
             row: Row = {"step": step, "epoch": posted.step // self._steps_per_epoch + 1, "time": time.time()}
             row |= {"loss": loss, "lr": posted.rate, "grad_norm": norm}
             row |= zip(posted.names, numbers, strict=True)
@@ -123,6 +130,16 @@ class Reports:
             self._weight = 0.0
         if self._epochs:
             self._count_epoch(step, loss * weight, weight)
+
+    def _explain(self, step: int, weight: float) -> None:
+        """Say once what a rate counts that is called one of samples and is none."""
+        rows = self._plan.counted_rows(step)
+        if weight != rows:
+            self._is_weight_clear = True
+            self.tracker.line(
+                f"note: samples/s counts the weight that loss returns, which came to {weight:,.6g} in step {step + 1} of "
+                f'{rows:,} rows; name what it counts in the task, such as unit = "tokens"'
+            )
 
     def _rows(self, step: int) -> str:
         counted = range(self._plan.counted(step))

@@ -14,6 +14,7 @@ from samestep.config import Track
 from samestep.run.folder import RunFolder
 from samestep.run.metric_rows import Row
 from samestep.tracking.background import Background, RunInfo
+from samestep.tracking.bar import Bar
 from samestep.tracking.metrics_file import Metrics
 from samestep.tracking.other_trackers import find_tracker
 from samestep.tracking.wandb_run import WandbRun, wandb_mode
@@ -30,14 +31,9 @@ class Tracker:
         if (mode := wandb_mode(settings.wandb)) != "off":
             self._others.append(Background("wandb", lambda: WandbRun(run, mode), self.line, pause_s=0.5))
         self._sinks: list[Metrics | Background] = [Metrics(RunFolder(run.path), self.line), *self._others]
-        self._bar = (
-            tqdm(total=num_steps, initial=run.first_step, unit="step", dynamic_ncols=True, leave=False)
-            if sys.stderr.isatty()
-            else None
-        )
+        self._bar = Bar(num_steps, run.first_step, unit) if sys.stderr.isatty() else None
         self._begun = self._shown = time.monotonic()
         self._counted = 0.0
-        self._evaluation = ""  # the last, in words
         self.last: Row = {}
         self.recent: collections.deque[Row] = collections.deque(maxlen=RECENT_ROWS)
 
@@ -63,8 +59,15 @@ class Tracker:
         for key, value in row.items():
             if key[:5] == "eval_" and math.isnan(value):
                 self.line(f"WARNING: {key} is nan at step {row['step']}: no row counts for it (weight 0), or its sum is nan")
-        self._evaluation = "  ".join(f"{key} {value:.4f}" for key, value in row.items() if key[:5] == "eval_")
-        self.line(f"step {row['step']}  {self._evaluation}")
+        words = [f"{key} {value:.4f}" for key, value in row.items() if key[:5] == "eval_"]
+        if self._bar is not None:
+            self._bar.evaluated(words)
+        self.line("  ".join([f"step {row['step']}", *words]))
+
+    def doing(self, state: str) -> None:
+        """What the run does now: running, evaluating, saving or stopping."""
+        if self._bar is not None:
+            self._bar.doing(state)
 
     def shown(self, step: int, text: str) -> None:
         """Print what the task shows of its trained model, and hand it to the trackers that keep text."""
@@ -77,9 +80,7 @@ class Tracker:
         now = time.monotonic()
         rate = self._counted / max(now - self._begun, 1e-9)
         if self._bar is not None:
-            words = f"loss {row['loss']:.4f}  {rate:,.0f} {self._unit}/s  {self._evaluation}"
-            self._bar.set_postfix_str(words.rstrip(), refresh=False)
-            self._bar.update(row["step"] - self._bar.n)
+            self._bar.step(row)
         elif now - self._shown > 10 or row["step"] == self._num_steps:
             done = row["step"] - self._first_step
             left = (now - self._begun) / done * (self._num_steps - row["step"])
@@ -113,6 +114,8 @@ class NullTracker:
     def evaluated(self, row: Row) -> None:
         self.last.update(row)
         self.recent.append(row)
+
+    def doing(self, state: str) -> None: ...
 
     def shown(self, step: int, text: str) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,12 @@ import psutil
 import pytest
 import torch
 from forked import forked
+
+from conftest import ROOT
+from samestep.batches import Batches
+from samestep.commands.check.model import look
+from samestep.config import load_config
+from samestep.runtime import read_runtime
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside torch's threads
 
@@ -132,3 +139,19 @@ def test_what_an_optimizer_of_ones_own_costs_on_a_gpu(tmp_path: Path, made: str,
     lines = checked(tmp_path, before=lambda: None, task=TASK + OPTIMIZER.format(made))
     assert ("optimizer" in lines) == (told is not None), lines
     assert told is None or re.search(told, lines["optimizer"])
+
+
+def test_a_check_ends_its_loader_processes_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a cycle holds them until the interpreter ends, it would wait for them for ever."""
+    closed = []
+
+    def close(batches: Batches) -> None:
+        closed.append(batches)
+        true(batches)
+
+    true = Batches.close
+    monkeypatch.setattr(Batches, "close", close)
+    config, _ = load_config(ROOT / "configs/seed.yaml", ["workers=1", "device=cpu", f"runs={tmp_path}/runs"])
+    assert [line.level for line in look(config, read_runtime(), 1, 0)].count("error") == 0
+    assert len(closed) == 1
+    assert multiprocessing.active_children() == []

@@ -41,6 +41,20 @@ def test_the_table_is_as_wide_as_the_terminal_and_keeps_what_matters() -> None:
     assert (first.split()[4], second.split()[4]) == ("-", "0.7500")
 
 
+def test_a_state_has_its_colour_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [fact("failed", state="failed"), fact("second", state="running")]
+    plain = status.table(runs, 60)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert status.table(runs, 60) == plain
+    monkeypatch.delenv("NO_COLOR")
+    title, failed, running = status.table(runs, 60).splitlines()
+    assert failed.startswith("failed  \033[31mfailed\033[0m   10/10")
+    assert running.startswith("second  \033[36mrunning\033[0m  10/10")
+    assert re.sub(r"\033\[\d+m", "", "\n".join([title, failed, running])) == plain
+
+
 def test_a_screen_shows_the_newest_runs_and_counts_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(30):
         (tmp_path / f"run-{number:02d}").mkdir()
@@ -53,6 +67,24 @@ def test_a_screen_shows_the_newest_runs_and_counts_the_others(tmp_path: Path, mo
     assert len(lines) < 20
     assert lines[1].startswith("run-29")
     assert lines[-1] == "and 13 older runs"
+
+
+@pytest.mark.parametrize("parent", [None, {"run": "first", "step": 20}])
+def test_a_rate_counts_the_newest_starts_rows_alone(tmp_path: Path, parent: dict[str, Any] | None) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    folder.starts.mkdir(exist_ok=True)
+    rows = [{"step": 10, "loss": 1.0, "time": 100.0}, {"step": 20, "loss": 1.0, "time": 105.0}]
+    folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder.write_state(status="stopped", step=20, num_steps=50, parent=parent)
+    assert status.facts([folder])[0]["rate"] == (None if parent else 2.0)  # of a branch that has not begun: its parent's
+    (folder.starts / "0001.json").write_text(json.dumps({"time": 9000.0, "pid": os.getpid()}))
+    rows += [{"step": 30, "loss": 1.0, "time": 9010.0}]
+    folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert status.facts([folder])[0]["rate"] is None
+    rows += [{"step": 40, "loss": 1.0, "time": 9020.0}]
+    folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert status.facts([folder])[0]["rate"] == 1.0
 
 
 def test_one_run_shows_the_way_of_its_loss_and_the_last_evaluation(tmp_path: Path) -> None:
@@ -83,11 +115,15 @@ def test_a_bar_shows_loss_rate_time_left_and_the_last_evaluation(workplace: Work
             shown += chunk
     os.close(terminal)
     assert process.wait() == 0, shown
-    bars = [line for line in re.split(r"[\r\n]+", shown.decode(errors="replace")) if "/46 [" in line]
+    plain = re.sub(r"\033\[\d+m", "", shown.decode(errors="replace"))
+    bars = [line for line in re.split(r"[\r\n]+", plain) if "/46 |" in line]
     after = [line for line in bars if "eval_accuracy" in line]
     assert after, bars[-3:]
-    assert re.search(r"\d+/46 \[\d\d:\d\d<\d\d:\d\d, .*step.*, loss \d\.\d{4}  [\d,]+ samples/s  eval_acc", after[-1])
-    assert not any("eval_" in line for line in bars if int(line.split("/46")[0].split()[-1]) < 23)
+    numbers = r"loss \d\.\d{4}  \d\d:\d\d left  eval_accuracy \d\.\d{4}  eval_loss \d\.\d{4}  [\d,]+ samples/s  "
+    assert re.search(r"\d+/46 \|█.{9,}\| (evaluating  )?" + numbers, after[-1])
+    assert any("| evaluating  " in line for line in bars)
+    assert max(map(len, bars)) < 140
+    assert not any("eval_" in line for line in bars if int(line.split("/46")[0]) < 23)
 
 
 def test_the_newest_output_of_a_run_is_its_log_whoever_kept_it(tmp_path: Path) -> None:

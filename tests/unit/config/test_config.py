@@ -1,5 +1,6 @@
 """The config is strict, says in one line what is wrong, and undoes YAML 1.1's surprises."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,23 @@ def test_the_resolved_text_loads_as_the_same_config(good: Path, tmp_path: Path) 
     again.write_text(to_text(config, sources))
     assert load_config(again)[0] == config
     assert "# command line\nprecision: bf16\n" in again.read_text()
+
+
+@pytest.mark.parametrize("notes", ["a\n# b\nc: d", "\n", " a\r\n  b\n", "a\u2028b", "x: y #z"])
+def test_a_block_of_several_origins_says_that_of_each_of_its_keys(good: Path, tmp_path: Path, notes: str) -> None:
+    overrides = ["evaluate={every: 3}", "optimizer.lr=1e-4", f"track.notes={json.dumps(notes)}", "shard=true"]
+    config, sources = load_config(good, overrides)
+    assert sources["evaluate.every"] == "command line"
+    assert "evaluate" not in sources
+    again = tmp_path / "config.yaml"
+    again.write_text(text := to_text(config, sources))
+    assert load_config(again)[0] == config
+    assert f"optimizer:\n  # {good}\n  name: adam\n  # command line\n  lr: 0.0001\n" in text
+    assert "evaluate:\n  # command line\n  every: 3\n  # default\n  batches: null\n" in text
+    assert "# command line\nshard: true\n" in text
+    assert "# default\ncheckpoint: {" in text
+    plain = to_text(*load_config(good, [*overrides, "track.notes=plain"]))
+    assert text.count("\n") == plain.count("\n")  # a value is a line, or what it holds could be taken for an origin
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,42 @@ def test_waiting_for_data_is_shown_where_the_rows_have_it(tmp_path: Path) -> Non
     assert page.plot("Throughput")[0]["name"] == "tokens_per_s"
 
 
+def test_an_axis_shows_what_a_curve_does(tmp_path: Path) -> None:
+    """Constant values, memory, and a fall after which a linear axis would show a line along its floor."""
+    rows = [row(step, step, loss=1000 / step**2, waits_s=0.0, peak_memory_bytes=2**30) for step in range(1, 101)]
+    make(tmp_path, "run", rows, [start(0, 0)])
+    plots = {plot["title"]: plot for plot in written(tmp_path, "run").data["plots"]}
+    assert (plots["Loss"]["log"], plots["Loss"]["bent"], plots["Loss"]["zero"]) == (True, True, False)
+    assert (plots["Learning rate"]["log"], plots["Learning rate"]["bent"]) == (True, False)
+    assert (plots["Peak memory"]["log"], plots["Peak memory"]["bent"], plots["Peak memory"]["zero"]) == (False, False, True)
+    assert not plots["waits_s"]["log"]
+    steady = [row(step, step, loss=3.0 - step / 100) for step in range(1, 101)]
+    make(tmp_path, "steady", steady, [start(0, 0)])
+    assert not written(tmp_path, "steady").data["plots"][0]["bent"]
+
+
+def test_the_best_is_the_one_that_the_run_keeps_or_else_the_least_loss_in_evaluation(tmp_path: Path) -> None:
+    rows = [row(10, 10)]
+    rows += [row(step, 10, eval_loss=abs(step - 20) + 1.0, eval_accuracy=step / 50) for step in (10, 20, 30)]
+    make(tmp_path, "own", rows, [start(0, 0)])
+    make(tmp_path, "kept", rows, [start(0, 0)], best={"metric": "eval_accuracy", "value": 0.6, "step": 30})
+    own, kept = (written(tmp_path, name) for name in ("own", "kept"))
+    assert [curve["best"] for curve in own.plot("Loss")] == [None, [20, 1.0]]
+    assert [curve["best"] for curve in own.plot("Evaluation: accuracy")] == [None]
+    assert [curve["best"] for curve in kept.plot("Evaluation: accuracy")] == [[30, 0.6]]
+
+
+def test_each_value_of_a_block_has_its_own_origin(tmp_path: Path) -> None:
+    config = (
+        "# default\nseed: 0\noptimizer:\n  # a.yaml\n  name: adam\n  # command line\n  lr: 0.1\n# b.yaml\ntrack: {every: 1}\n"
+    )
+    record = read(make(tmp_path, "run", [row(10, 10)], [start(0, 0)], config=config), "done")
+    keys = ("seed", "optimizer.name", "optimizer.lr", "track.every")
+    assert [record.origin(key) for key in keys] == ["default", "a.yaml", "command line", "b.yaml"]
+    words = written(tmp_path, "run").words
+    assert words[words.index("optimizer.lr") + 1 :][:2] == ["0.1", "command line"]
+
+
 def test_what_users_write_is_text_and_never_markup(tmp_path: Path) -> None:
     evil = """</script><script>alert(1)</script><img src=x onerror=alert(2)>" onclick="alert(3)' onload='"""
     config = f"# default\ntrack: {{notes: {json.dumps(evil)}}}\n"
@@ -358,9 +394,23 @@ def chromium() -> str | None:
     return next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 
 
+FRAME = """<!doctype html><meta charset="utf-8"><body><iframe src="/PAGE" width="400" height="900"></iframe><script>
+document.querySelector("iframe").onload = event => {
+  const page = event.target.contentDocument, root = page.documentElement, all = part => [...page.querySelectorAll(part)];
+  const broken = all("body *").filter(part => getComputedStyle(part).overflowWrap !== "normal");
+  document.body.innerHTML = `<pre>${JSON.stringify({
+    charts: Number(root.dataset.charts), canvases: all("canvas").length, theme: root.dataset.theme, width: root.scrollWidth,
+    broken: broken.length, values: all(".u-value").map(part => part.textContent),
+    dashed: all(".u-marker").filter(part => part.style.borderStyle.includes("dashed")).length,
+    logs: all(".log[aria-pressed=true]").length, best: page.body.textContent.includes("best ○ 0.5 at step 50"),
+  })}</pre>`;
+};
+</script></body>"""
+
+
 @pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
-def test_a_browser_draws_it_without_an_error_or_a_request(tmp_path: Path) -> None:
-    tormented(tmp_path)
+def test_a_browser_draws_it_on_a_narrow_page_without_an_error_or_a_request(tmp_path: Path) -> None:
+    tormented(tmp_path, best={"metric": "eval_loss", "value": 0.5, "step": 50})
     names = sweep(tmp_path, 9)
     asked: list[str] = []
 
@@ -370,7 +420,10 @@ def test_a_browser_draws_it_without_an_error_or_a_request(tmp_path: Path) -> Non
             self.send_response(200)
             self.end_headers()
             name = self.path.strip("/")
-            self.wfile.write((tmp_path / name).read_bytes() if name in ("one.html", "all.html") else b"")
+            if name.startswith("frame/"):
+                self.wfile.write(FRAME.replace("PAGE", name.removeprefix("frame/")).encode())
+            elif name in ("one.html", "all.html"):
+                self.wfile.write((tmp_path / name).read_bytes())
 
         def log_message(self, format: str, *args: object) -> None: ...
 
@@ -379,15 +432,26 @@ def test_a_browser_draws_it_without_an_error_or_a_request(tmp_path: Path) -> Non
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Asked) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            for page, plots in (("one.html", 4), ("all.html", 5)):
-                dom, log = _opened(f"http://127.0.0.1:{server.server_port}/{page}", tmp_path / page.replace("html", "profile"))
+            # Eight runs are in colour, and have one learning rate, gradient norm and throughput: seven lie on the first.
+            for page, plots, dashed, logs in (("one.html", 4, 0, 0), ("all.html", 5, 21, 0)):
+                address = f"http://127.0.0.1:{server.server_port}/frame/{page}"
+                dom, log = _opened(address, tmp_path / page.replace("html", "profile"))
                 assert "CONSOLE" not in log, log
-                assert f'data-charts="{plots}"' in dom
-                assert dom.count("<canvas") == plots
-                assert 'data-theme="light"' in dom
+                found = json.loads(dom.partition("<pre>")[2].partition("</pre>")[0])
+                assert (found["charts"], found["canvases"], found["theme"]) == (plots, plots, "light")
+                assert found["width"] <= 400
+                assert found["broken"] == 0
+                assert all(any(map(str.isdigit, value)) for value in found["values"])
+                assert (found["dashed"], found["logs"]) == (dashed, logs)
+                assert found["best"] == (page == "one.html")
         finally:
             server.shutdown()
-    assert [path for path in asked if path != "/favicon.ico"] == ["/one.html", "/all.html"]
+    assert [path for path in asked if path != "/favicon.ico"] == [
+        "/frame/one.html",
+        "/one.html",
+        "/frame/all.html",
+        "/all.html",
+    ]
 
 
 def _opened(address: str, profile: Path) -> tuple[str, str]:

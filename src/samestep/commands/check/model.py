@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 
 import torch
 
 from samestep.commands.check.doubled import doubled, mistaken
+from samestep.commands.check.forecast import Times, saving_s, timed, whole_steps, words
 from samestep.commands.check.memory import activation_bytes, disk, fitting, memory, needs
 from samestep.config import Config
 from samestep.config.preflight import Line
 from samestep.control import StopFlag
 from samestep.errors import TrainingError, UsageError
-from samestep.loop import Training, train
+from samestep.loop import Training
 from samestep.runtime import Runtime
 from samestep.session import Plans, build, in_user_code, make_accelerator, mistake_behind
 from samestep.session.attention import AttentionCalls
 from samestep.session.build import float_dtype
+from samestep.session.start import launched
 from samestep.task.loading import load_task
 from samestep.tracking import NullTracker, find_tracker
 
@@ -43,6 +44,7 @@ def look(config: Config, runtime: Runtime, here: int, fit: int) -> list[Line]:
     """
     lines: list[Line] = []
     noting = _Noting()
+    began, run = time.time(), None
     try:
         accelerator, task = make_accelerator(config), load_task(config.task, config.fields)
         list(map(find_tracker, config.track.also))  # each is there
@@ -53,7 +55,7 @@ def look(config: Config, runtime: Runtime, here: int, fit: int) -> list[Line]:
         if fit:
             lines.append(fitting(run, here, fit))
         if lines[-1].level != "error":
-            _try(run, lines, here)
+            _try(run, lines, here, (began - launched(), time.time() - began))
     except UsageError as error:
         lines += [Line("error", *(line.split(": ", 1) if ": " in line else ("task", line))) for line in error.lines]
     except TrainingError as error:
@@ -62,19 +64,27 @@ def look(config: Config, runtime: Runtime, here: int, fit: int) -> list[Line]:
         mistake = mistake_behind(error, config)
         words = "; ".join(mistake.lines) if mistake else in_user_code(error)
         lines.append(Line("error", "task", words.removeprefix("task: ")))
+    finally:
+        if run is not None:
+            run.batches.close()  # or this process would wait for its loader processes, and they for what it asks next
     return lines
 
 
-def _try(run: Training, lines: list[Line], here: int) -> None:
+def _try(run: Training, lines: list[Line], here: int, start_s: tuple[float, float]) -> None:
+    """Args: start_s: what a start took so far, before and while the run was built."""
     seconds, activations = _trial(run, lines)
     parts = needs(run, activations, here)
     lines += [*_attention(run), *_precision(run), *_optimizer(run)]
-    lines += [_doubled(run), memory(run, parts, here), disk(run, parts["optimizer"]), _time(run, seconds, here)]
-    if run.evaluation.evaluator is not None:
+    lines += [_doubled(run), memory(run, parts, here), disk(run, parts["optimizer"])]
+    evaluator, evaluated = run.evaluation.evaluator, None
+    if evaluator is not None:
         with run.checks.evaluation():
-            names = sorted(run.evaluation.evaluator.names(run.model, wanted=set()))
+            names = sorted(evaluator.names(run.model, wanted=set()))
         lines.append(Line("ok", "evaluation", f"gives {', '.join(names)}"))
-    lines.append(_step(run, seconds))
+        evaluated = timed(run, lambda: evaluator.names(run.model, wanted=set()))
+    step = _step(run, seconds, lines)
+    saving = saving_s(run.config, parts["parameters"] + parts["optimizer"])
+    lines.append(Line("ok", "time", words(run, Times(*start_s, seconds, step, evaluated, saving), here, evaluator)))
 
 
 def _attention(run: Training) -> list[Line]:
@@ -136,12 +146,16 @@ def _trial(run: Training, lines: list[Line]) -> tuple[float, int]:
     return seconds, activations
 
 
-def _step(run: Training, seconds: float) -> Line:
-    if seconds * run.config.micro_batches > _LONG_STEP_S:
-        return Line("ok", "step", f"not tried: its {run.config.micro_batches} micro-batches would take long on one process")
-    run.evaluation.evaluator, run.num_steps = None, 1
-    train(run)
-    return Line("ok", "step", "a whole one was taken")
+def _step(run: Training, seconds: float, lines: list[Line]) -> float:
+    """What a whole step takes on one process, in seconds: tried, or by its micro-batches."""
+    by_micro_batches = seconds * run.config.micro_batches
+    if by_micro_batches > _LONG_STEP_S:
+        words = f"not tried: its {run.config.micro_batches} micro-batches would take long on one process"
+        lines.append(Line("ok", "step", words))
+        return by_micro_batches
+    took = whole_steps(run, by_micro_batches)
+    lines.append(Line("ok", "step", "a whole one was taken"))
+    return took
 
 
 def _doubled(run: Training) -> Line:
@@ -156,16 +170,3 @@ def _doubled(run: Training) -> Line:
     if abs(grown - 2) > 0.05:
         return Line("warning", "loss", f"is {grown:.3g} times as much over each row twice: a part of it is no sum over rows")
     return Line("ok", "loss", f"is a sum: {total / weight:.4g} for each of {weight:g}")
-
-
-def _time(run: Training, seconds: float, here: int) -> Line:
-    step = seconds * math.ceil(run.config.micro_batches / here)
-    words = f"{step * 1e3:.3g} ms a step on {here} process{'es' if here > 1 else ''}, {_duration(step * run.num_steps)} in all"
-    return Line("ok", "time", f"at least {words}, by the micro-batch tried")
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds > 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} seconds"
