@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from samestep.checkpoint import Checkpoints, Saved, Saver, SharedCheckpoints, SharedSaver, Slab, capture, size_of
+from samestep.checkpoint import Checkpoints, NoCopies, Saved, Saver, SharedCheckpoints, SharedSaver, Slab, capture, size_of
 from samestep.control import StoreBoard, make_board
 from samestep.errors import TrainingError, UsageError
 from samestep.loop import Training
 from samestep.run.best import as_found
 from samestep.run.folder import RunFolder
 from samestep.runtime import Runtime
+from samestep.session.elsewhere import make_copies
 
 _MOST_COPIES = 20
 _SAVED_BYTES_PER_S = 200e6  # what a slow disk takes
@@ -52,30 +54,34 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
         run.evaluation.best.saved_step = state.values["best_step"]
 
     before = folder.read_state()
-    origin = before.get("parent", {}).get("step")
-
-    def stays(step: int) -> bool:
-        """What others may branch from, and what this run itself begins with, where it is a branch."""
-        return step == origin or run.config.checkpoint.is_milestone(step)
+    stays = _staying(run, before)
+    copies = make_copies(run.config, folder, stays, run.reports.tracker.line) if runtime.is_main else NoCopies()
 
     longest_s = before.get("saving_s") or 2.0 + _state_bytes(run) / _SAVED_BYTES_PER_S
     if runtime.is_main:
         folder.write_state(saving_s=round(longest_s, 2))  # for the launcher, whose patience is longer
-    keep = run.config.checkpoint.keep
+    settings, say = run.config.checkpoint, run.reports.tracker.line if runtime.is_main else print
     checkpoints: Checkpoints
+    saver: Saver
     if run.sums.sharded is not None:
         board = make_board(runtime.store, runtime.world_size, start)
         if not isinstance(board, StoreBoard):
             raise UsageError("shard: there is no store over which the ranks could save together; start them with torchrun, say")
-        checkpoints = shared = SharedCheckpoints(folder, keep, runtime.rank, runtime.world_size, board)
-        checkpoints.stays = stays
-        if not runtime.is_main:
-            return SharedSaver(run.config.checkpoint, shared, take, lambda *_: None, lambda _: None, longest_s)
-        return SharedSaver(run.config.checkpoint, shared, take, saved, run.reports.tracker.line, longest_s)
-    say = run.reports.tracker.line if runtime.is_main else print
-    checkpoints = Checkpoints(folder, keep)
-    checkpoints.stays = stays
-    return Saver(run.config.checkpoint, checkpoints, take, saved, say, longest_s)
+        checkpoints = shared = SharedCheckpoints(folder, settings.keep, runtime.rank, runtime.world_size, board)
+        told = (saved, say) if runtime.is_main else (lambda *_: None, lambda _: None)
+        saver = SharedSaver(settings, shared, take, *told, longest_s)
+    else:
+        checkpoints = Checkpoints(folder, settings.keep)
+        saver = Saver(settings, checkpoints, take, saved, say, longest_s)
+    checkpoints.stays = lambda step: stays(step) or copies.holds(step)
+    saver.copies = copies
+    return saver
+
+
+def _staying(run: Training, state: dict[str, Any]) -> Callable[[int], bool]:
+    """Whether the checkpoint of a step is kept for ever: others may branch from it, or this run, a branch, began with it."""
+    origin = state.get("parent", {}).get("step")
+    return lambda step: step == origin or run.config.checkpoint.is_milestone(step)
 
 
 def _best(run: Training, folder: RunFolder, state: Saved) -> dict[str, Any] | None:
