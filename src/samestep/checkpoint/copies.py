@@ -65,7 +65,7 @@ class Copies(NoCopies):
         self._left = threading.Event()  # whatever the thread says now would come after the run's last line
         self._pause = pause or self._wait
         self._there: set[int] | None = None  # checkpoints that are whole there; None before anybody has looked
-        self._unfit: set[int] = set()  # damaged on the disk
+        self._left_out: set[int] = set()  # damaged on the disk, or gone there by the rule, not to be sent again
         self._newest: int | None = None  # of those sent by this process, and the best step that it knows of
         self._best: int | None = None
         self._sending: int | None = None
@@ -173,7 +173,7 @@ class Copies(NoCopies):
 
     def _wanted(self) -> list[int]:
         """The steps of checkpoints that stand on the disk for longer than they are being sent, newest first."""
-        steps = [step for step in self._checkpoints.steps() if step not in self._unfit]
+        steps = [step for step in self._checkpoints.steps() if step not in self._left_out]
         if not steps:
             return []
         going = passing(steps, steps[0], self._keep, self._stays, self._checkpoints.best_step())
@@ -210,7 +210,7 @@ class Copies(NoCopies):
             if self._store.read(name_there(step, MANIFEST)) != (path / MANIFEST).read_bytes():
                 raise OSError(f"{MANIFEST} was read back with other bytes than were sent")
         except Damaged:
-            self._unfit.add(step)
+            self._left_out.add(step)
             return
         finally:
             self._sending = None
@@ -246,5 +246,4 @@ class Copies(NoCopies):
         for step in [*passing(whole, self._newest, self._keep, self._stays, self._best), *torn]:
             names = [name_there(step, file) for file in there[step]]
             self._store.remove(sorted(names, key=lambda name: name != name_there(step, MANIFEST)))
-            if self._there is not None:
-                self._there.discard(step)
+            self._left_out.add(step)
