@@ -652,8 +652,8 @@ _EVALUATION = [
     Mutant(
         "best-is-not-kept",
         "checkpoint/files.py",
-        """            if old.name != f"step-{saved.values.get('best_step') or 0:08d}":\n""",
-        "            if True:\n",
+        "    return [step for step in old[keep - 1 :] if step != best]\n",
+        "    return old[keep - 1 :]\n",
         (f"{CASES}::test_nan_is_never_best",),
     ),
     Mutant(
@@ -963,7 +963,7 @@ _STREAMS = [
     Mutant(
         "a-store-is-asked-again-at-once",
         "sources/parquet/store.py",
-        "min(_asked_wait_s(error), _LONGEST_ASKED_S))",
+        "min(asked_wait_s(error), _LONGEST_ASKED_S))",
         "0.0)",
         (f"{_PARQUET}::test_a_store_is_asked_again_as_late_as_it_wishes",),
     ),

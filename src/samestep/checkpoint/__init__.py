@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, verified before they are used, and knowing nothing of ranks."""
 
+from samestep.checkpoint.copies import Copies, NoCopies
 from samestep.checkpoint.ending import Ending
 from samestep.checkpoint.files import Checkpoints
 from samestep.checkpoint.reading import checksum, read, read_chosen, verify
@@ -10,7 +11,9 @@ from samestep.checkpoint.state import Saved, capture, refuse_unsavable, restore,
 
 __all__ = [
     "Checkpoints",
+    "Copies",
     "Ending",
+    "NoCopies",
     "NullSaver",
     "Saved",
     "Saver",

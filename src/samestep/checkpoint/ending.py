@@ -20,7 +20,7 @@ class Ending:
 
     def asked(self) -> int:
         """A signal that asks for a stop, on this rank, or the time limit's being near; 0 otherwise."""
-        return self._stop.asked(lambda: 2 * (self.saver.longest_s + self._watch.slow_step_s))
+        return self._stop.asked(lambda: 2 * (self.saver.longest_s + self._watch.slow_step_s) + self.saver.copies.longest_s)
 
     def save(self, step: int) -> None:
         self._watch.saving()

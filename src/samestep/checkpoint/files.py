@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import xxhash
 
+from samestep.checkpoint.bringing import have_whole
 from samestep.checkpoint.reading import FORMAT, PART_BYTES, Damaged, text_checksum, verify
 from samestep.checkpoint.state import Saved
 from samestep.checkpoint.tensors import MALFORMED, pieces
@@ -43,7 +44,7 @@ class Checkpoints:
         for left_over in self._folder.glob(".step-*.tmp"):
             if f".start-{self._run.start}." not in left_over.name:  # another rank of this start may be at it
                 shutil.rmtree(left_over, ignore_errors=True)
-        final = self._folder / f"step-{saved.step:08d}"
+        final = self._run.checkpoint(saved.step)
         if self.stands(saved.step):
             return final
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -58,11 +59,8 @@ class Checkpoints:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self._read_back(final)
-        # Newer ones were passed over when the run was resumed: they are damaged, and no reason to let a whole one go.
-        passing = [path for path in self.all() if path.name < final.name and not self.stays(int(path.name[len("step-") :]))]
-        for old in passing[self._keep - 1 :]:
-            if old.name != f"step-{saved.values.get('best_step') or 0:08d}":
-                shutil.rmtree(old, ignore_errors=True)
+        for step in passing(self.steps(), saved.step, self._keep, self.stays, saved.values.get("best_step")):
+            shutil.rmtree(self._run.checkpoint(step), ignore_errors=True)
         return final
 
     def _read_back(self, final: Path) -> None:
@@ -98,9 +96,13 @@ class Checkpoints:
         """The checkpoints that were renamed into place, newest first."""
         return sorted(self._folder.glob("step-*"), reverse=True)
 
+    def steps(self) -> list[int]:
+        """The steps of all, newest first."""
+        return [step_of(path) for path in self.all()]
+
     def stands(self, step: int) -> bool:
         """Whether the checkpoint of a step is there and whole; what could not be loaded goes, to be written again."""
-        path = self._folder / f"step-{step:08d}"
+        path = self._run.checkpoint(step)
         if not path.exists():
             return False
         try:
@@ -112,7 +114,7 @@ class Checkpoints:
 
     def has(self, step: int) -> bool:
         """Whether the checkpoint of a step stands there."""
-        return (self._folder / f"step-{step:08d}").is_dir()
+        return self._run.checkpoint(step).is_dir()
 
     def best_step(self) -> int | None:
         """The best that the newest checkpoint knows of."""
@@ -129,10 +131,24 @@ class Checkpoints:
         passed_over: list[str] = []
         for path in self.all():
             try:
+                have_whole(self._run, step_of(path))
                 return path, verify(path), passed_over
             except Damaged as error:
                 passed_over.append(f"passed over {error}")
         return None, 0, passed_over
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def passing(steps: list[int], newest: int, keep: int, stays: Callable[[int], bool], best: int | None) -> list[int]:
+    """Of the checkpoints of `steps`, newest first, those that go once that of `newest` is safe: never the best by its metric.
+
+    Newer ones were passed over when the run was resumed: they are damaged, and no reason to let a whole one go.
+    """
+    old = [step for step in steps if step < newest and not stays(step)]
+    return [step for step in old[keep - 1 :] if step != best]
 
 
 def _write(path: Path, content: Iterable[bytes | memoryview]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from samestep.checkpoint.copies import NoCopies
 from samestep.checkpoint.files import Checkpoints
 from samestep.checkpoint.sharded import SharedCheckpoints
 from samestep.checkpoint.state import Saved
@@ -51,6 +52,7 @@ class Saver:
         self._copied_step: int | None = None
         self.newest: int | None = None
         self.longest_s = longest_s
+        self.copies = NoCopies()
 
     def is_due(self, step: int) -> bool:
         """Whether to save after `step` finished steps, by number, by clock, or because the last try was refused.
@@ -140,6 +142,7 @@ class Saver:
             took_s = time.monotonic() - begun
             self._on_saved(saved, max(took_s, self.longest_s))
             self.newest = saved.step  # last: a refusal by state.json is tried again too
+            self.copies.stands(saved.step)
         except Overtaken as error:
             self._overtaken = error
             return
@@ -233,6 +236,7 @@ class NullSaver:
     """Saves nothing: another rank does."""
 
     longest_s = 0.0
+    copies = NoCopies()
 
     def is_due(self, step: int) -> bool:
         return False

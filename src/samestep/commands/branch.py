@@ -52,6 +52,7 @@ def prepare(run: str, step: int, name: str, overrides: tuple[str, ...]) -> tuple
 
 
 def _lay_out(parent: RunFolder, folder: RunFolder, step: int, branching: Branching) -> None:
+    from samestep.checkpoint.bringing import have_whole
     from samestep.checkpoint.linking import link_checkpoint  # and with it torch, once everything typed has been checked
 
     paths = {int(path.name.removeprefix("step-")): path for path in parent.checkpoints.glob("step-*")}
@@ -66,9 +67,11 @@ def _lay_out(parent: RunFolder, folder: RunFolder, step: int, branching: Branchi
         found.update(_taken_over(values, branching))
         return found
 
+    have_whole(parent, step)
     link_checkpoint(paths[step], folder.checkpoints, change)
     best = found.get("best_step")
     if best in paths and best != step:
+        have_whole(parent, best)
         link_checkpoint(paths[best], folder.checkpoints)
     with contextlib.suppress(FileNotFoundError), parent.metrics.open() as rows:
         kept = [line for line in rows if (row := parsed(line)) is not None and row["step"] <= step]

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from samestep.checkpoint import Checkpoints, Saved, read, restore
+from samestep.checkpoint.bringing import have_whole
 from samestep.config import Config, load_config
 from samestep.errors import UsageError
 from samestep.run.folder import RunFolder
@@ -18,7 +19,8 @@ def load(run: str | Path, step: int | None = None, best: bool = False) -> torch.
     """The model of a run as a checkpoint holds it, on the CPU and in evaluation mode.
 
     Args:
-        run: the name of a run under `runs`, or the path of its folder. Its task's file may be gone: the run keeps a copy.
+        run: the name of a run under `runs`, the path of its folder, or its address in a store. Its task's file may be gone:
+            the run keeps a copy.
         step: of the checkpoint; by default the newest whole one.
         best: the best by the run's `checkpoint.best`.
 
@@ -62,4 +64,5 @@ def checkpoint_of(folder: RunFolder, config: Config, step: int | None, best: boo
     if step not in steps:
         there = ", ".join(str(known) for known in sorted(steps)) or "none"
         raise UsageError(f"--step: found {step}; {folder.name} has checkpoints of steps {there}")
+    have_whole(folder, step)
     return read(steps[step])

@@ -11,10 +11,11 @@ from samestep.run.disk import write_atomically
 
 
 def report(runs: tuple[str, ...], folder: str, out: Path | None) -> Path:
-    """Write the page, and return where: by default into the run's folder, or for several runs into this one."""
+    """Write the page, and return where: by default into the run's folder, for several or one in a store into this one."""
     folders = [one_run(run, folder) for run in dict.fromkeys(runs)]
     records = [read(found, fact["state"]) for found, fact in zip(folders, facts(folders), strict=True)]
-    place = out or (folders[0].report if len(folders) == 1 else Path(folders[0].report.name))
+    is_own = len(folders) == 1 and folders[0].store is None
+    place = out or (folders[0].report if is_own else Path(folders[0].report.name))
     try:
         write_atomically(place, page(records))
     except OSError as error:

@@ -57,6 +57,7 @@ MEANINGS = {
     "checkpoint.best": "Keep the best too, by METRIC, of which less is better, or by METRIC:max.",
     "checkpoint.background": "A thread writes while the next steps are trained; false waits for the disk.",
     "checkpoint.milestones": "Save every so many steps besides, and keep these for ever: `docs/branch.md`.",
+    "checkpoint.copy": "A folder or an address (`s3://bucket/runs`) to which all of it is sent besides: `docs/stores.md`.",
     "track": "What is recorded, and where it is shown.",
     "track.every": "Steps from one row of metrics.jsonl to the next.",
     "track.wandb": "`auto`: online where there is a key, else offline.",

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from samestep.config import Config
 from samestep.errors import UsageError
+from samestep.run.store import store_of
 
 _SIZES_SHOWN = (1, 2, 4, 8, 16, 32, 64)
 _QUOTA_S = 5.0
+_STORE_S = 10.0
 
 
 @dataclass
@@ -79,6 +81,17 @@ def _with_a_node_fewer(config: Config, size: int, nodes: int) -> list[Line]:
     slower = f"{after / before:.3g} times as long" if after > before else "as long as before"
     words = f"of {nodes} lost, {left} processes go on: {after} micro-batches each instead of {before}, a step takes {slower}"
     return [Line("ok", "a node", words)]
+
+
+def elsewhere(config: Config) -> list[Line]:
+    """Whether the store that the config names can be opened and written."""
+    if config.checkpoint.address is None:
+        return []
+    try:
+        store_of(config.checkpoint.address, "check", config.runs).refuse_what_cannot_be_written(_STORE_S)
+    except UsageError as error:
+        return [Line("error", *str(error).split(": ", 1))]
+    return [Line("ok", "copy", f"{config.checkpoint.address} can be written")]
 
 
 def nearest_folder(runs: str) -> Path:

@@ -65,6 +65,7 @@ class Checkpoint(_Strict):
     best: str | None = None
     background: bool = True
     milestones: Steps | None = None
+    address: str | None = Field(None, alias="copy")  # pydantic has a method of that name
 
     def is_milestone(self, step: int) -> bool:
         """Whether the checkpoint after `step` steps is kept for ever."""

@@ -1,6 +1,6 @@
 """Stop flags, what ranks agree on, and the watch over a step that hangs."""
 
-from samestep.control.abort import abort_device_collectives
+from samestep.control.abort import abort_device_collectives, unhurried
 from samestep.control.agreement import StopFlag, agreed, decided_by_main, everyones, first_on_each_machine, leave_together
 from samestep.control.board import Board, NoBoard, NodeStore, StoreBoard, is_victim, make_board, survivor
 from samestep.control.gate import gate
@@ -27,4 +27,5 @@ __all__ = [
     "leave_together",
     "make_board",
     "survivor",
+    "unhurried",
 ]

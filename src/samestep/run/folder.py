@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from samestep.errors import Overtaken, SamestepError, TrainingError, UsageError
+from samestep.run.cache import cached
 from samestep.run.disk import is_synced, look_anew, make_durable, write_atomically
 from samestep.run.names import check_name, no_such_run
 from samestep.run.owner import lock, wait_for_lock
 from samestep.run.paths import RunPaths
+from samestep.run.store import Store, is_address
 
 _DISCARDING_S = 5.0
 _BEFORE_A_SAVE_S = 20.0  # until ranks that end have found out who of them saves
@@ -32,6 +34,7 @@ class RunFolder(RunPaths):
         self._writing = threading.Lock()  # state.json is read and written by a saving thread too
         self._start: int | None = None
         self._made_here = False
+        self.store: Store | None = None  # of a run that was given by its address, and of which this folder is a cache
 
     @classmethod
     def named(cls, runs: str, name: str) -> RunFolder:
@@ -41,7 +44,12 @@ class RunFolder(RunPaths):
 
     @classmethod
     def found(cls, run: str, runs: str = "runs") -> RunFolder:
-        """An existing run, given by its path or by its name under `runs`."""
+        """An existing run, given by its path, by its name under `runs`, or by its address in a store."""
+        if is_address(run):
+            path, store = cached(run)
+            folder = cls(path)
+            folder.store = store
+            return folder
         with contextlib.suppress(OSError, ValueError):  # a name too long, or with a null in it
             for path in (Path(run), Path(runs) / run):
                 if run and (path / "state.json").is_file():

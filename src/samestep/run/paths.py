@@ -31,6 +31,9 @@ class RunPaths:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08d}"
+
     @property
     def logs(self) -> Path:
         return self.path / "logs"

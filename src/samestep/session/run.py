@@ -22,6 +22,7 @@ from samestep.control import (
     everyones,
     is_victim,
     make_board,
+    unhurried,
 )
 from samestep.errors import Stopped, TrainingError, UsageError
 from samestep.exact import check_world_size
@@ -32,6 +33,7 @@ from samestep.runtime import Runtime
 from samestep.runtime.device_kind import differences
 from samestep.session.accelerator import make_accelerator
 from samestep.session.build import Plans, build
+from samestep.session.elsewhere import patience_s
 from samestep.session.failure import finished_steps, mistake_behind, save_what_is_finished
 from samestep.session.flops import find_step_at_peak
 from samestep.session.kind import kind_of
@@ -62,7 +64,8 @@ def _run(
     check_world_size(runtime.world_size, config.num_leaves)
     folder.path = Path(decided_by_main(lambda: str(folder.path)))  # a name made of the time may differ from rank to rank
     task = agreed(lambda: load_task(config.task, config.fields))
-    start = Start.heard(decided_by_main(lambda: open_run(config, task, folder, runtime, stop).told()))
+    with unhurried() if config.checkpoint.address else contextlib.nullcontext():  # a checkpoint may have to come from there
+        start = Start.heard(decided_by_main(lambda: open_run(config, task, folder, runtime, stop).told()))
     try:
         rank = _Rank(config, origins, folder, runtime, stop, accelerator, task, start, second)
         if start.done:
@@ -155,6 +158,7 @@ class _Rank:
     def train(self, run: Training, saver: Saver, board: Board, may_part: bool) -> None:
         """Train, save the end, and write it into the run's state; or save what is finished, and raise why it ended."""
         watch_over(run, saver, self.folder, self.runtime, self.stop, board)
+        saver.copies.start()
         try:
             run.batches.start()
             agreed(lambda: _try_evaluation(run))
@@ -182,13 +186,22 @@ class _Rank:
             raise Stopped(reason) from None
         except Exception as raised:
             run.watch.stop()
-            raise self.saved_and_told(raised, run, saver, board) from None
+            error = self.saved_and_told(raised, run, saver, board)
+            self.note_failure(error)
+            raise error from None
         finally:
             run.watch.stop()
             if not isinstance(sys.exception(), KeyboardInterrupt):
                 run.batches.close()
                 run.ending.saver.wait()
                 run.reports.tracker.close(patience_s=60.0 if sys.exception() is None else 5.0)
+                saver.copies.close(patience_s(self.stop, self.runtime, sys.exception()))
+
+    def note_failure(self, error: Exception) -> None:
+        """In the state that a store gets; what the ranks have to say of it comes later, and here alone."""
+        if self.config.checkpoint.address and self.runtime.is_main and not isinstance(error, Stopped):
+            with contextlib.suppress(OSError, TrainingError):
+                self.folder.write_state(status="failed", reason=str(error))
 
     def saved_and_told(self, raised: Exception, run: Training, saver: Saver, board: Board) -> Exception:
         """After a fault: save what is finished, and say what it was that failed."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from samestep.checkpoint import Checkpoints, Saved, Saver, SharedCheckpoints, SharedSaver, Slab, capture, size_of
+from samestep.checkpoint import Checkpoints, NoCopies, Saved, Saver, SharedCheckpoints, SharedSaver, Slab, capture, size_of
 from samestep.control import NodeStore, StoreBoard, make_board
 from samestep.errors import TrainingError, UsageError
 from samestep.exact import ShardedModel
@@ -14,6 +15,7 @@ from samestep.loop import Training
 from samestep.run.best import as_found
 from samestep.run.folder import RunFolder
 from samestep.runtime import Runtime
+from samestep.session.elsewhere import make_copies
 
 _MOST_COPIES = 20
 _SAVED_BYTES_PER_S = 200e6  # what a slow disk takes
@@ -54,30 +56,35 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
         run.evaluation.best.saved_step = state.values["best_step"]
 
     before = folder.read_state()
-    origin = before.get("parent", {}).get("step")
-
-    def stays(step: int) -> bool:
-        """What others may branch from, and what this run itself begins with, where it is a branch."""
-        return step == origin or run.config.checkpoint.is_milestone(step)
+    stays = _staying(run, before)
+    copies = make_copies(run.config, folder, stays, run.reports.tracker.line) if runtime.is_main else NoCopies()
 
     longest_s = before.get("saving_s") or 2.0 + _state_bytes(run) / _SAVED_BYTES_PER_S
     if runtime.is_main:
         folder.write_state(saving_s=round(longest_s, 2))  # for the launcher, whose patience is longer
-    keep = run.config.checkpoint.keep
+    settings, say = run.config.checkpoint, run.reports.tracker.line if runtime.is_main else print
     checkpoints: Checkpoints
+    saver: Saver
     if (sharded := run.sums.sharded) is not None:
         board = make_board(runtime.store, sharded.world_size, start)
         if not isinstance(board, StoreBoard):
             raise UsageError("shard: there is no store over which the ranks could save together; start them with torchrun, say")
-        checkpoints = shared = SharedCheckpoints(folder, keep, sharded.rank, sharded.world_size, board)
-        checkpoints.stays = stays
-        after = (saved, run.reports.tracker.line) if sharded.rank == 0 else (lambda *_: None, lambda _: None)
+        checkpoints = shared = SharedCheckpoints(folder, settings.keep, sharded.rank, sharded.world_size, board)
+        told = (saved, say) if sharded.rank == 0 else (lambda *_: None, lambda _: None)
         node = _node_store(run, sharded, runtime.rank, start)
-        return SharedSaver(run.config.checkpoint, shared, take, *after, longest_s, writes=sharded.node == 0, node=node)
-    say = run.reports.tracker.line if runtime.is_main else print
-    checkpoints = Checkpoints(folder, keep)
-    checkpoints.stays = stays
-    return Saver(run.config.checkpoint, checkpoints, take, saved, say, longest_s)
+        saver = SharedSaver(settings, shared, take, *told, longest_s, writes=sharded.node == 0, node=node)
+    else:
+        checkpoints = Checkpoints(folder, settings.keep)
+        saver = Saver(settings, checkpoints, take, saved, say, longest_s)
+    checkpoints.stays = lambda step: stays(step) or copies.holds(step)
+    saver.copies = copies
+    return saver
+
+
+def _staying(run: Training, state: dict[str, Any]) -> Callable[[int], bool]:
+    """Whether the checkpoint of a step is kept for ever: others may branch from it, or this run, a branch, began with it."""
+    origin = state.get("parent", {}).get("step")
+    return lambda step: step == origin or run.config.checkpoint.is_milestone(step)
 
 
 def _node_store(run: Training, sharded: ShardedModel, rank: int, start: int) -> NodeStore | None:

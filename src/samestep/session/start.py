@@ -24,6 +24,7 @@ from samestep.run.metric_rows import last_rows
 from samestep.run.printed import keep_printed
 from samestep.run.sensitive import left_out
 from samestep.runtime import Runtime
+from samestep.session.elsewhere import look_elsewhere
 from samestep.slurm.controller import jobs_now
 from samestep.task import Task
 from samestep.task.loading import load_module
@@ -61,8 +62,10 @@ def open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime, st
         find_tracker(name)
     if ":" in config.schedule.name:
         load_module(config.schedule.name.rpartition(":")[0], key="schedule")  # its file is a part of the run's code
+    is_new = not folder.path.exists()
     lacks = folder.take(runtime.host, runtime.job, lambda: bool(stop.signal))
     try:
+        elsewhere = look_elsewhere(config, folder)
         state = folder.read_state()
         _refuse_beside_a_job(folder, str(state.get("job") or ""), runtime)
         folder.tidy()
@@ -70,6 +73,9 @@ def open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime, st
         if is_done:
             return Start(True, False, None, "", state["step"], 0, state["wandb"], notes)
         checkpoint, step, passed_over = Checkpoints(folder, config.checkpoint.keep).newest()
+        if checkpoint is None:
+            passed_over += elsewhere.bring_newest()
+            checkpoint, step, _ = Checkpoints(folder, config.checkpoint.keep).newest()
         if checkpoint is None and "parent" in state:
             raise UsageError(
                 f"{folder.path}: none of its checkpoints is whole, and a branch has no other beginning; branch again, as NAME"
@@ -81,10 +87,20 @@ def open_run(config: Config, task: Task, folder: RunFolder, runtime: Runtime, st
         wandb_id = state.get("wandb") or _new_id()
         chosen = checksum(checkpoint) if checkpoint else ""
         return Start(
-            False, not state, checkpoint, chosen, step, folder.next_start(), wandb_id, notes + passed_over + lacks, may_part
+            False,
+            not state,
+            checkpoint,
+            chosen,
+            step,
+            folder.next_start(),
+            wandb_id,
+            notes + passed_over + lacks + [*elsewhere.notes],
+            may_part,
         )
     except BaseException:
         folder.release()
+        if is_new:  # half a run out of a store, at most
+            folder.discard()
         raise
 
 

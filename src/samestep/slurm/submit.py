@@ -18,6 +18,7 @@ from samestep.run.disk import write_atomically
 from samestep.run.folder import RunFolder
 from samestep.run.names import default_name
 from samestep.run.sensitive import left_out
+from samestep.run.store import store_of
 from samestep.runtime import read_runtime
 from samestep.runtime.shipped import is_checkout, shipped
 from samestep.slurm.controller import find_slurm
@@ -89,6 +90,8 @@ def _refuse_mistakes(
     if mistakes:
         raise UsageError(*mistakes)
     room(config.runs)
+    if config.checkpoint.address:
+        store_of(config.checkpoint.address, "submitted", config.runs)
     if not load_task(config.task, config.fields).overrides("optimizer"):
         from samestep.optimizer import checked_optimizer  # it imports torch, as the task has by now
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from samestep.config import load_config
-from samestep.config.preflight import Line, room, shares, sizes_asked
+from samestep.config.preflight import Line, elsewhere, room, shares, sizes_asked
 from samestep.runtime import prepare_environment, processes_here, read_runtime
 
 
@@ -27,6 +27,7 @@ def check(
     asked = sizes_asked(processes, nodes, here)
     lines = [Line("ok", "config", words), *shares(config, asked, nodes, here)]
     room(config.runs)
+    lines += elsewhere(config)
     prepare_environment(runtime, config.threads)
 
     from samestep.commands.check.machine import devices, kept_bits, trackers, versions  # these import torch

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from samestep.control.store_wait import store_wait
 from samestep.errors import SamestepError, TrainingError, UsageError
+from samestep.run.asking import ANSWER_S, FINAL_ERRORS, asked, asked_wait_s, is_transient, opened, status_of, words_of
 
 T = TypeVar("T")
 Range = tuple[int, int]  # the first byte, and the one after the last
@@ -21,12 +22,8 @@ Range = tuple[int, int]  # the first byte, and the one after the last
 PATIENCE_S = 900.0  # with a store that has answered before
 START_PATIENCE_S = 60.0  # with one that may be mistyped
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _LONGEST_ASKED_S = 0.5, 30.0, 300.0
-_ANSWER_S = 60.0  # for one request
 _REQUEST_BYTES = 16 * 2**20
 _AT_A_TIME = 8  # requests, when there are many files to look at; stores answer 429 to more than a hundred
-_CLIENTS = ("aiohttp", "azure", "botocore", "gcsfs", "google", "httpcore", "httpx", "httpx2", "huggingface_hub", "requests",
-            "s3fs", "urllib3")  # fmt: skip
-_FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "Content-MD5", "mtime", "LastModified", "Last-Modified", "last_modified",
              "updated")  # fmt: skip
 
@@ -76,12 +73,12 @@ class Store:
         parts = []
         for first in range(start, stop, _REQUEST_BYTES):
             after = min(first + _REQUEST_BYTES, stop)
-            part = _request(system, path, first, after)
+            part = asked(system, path, first, after)
             if len(part) != after - first:
                 raise EOFError(f"{len(part)} bytes where {after - first} were asked for")
             parts.append(part)
             if after < stop:
-                store_wait.expect(_ANSWER_S)  # something has come
+                store_wait.expect(ANSWER_S)  # something has come
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def refuse_change(self, file: File) -> None:
@@ -91,7 +88,7 @@ class Store:
         try:
             now = _as_file(file.url, system.info(path))
         except FileNotFoundError as error:
-            if _is_transient(error):
+            if is_transient(error):
                 raise
             raise UsageError(
                 f"data: {file.name} has vanished since the start; put it back, and the same line goes on"
@@ -116,10 +113,9 @@ class Store:
             except SamestepError:
                 raise
             except Exception as error:
-                status = _status(error)
-                words = f"answers {status}" if status else f"gives {type(error).__name__}: {str(error)[:160]}".rstrip(": ")
-                if not _is_transient(error):
-                    if isinstance(error, _FINAL_ERRORS) or status:
+                words = words_of(error)
+                if not is_transient(error):
+                    if isinstance(error, FINAL_ERRORS) or status_of(error):
                         raise UsageError(f"data: {name} {words}; write a path or a URL that can be read from here") from error
                     raise
                 failed_at = failed_at or time.monotonic()
@@ -127,8 +123,8 @@ class Store:
                     raise TrainingError(
                         f"data: {name} {words}, and has for {patience_s:.0f} s; the same line goes on once it can be read"
                     ) from error
-                pause_s = max(wait_s * (1 + 0.25 * random.SystemRandom().random()), min(_asked_wait_s(error), _LONGEST_ASKED_S))
-                store_wait.expect(pause_s + _ANSWER_S)
+                pause_s = max(wait_s * (1 + 0.25 * random.SystemRandom().random()), min(asked_wait_s(error), _LONGEST_ASKED_S))
+                store_wait.expect(pause_s + ANSWER_S)
                 self._tell(f"data: {name} {words}; it is asked again, for up to {patience_s:.0f} s")
                 if ended.wait(pause_s):
                     raise
@@ -139,17 +135,7 @@ class Store:
             print(f"samestep: {line}", file=sys.stderr, flush=True)
 
     def _open(self, url: str) -> tuple[Any, str]:
-        """fsspec's file system and the path in it; fsspec keeps one for each process and thread."""
-        import fsspec
-
-        try:
-            system, path = fsspec.core.url_to_fs(url, **self._options)
-        except ImportError as error:
-            hint = "; write pip install 'samestep[http]'" if url.startswith("http") else ""
-            raise UsageError(f"data: {url} cannot be opened here: {error}{hint}") from None
-        except ValueError as error:
-            raise UsageError(f"data: {url}: {error}; write a path, https://, s3://, gs:// or hf://") from None
-        return system, path
+        return opened("data", url, self._options)
 
     def _found(self, place: str) -> list[File]:
         system, path = self._open(place)
@@ -180,58 +166,3 @@ def _as_file(url: str, info: dict[str, Any]) -> File:
         )
     version = next((f"{info[name]}" for name in _VERSIONS if info.get(name)), "")
     return File(url.removeprefix("file://"), int(info["size"]), version)
-
-
-def _request(system: Any, path: str, start: int, stop: int) -> bytes:
-    import fsspec.asyn
-
-    if system.async_impl:
-        found = fsspec.asyn.sync(system.loop, system._cat_file, path, start=start, end=stop, timeout=_ANSWER_S)
-    else:
-        found = system.cat_file(path, start=start, end=stop)
-    return bytes(found)
-
-
-def _chain(error: BaseException | None) -> list[BaseException]:
-    """An error and those that led to it: fsspec wraps what a client has raised."""
-    found = []
-    while error is not None and error not in found:
-        found.append(error)
-        error = error.__cause__ or error.__context__
-    return found
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status behind an error of whatever client, if it was an answer."""
-    for one in _chain(error):
-        answer = getattr(one, "response", None)
-        if isinstance(answer, dict):  # botocore's
-            answer = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        own = getattr(one, "code" if type(one).__module__.startswith(("gcsfs", "google")) else "status", None)
-        for found in (own, getattr(answer, "status_code", answer)):
-            if isinstance(found, int) and 400 <= found < 600:
-                return found
-    return None
-
-
-def _is_transient(error: BaseException) -> bool:
-    status = _status(error)
-    if status is not None:
-        return status in (408, 425, 429) or status >= 500
-    chain = _chain(error)
-    if isinstance(error, _FINAL_ERRORS):
-        chain = chain[1:]  # fsspec says "not found" of whatever has gone wrong in looking
-    return any(
-        (isinstance(one, (OSError, EOFError)) and not isinstance(one, _FINAL_ERRORS))
-        or type(one).__module__.partition(".")[0] in _CLIENTS
-        for one in chain
-    )
-
-
-def _asked_wait_s(error: BaseException) -> float:
-    """What a store asks for in Retry-After, in seconds."""
-    for one in _chain(error):
-        headers = getattr(one, "headers", None) or getattr(getattr(one, "response", None), "headers", None) or {}
-        if str(headers.get("Retry-After", "")).isdigit():
-            return float(headers["Retry-After"])
-    return 0.0
