@@ -1,6 +1,7 @@
 """How costs grow with the size of a run: `python bench/scaling.py [FOLDER ON THE DISK TO MEASURE]`, some minutes, no GPU.
 
-What a thousand ranks ask of the launcher's store is simulated by one process that stands for all of them.
+What a thousand ranks ask of the launcher's store is simulated by one process that stands for all of them. With `--nodes 16` and
+the like it says what a step would send there (`nodes.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import nodes
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -176,6 +178,9 @@ def tracked_rows() -> None:
 
 
 def main() -> None:
+    if any(word.startswith("--") for word in sys.argv[1:]):
+        nodes.main(sys.argv[1:])
+        return
     prepare_environment(read_runtime(), 1)
     torch.set_num_threads(1)
     for part in (rows, micro_batches, processes, ranks, checkpoints, tracked_rows):
