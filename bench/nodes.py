@@ -70,7 +70,7 @@ def steps_of(machine: Machine, model_bytes: float, micro_batches: int, blocks: i
         Step("FSDP2, hybrid", 2 * there * model_bytes, in_node, gathers + blocks * crosses),
         Step(
             "exact, shard: true",
-            rounds * (2 * crosses * all_but_one + gpus * there) * model_bytes,
+            rounds * (2 * crosses * all_but_one + _in_a_round(machine) * there) * model_bytes,
             sharded,
             gathers + between,
         ),
@@ -93,6 +93,12 @@ def _out(machine: Machine, micro_batches: int) -> float:
         most = max(len(blocks_of(range(start, stop))) for start, stop in itertools.pairwise(starts))
         return (most + 1) * (machine.ranks - 1) / machine.ranks
     return max(_plan(machine, micro_batches).sent())
+
+
+def _in_a_round(machine: Machine) -> int:
+    """The blocks of the tree that a node's leaves of one round are, at most: its ranks add these up first."""
+    starts = range(0, machine.ranks, machine.gpus)
+    return max(len(blocks_of(range(start, start + machine.gpus))) for start in starts)
 
 
 def _held(machine: Machine, micro_batches: int) -> int:

@@ -211,7 +211,10 @@ def check_shards() -> None:
     num_checked = 0
     transfer._GATHERED_ELEMENTS = transfer._SHARED_ELEMENTS = 0
     layouts = [[[0, 1, 2, 3, 4, 5]], [[0, 1, 2], [3, 4, 5]], [[0, 1], [2, 3], [4, 5]], [[0, 3], [1, 4], [2, 5]]]
-    for layout, (leaves, leaf_size) in itertools.product(layouts, ((6, 1), (7, 2), (8, 1), (12, 2), (17, 1))):
+    one_over = {"aaabbb": 2, "aabbcc": 3, "ababab": 0}  # one model over several nodes: how many, where they add up first
+    cases = [("abcdef", layout) for layout in layouts[1:]] + [(names, layouts[0]) for names in ("aaaaaa", *one_over)]
+    for (names, layout), (leaves, leaf_size) in itertools.product(cases, ((6, 1), (7, 2), (8, 1), (12, 2), (17, 1))):
+        stand_in(names)
         bare, alone = Given(shapes, False), Given(shapes, False)
         group = everyone()
         assert group is not None
@@ -233,7 +236,13 @@ def check_shards() -> None:
             rows_of_each = sum(-(-shape[0] // len(layout[0])) * math.prod(shape[1:]) for shape in shapes)
             piece = -(-rows_of_each // len(layout))  # of a rank's rows, those that it adds up
             assert summed.route.bytes_sent == 2 * 2 * (len(layout) - 1) * piece * 4, (layout, summed.route.bytes_sent)
-    assert num_checked >= 4
+        num_nodes = one_over.get(names, 0)
+        assert (summed.by_nodes is not None) == (num_nodes > 0)
+        if summed.by_nodes is not None and leaves == 12 and num_nodes == 3:  # two leaves of a node are a block of the tree
+            piece = sum(-(-shape[0] // 6) * math.prod(shape[1:]) for shape in shapes)
+            assert summed.by_nodes.bytes_out == 2 * 2 * 2 * piece * 4  # in two steps of two rounds, to two other nodes
+            num_checked += 1
+    assert num_checked >= 5
 
 
 def check_small_messages() -> None:

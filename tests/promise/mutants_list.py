@@ -1043,8 +1043,8 @@ _SHARDED = [
     Mutant(
         "sharded-rounds-first-leaf-off-by-one",
         "exact/sharded/exchange.py",
-        "    first = rounds.leaves.start + rounds.round * len(arrived)\n",
-        "    first = rounds.leaves.start + rounds.round * len(arrived) + 1\n",
+        "    first = rounds.round * len(gradients)\n",
+        "    first = rounds.round * len(gradients) + 1\n",
         (SHARDED,),
     ),
     Mutant(
@@ -1167,6 +1167,13 @@ _SHARDED = [
         "row_cuts(shape[0], self.world_size)[self.rank]",
         "min(self.rank * (shape[0] // self.world_size), shape[0])",
         (RESHARDED,),
+    ),
+    Mutant(
+        "rows-of-nodes-taken-for-those-of-places",
+        "exact/sharded/scatter.py",
+        "gradients.view(self._num_nodes, self._each, -1).transpose(0, 1).contiguous()",
+        "gradients.view(self._each, self._num_nodes, -1).contiguous()",
+        (IN_NODES,),
     ),
     Mutant(
         "small-messages-in-the-order-of-arrival",

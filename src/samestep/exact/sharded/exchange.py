@@ -12,21 +12,23 @@ from torch import nn
 from samestep.errors import UsageError
 from samestep.exact.route import Route
 from samestep.exact.sharded.model import ShardedModel
+from samestep.exact.sharded.scatter import NodeScatter, Pairs, scatter
 from samestep.exact.totals import all_gather
 from samestep.exact.transfer import transfer
-from samestep.exact.tree import Block, Sum
+from samestep.exact.tree import Sum
 
 
 class Rounds(Protocol):
     """Where a step's sum stands: the leaves are dealt to the ranks in rounds.
 
-    `route` is to those who have the same rows in other nodes, where there are any.
+    `route` is to those who have the same rows in other nodes, where there are any; `by_nodes` scatters over several nodes.
     """
 
     round: int
     last_round: int
     leaves: range  # of this node
     route: Route | None
+    by_nodes: NodeScatter | None
     is_on_host: bool
     meeting: Callable[[], None]
     going_on: Callable[[], None]
@@ -43,12 +45,11 @@ def _left_out(block: nn.Module) -> UsageError:
     )
 
 
-def _push(own: Sum[torch.Tensor], arrived: torch.Tensor, rounds: Rounds) -> None:
-    """Add a round's leaves; the last may have fewer than there are ranks: (ranks, rows)."""
-    first = rounds.leaves.start + rounds.round * len(arrived)
-    for leaf, rows in enumerate(arrived, first):
-        if leaf in rounds.leaves:
-            own.push(Block(leaf, 0), rows.clone())
+def _scattered(gradients: torch.Tensor, rounds: Rounds, group: dist.ProcessGroup) -> Pairs:
+    """This rank's rows of a round's leaves, of which the last may have fewer than there are ranks."""
+    first = rounds.round * len(gradients)
+    leaves = rounds.leaves[first : first + len(gradients)]
+    return scatter(gradients, leaves, group) if rounds.by_nodes is None else rounds.by_nodes(gradients, leaves)
 
 
 def _give(rows: torch.Tensor, own: Sum[torch.Tensor], number: int, rounds: Rounds) -> None:
@@ -114,13 +115,13 @@ def make_exchanges(rounds: Rounds, sharded: ShardedModel) -> tuple[type, type]:
             if rounds.round != self.round + 1:
                 raise _left_out(self.block)
             self.round = rounds.round
-            arrived = torch.empty_like(input_tensor)
             rounds.meeting()
             if rounds.is_on_host or rounds.looks_at_all:
                 sharded.refuse_other_mark(~self.number)
-            dist.all_to_all_single(arrived, input_tensor, group=group)
+            arrived = _scattered(input_tensor.view(sharded.world_size, -1), rounds, group)
             rounds.going_on()
-            _push(self.sum, arrived.view(sharded.world_size, -1), rounds)
+            for block, rows in arrived:
+                self.sum.push(block, rows.clone())
             _give(output_tensor, self.sum, self.number, rounds)
 
         def begin_step(self) -> None:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from samestep.errors import UsageError
+from samestep.exact.nodes import nodes_of
 from samestep.exact.totals import gather, keep_to_collectives
 
 _RAISED = -1 << 62  # of who has left a forward by an error: no block's number, nor a hash in all likelihood
@@ -32,6 +33,13 @@ def row_cuts(num_rows: int, world_size: int) -> list[int]:
     """Where each rank's rows of a parameter begin, as `fully_shard` cuts it: world_size + 1 numbers, num_rows the last."""
     each = -(-num_rows // world_size)
     return [min(rank * each, num_rows) for rank in range(world_size + 1)]
+
+
+def _in_a_row(nodes: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+    """Nodes of several ranks each, where all have as many and each begins where the one before it ends; else none."""
+    each = len(nodes[0])
+    is_fit = each > 1 and all(list(ranks) == list(range(place * each, (place + 1) * each)) for place, ranks in enumerate(nodes))
+    return nodes if is_fit else []
 
 
 class _AnotherWay(UsageError):
@@ -75,15 +83,19 @@ class ShardedModel:
 
         keep_to_collectives(group)
         self.model = model
-        self.nodes = nodes or [range(dist.get_world_size(group))]
+        self.nodes = nodes or [list(range(dist.get_world_size(group)))]
         self.group, self.node = group, 0
         self.across: dist.ProcessGroup | None = None  # those who have the same rows in other nodes
-        if nodes is None:
+        self.levels: tuple[dist.ProcessGroup, dist.ProcessGroup] | None = None  # within nodes, and between them
+        places = nodes or _in_a_row(nodes_of(group))
+        if len(places) > 1:
+            levels = DeviceMesh(device.type, torch.tensor(places), mesh_dim_names=("node", "place"))
+            self.levels = levels.get_group("place"), levels.get_group("node")
+        if nodes is None or self.levels is None:
             mesh = DeviceMesh(device.type, torch.arange(dist.get_world_size(group)))
         else:
-            levels = DeviceMesh(device.type, torch.tensor([list(ranks) for ranks in nodes]), mesh_dim_names=("node", "place"))
-            self.across, self.group = levels.get_group("node"), levels.get_group("place")
-            self.node, mesh = dist.get_rank(self.across), levels["place"]
+            (self.group, self.across), self.levels, mesh = self.levels, None, levels["place"]
+            self.node = dist.get_rank(self.across)
         self.rank, self.world_size = dist.get_rank(self.group), dist.get_world_size(self.group)
         self.blocks: list[nn.Module] = [*blocks, model]
         own, taken = [], set[nn.Parameter]()

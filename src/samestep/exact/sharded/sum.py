@@ -22,6 +22,7 @@ from samestep.exact.reentrant import refuse_reentrant
 from samestep.exact.route import Route
 from samestep.exact.sharded.exchange import make_exchanges
 from samestep.exact.sharded.model import ShardedModel
+from samestep.exact.sharded.scatter import NodeScatter
 from samestep.exact.totals import as_bits, fingerprint
 from samestep.exact.tree import cuts, dealt
 
@@ -47,6 +48,7 @@ class ShardedSum(OrderedSum):
         starts = cuts(leaves, len(sharded.nodes))
         self.leaves = range(starts[sharded.node], starts[sharded.node + 1])
         self.last_round = len(self.share) // self.leaf_size - 1
+        self.by_nodes = NodeScatter(*sharded.levels) if sharded.levels is not None else None
         self.route = Route(leaves, sharded.node, len(sharded.nodes), sharded.across) if len(sharded.nodes) > 1 else None
         self.exchange = None
         self.watch_first = False
