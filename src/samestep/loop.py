@@ -119,10 +119,10 @@ def train(run: Training) -> int:
             if run.evaluate(finished):
                 run.reports.tracker.line(f"converged at step {finished}")
                 return finished
-        if total.flag and finished < run.num_steps:
+        if total.flag > 1 and finished < run.num_steps:
             run.reports.flush("stopping")
             run.ending.save_and_stop(finished, run.num_steps)
-        if finished < run.num_steps and run.ending.saver.is_due(finished):
+        if finished < run.num_steps and run.ending.is_due(finished, total.flag):
             run.reports.flush("saving")
             run.ending.save(finished)
     run.reports.flush("evaluating")

@@ -22,6 +22,14 @@ class Ending:
         """A signal that asks for a stop, on this rank, or the time limit's being near; 0 otherwise."""
         return self._stop.asked(lambda: 2 * (self.saver.longest_s + self._watch.slow_step_s) + self.saver.copies.longest_s)
 
+    def flag(self) -> int:
+        """What this rank says to all with a step, who act on the largest: a signal, and below it whether a save is due."""
+        return self.asked() << 1 | self.saver.is_due_for_all(self._watch.current_step + 1)
+
+    def is_due(self, step: int, flag: int) -> bool:
+        """Whether to save after `step` finished steps, with the largest flag of its ranks."""
+        return bool(flag & 1) or self.saver.is_due(step)
+
     def save(self, step: int) -> None:
         self._watch.saving()
         self.saver.save(step)

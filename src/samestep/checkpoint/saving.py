@@ -73,6 +73,10 @@ class Saver:
         by_clock = self._settings.minutes is not None and since > self._settings.minutes * 60
         return by_clock or self._is_owed or (self._refused is not None and since > _RETRY_S)
 
+    def is_due_for_all(self, step: int) -> bool:
+        """The same, asked before the step's end, of a rank on whose word all save."""
+        return False
+
     def would_meet_again(self, step: int) -> bool:
         """Whether a run that goes on from the newest checkpoint takes `step` once more."""
         standing = self._checkpoints.all()
@@ -172,6 +176,7 @@ class SharedSaver(Saver):
     """Of a sharded run, on each of its ranks: all save together what rank 0 finds due.
 
     Args:
+        is_main: whether this rank says when.
         writes: whether this rank's rows are wanted; another node may have the same.
         node: the store of this rank's node, where that has a whole model.
     """
@@ -181,15 +186,19 @@ class SharedSaver(Saver):
         settings: Checkpoint,
         checkpoints: SharedCheckpoints,
         *args: Any,
+        is_main: bool,
         writes: bool = True,
         node: NodeStore | None = None,
     ) -> None:
         super().__init__(settings, checkpoints, *args)
         self.node = node
-        self._shared, self._writes, self._is_alone = checkpoints, writes, False
+        self._shared, self._writes, self._is_main, self._is_alone = checkpoints, writes, is_main, False
 
     def is_due(self, step: int) -> bool:
-        return decided_by_main(lambda: super(SharedSaver, self).is_due(step))
+        return False  # it travels with the step
+
+    def is_due_for_all(self, step: int) -> bool:
+        return self._is_main and (self._overtaken is not None or super().is_due(step))  # which `save` raises on all
 
     def continue_over(self, board: StoreBoard) -> None:
         """After a death: save with the ranks of this node alone, over a board of theirs; there are no collectives any more."""
@@ -240,6 +249,8 @@ class NullSaver:
 
     def is_due(self, step: int) -> bool:
         return False
+
+    is_due_for_all = is_due
 
     def save(self, step: int) -> None: ...
 

@@ -131,6 +131,11 @@ class Watchdog:
         """From here on this rank waits for the others."""
         self.at(MEETING)
 
+    @property
+    def current_step(self) -> int:
+        """The step that has begun, from 0."""
+        return self._step
+
     def saving(self) -> None:
         """From here on this rank saves, or waits for the one that does: that takes as long as the disk takes."""
         self.at(SAVING)

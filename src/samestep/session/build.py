@@ -135,7 +135,7 @@ def build_sums(
     gradients = make_sum(config, model, optimizer, plans.watch, sharded)
     statistics = Statistics(model, gradients.shares, config.micro_batches, config.num_leaves)
     exchange = StepExchange(gradients.shares, config.micro_batches, len(gradients.parameters), optimizer.device)
-    return StepSums(gradients, statistics, exchange, plan.counted, ending.asked, sharded)
+    return StepSums(gradients, statistics, exchange, plan.counted, ending.flag, sharded)
 
 
 def build_batches(

@@ -72,7 +72,8 @@ def make_saver(run: Training, folder: RunFolder, kind: dict[str, str], runtime: 
         checkpoints = shared = SharedCheckpoints(folder, settings.keep, sharded.rank, sharded.world_size, board)
         told = (saved, say) if sharded.rank == 0 else (lambda *_: None, lambda _: None)
         node = _node_store(run, sharded, runtime.rank, start)
-        saver = SharedSaver(settings, shared, take, *told, longest_s, writes=sharded.node == 0, node=node)
+        whose = {"is_main": runtime.is_main, "writes": sharded.node == 0}
+        saver = SharedSaver(settings, shared, take, *told, longest_s, **whose, node=node)
     else:
         checkpoints = Checkpoints(folder, settings.keep)
         saver = Saver(settings, checkpoints, take, saved, say, longest_s)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import signal
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,8 @@ from torch import nn
 
 from samestep.checkpoint import (
     Checkpoints,
+    Ending,
+    NoCopies,
     Saved,
     Saver,
     capture,
@@ -384,3 +387,22 @@ def test_milestones_are_saved_at_their_own_step_and_stay(tmp_path: Path) -> None
                 saver.wait()
     assert due == [3, 5, 6, 9, 10, 12]
     assert sorted(path.name for path in checkpoints.all()) == ["step-00000005", "step-00000010", "step-00000012"]
+
+
+def test_what_is_due_for_all_travels_below_a_signal() -> None:
+    """Ranks act on the largest flag: one that is asked to stop outbids one whose save is due, and saves too."""
+    asked: Any = SimpleNamespace(asked=lambda needed_s: 0)
+    watch: Any = SimpleNamespace(current_step=4, slow_step_s=0.0)
+    ending = Ending(asked, watch)
+    assert ending.flag() == 0
+    saver: Any = SimpleNamespace(
+        is_due_for_all=lambda step: step == 5, is_due=lambda step: False, longest_s=0.0, copies=NoCopies()
+    )
+    ending.saver = saver
+    due = ending.flag()
+    assert due == 1
+    assert ending.is_due(5, due)
+    assert not ending.is_due(5, 0)
+    asked.asked = lambda needed_s: signal.SIGTERM
+    assert ending.flag() > due
+    assert not ending.is_due(5, signal.SIGTERM << 1)
