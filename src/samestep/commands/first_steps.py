@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from samestep.config import Config
 from samestep.errors import TrainingError, UsageError
 from samestep.run.folder import RunFolder
 from samestep.run.metric_rows import Row
@@ -39,11 +40,12 @@ class Run:
         return str(self.state["weights"])
 
 
-def first_steps_alone(steps: int) -> list[str]:
-    """What is laid over a config: so many steps, all tracked to the bit, and nothing beside them but one small evaluation."""
+def first_steps_alone(config: Config, steps: int) -> list[str]:
+    """What is laid over `config`: so many steps, all tracked to the bit, and nothing beside them but one small evaluation."""
     wanted = [("epochs", "null"), ("steps", str(steps)), ("converge", "null"), ("processes", "null"), ("profile", "null")]
     wanted += [("track", "{every: 1, fingerprint: parameters, wandb: 'off'}"), ("checkpoint", "{minutes: null}")]
-    wanted += [("evaluate", "{batches: 1}")]
+    later = f", every: {steps + 1}" if config.schedule.judged_by else ""  # which cannot do without
+    wanted += [("evaluate", f"{{batches: 1{later}}}")]
     return [f"{key}={value}" for key, value in wanted]
 
 

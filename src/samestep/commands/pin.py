@@ -65,7 +65,7 @@ def compare(config_path: str, against: Path, processes: str | None, overrides: t
 
 def _trained(config_path: str, steps: int, overrides: tuple[str, ...], sizes: list[int]) -> list[Pin]:
     """What the first steps came to at each size."""
-    words = [*overrides, *first_steps_alone(steps)]
+    words = [*overrides, *first_steps_alone(load_config(config_path, overrides)[0], steps)]
     config, _ = load_config(config_path, words)
     names = parameter_names(config.task, config.fields)
     with tempfile.TemporaryDirectory(prefix="samestep-pin-") as runs:

@@ -33,7 +33,7 @@ def verify(config_path: str, processes: str | None, steps: int, overrides: tuple
     """
     config, _ = load_config(config_path, overrides)
     sizes = sizes_here(processes, config.device, config.num_leaves)
-    fixed = first_steps_alone(steps)
+    fixed = first_steps_alone(config, steps)
     if config.audit is not False:
         fixed.append("audit={every: 1}")  # which reads rows twice in each step, and names what parts
     if shards:

@@ -121,7 +121,7 @@ def _checkpoint(folder: RunFolder, step: int) -> Path:
 def _config(folder: RunFolder, recorded: Sequence[Row]) -> Config:
     """The run's own maths; every step is tracked, as far as its rows went, and evaluations are made where it made them."""
     prints = next((mode for key, mode in _PRINTS.items() if any(key in row for row in recorded)), "false")
-    words = [f"track={{every: 1, fingerprint: {prints}, wandb: 'off'}}", "evaluate.every=null", "checkpoint.best=null"]
+    words = [f"track={{every: 1, fingerprint: {prints}, wandb: 'off'}}", "checkpoint.best=null"]
     return load_config(folder.config, [*words, "converge=null", "profile=null", "processes=null", "audit=false"])[0]
 
 
