@@ -53,9 +53,9 @@ def _lines(tree: dict[str, Any], sources: dict[str, str], above: tuple[str, ...]
         else:
             yield f"{indent}# {', '.join(sorted(origins))}"
             text = yaml.dump(
-                {key: value}, Dumper=_Dumper, sort_keys=False, default_flow_style=True, allow_unicode=True, width=math.inf
+                value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, allow_unicode=True, width=math.inf
             )
-            yield f"{indent}{text.strip()[1:-1]}"
+            yield f"{indent}{key}: {text.removesuffix('...' + chr(10)).strip()}"
 
 
 def _origin(key: str, sources: dict[str, str]) -> str:
