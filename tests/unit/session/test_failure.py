@@ -11,7 +11,7 @@ from samestep.session import failure
 
 
 def fake_run(best: int | None, read_steps: int) -> Any:
-    nothing: Any = SimpleNamespace(flush=lambda finished: None, roll_back=lambda: True, read_steps=read_steps)
+    nothing: Any = SimpleNamespace(flush=lambda state, finished: None, roll_back=lambda: True, read_steps=read_steps)
     return SimpleNamespace(
         optimizer=SimpleNamespace(hold=lambda patience_s: True),
         finished=6,
