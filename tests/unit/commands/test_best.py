@@ -78,7 +78,8 @@ def test_the_best_is_named_and_taken_where_it_is_asked_for(place: Workplace) -> 
         "checkpoint 6  best eval_near 10 at step 6: --best",
     ]
     folder = RunFolder.found("r")
-    assert "<b>10</b><span>best eval_<wbr>near</span><small>step 6, kept</small>" in tiles(read(folder, facts([folder])[0]["state"]))
+    page = tiles(read(folder, facts([folder])[0]["state"]))
+    assert "<b>10</b><span>best eval_<wbr>near</span><small>step 6, kept</small>" in page
 
     last, kept = (weights_hash(samestep.load("r", best=best)) for best in (False, True))
     assert last == done.weights != kept
