@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from samestep.batches import Batches, MicroBatch
-from samestep.checkpoint import Ending
+from samestep.checkpoint import DUE, Ending
 from samestep.checks import Checks
 from samestep.config import Config
 from samestep.control import Watchdog, agreed
@@ -119,10 +119,10 @@ def train(run: Training) -> int:
             if run.evaluate(finished):
                 run.reports.tracker.line(f"converged at step {finished}")
                 return finished
-        if total.flag > 1 and finished < run.num_steps:
+        if total.flag > DUE and finished < run.num_steps:
             run.reports.flush("stopping")
             run.ending.save_and_stop(finished, run.num_steps)
-        if finished < run.num_steps and run.ending.is_due(finished, total.flag):
+        if finished < run.num_steps and (total.flag == DUE or run.ending.saver.is_due(finished)):
             run.reports.flush("saving")
             run.ending.save(finished)
     run.reports.flush("evaluating")

@@ -1,7 +1,7 @@
 """Checkpoints: whole or absent, verified before they are used, and knowing nothing of ranks."""
 
 from samestep.checkpoint.copies import Copies, NoCopies
-from samestep.checkpoint.ending import Ending
+from samestep.checkpoint.ending import DUE, Ending
 from samestep.checkpoint.files import Checkpoints
 from samestep.checkpoint.reading import checksum, read, read_chosen, verify
 from samestep.checkpoint.saving import NullSaver, Saver, SharedSaver
@@ -10,6 +10,7 @@ from samestep.checkpoint.slab import Slab, size_of
 from samestep.checkpoint.state import Saved, capture, refuse_unsavable, restore, restore_modes, weights_hash
 
 __all__ = [
+    "DUE",
     "Checkpoints",
     "Copies",
     "Ending",

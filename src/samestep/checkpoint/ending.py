@@ -9,6 +9,7 @@ from samestep.control import StopFlag, Watchdog
 from samestep.errors import Stopped
 
 _PATIENCE_S = 20.0
+DUE = 1  # of a step's flag: a save, below whatever asks for a stop, which saves too
 
 
 class Ending:
@@ -19,16 +20,13 @@ class Ending:
         self._stop, self._watch = stop, watch
 
     def asked(self) -> int:
-        """A signal that asks for a stop, on this rank, or the time limit's being near; 0 otherwise."""
-        return self._stop.asked(lambda: 2 * (self.saver.longest_s + self._watch.slow_step_s) + self.saver.copies.longest_s)
+        """A signal that asks for a stop, on this rank, or the time limit's being near; 0 otherwise, and more than 1 if so."""
+        found = self._stop.asked(lambda: 2 * (self.saver.longest_s + self._watch.slow_step_s) + self.saver.copies.longest_s)
+        return found if found != DUE else DUE + 1
 
     def flag(self) -> int:
-        """What this rank says to all with a step, who act on the largest: a signal, and below it whether a save is due."""
-        return self.asked() << 1 | self.saver.is_due_for_all(self._watch.current_step + 1)
-
-    def is_due(self, step: int, flag: int) -> bool:
-        """Whether to save after `step` finished steps, with the largest flag of its ranks."""
-        return bool(flag & 1) or self.saver.is_due(step)
+        """What this rank says to all where all save together, who act on the largest: a stop, or `DUE`."""
+        return self.asked() or DUE * self.saver.is_due_for_all(self._watch.current_step + 1)
 
     def save(self, step: int) -> None:
         self._watch.saving()

@@ -135,7 +135,7 @@ def build_sums(
     gradients = make_sum(config, model, optimizer, plans.watch, sharded)
     statistics = Statistics(model, gradients.shares, config.micro_batches, config.num_leaves)
     exchange = StepExchange(gradients.shares, config.micro_batches, len(gradients.parameters), optimizer.device)
-    return StepSums(gradients, statistics, exchange, plan.counted, ending.flag, sharded)
+    return StepSums(gradients, statistics, exchange, plan.counted, ending.flag if sharded else ending.asked, sharded)
 
 
 def build_batches(
